@@ -1,0 +1,51 @@
+"""The protocol that every detector answers, and the one place that builds them by name.
+
+A detector turns images into a Pyramid once; detections and losses are both computed from it, so the attention and the
+decoder of stage two share the detector's single backbone pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from dasnet_lightning.registry import Registry
+from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """What stage one trains and stage two freezes. An implementation is an `nn.Module`.
+
+    num_classes: with background. image_size: the (H, W) that the detector is made for. strides, out_channels: of the
+    pyramid's levels, finest first; all levels are offered to the decoder, also those that the boxes do not need.
+    """
+
+    num_classes: int
+    image_size: tuple[int, int]
+    strides: tuple[int, ...]
+    out_channels: tuple[int, ...]
+
+    def features(self, images: Images) -> Pyramid:
+        """Normalise the images (RGB, 0..1) and run the backbone once."""
+        ...
+
+    def detect(self, pyramid: Pyramid) -> tuple[Detections, ...]:
+        """Boxes in input pixels, clipped to the image, after NMS, best first; one entry for each image."""
+        ...
+
+    def losses(self, pyramid: Pyramid, targets: Sequence[Target]) -> Mapping[str, Loss]:
+        """Scalar losses by name; their sum is minimised. Graph-connected also where no image holds an object."""
+        ...
+
+
+DETECTORS: Registry = Registry("detector")
+
+
+def build_detector(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Build a detector by its registered name.
+
+    num_classes counts the background. Options go to the builder, `backbone_weights` (None, torchvision's name, or the
+    path of a local file) among them. Raises UnknownNameError for a name that nobody registered.
+    """
+    return DETECTORS.get(name)(num_classes=num_classes, **options)

@@ -1,0 +1,122 @@
+"""The records that travel between the parts of the library.
+
+Axes: b images, n objects, r regions, H W input pixels, h w feature cells, H0 W0 pixels of the original image. Boxes are
+xyxy in absolute pixels of the network input; labels are 1..num_classes-1, 0 is background and 255 is ignored. Images are
+RGB float 0..1, un-normalised: normalisation belongs to the detector.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+IGNORE_INDEX = 255
+
+Images = Float[Tensor, "b 3 H W"]
+Boxes = Float[Tensor, "n 4"]
+Labels = Int64[Tensor, " n"]
+Loss = Float[Tensor, ""]
+
+Record = TypeVar("Record")
+
+
+def map_tensors(record: Record, function: Any) -> Record:
+    """Return a copy of a record with `function` applied to every tensor field, also inside tuples."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, tuple):
+            return tuple(convert(item) for item in value)
+        return map_tensors(value, function) if hasattr(value, "__dataclass_fields__") else value
+
+    return replace(record, **{field.name: convert(getattr(record, field.name)) for field in fields(record)})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The labels of one image. A missing mask is missing, never empty: read `masks[i]` only where `has_mask[i]`.
+
+    `ignore` marks crowd and difficult objects: neither positives nor negatives in training, not counted in evaluation.
+    `void` marks pixels that no loss may read. `semantic` is the class map in the original image's pixels (0 background,
+    255 void) and is filled for evaluation only; `original_size` is that image's (height, width).
+    """
+
+    boxes: Float[Tensor, "n 4"]
+    labels: Int64[Tensor, " n"]
+    has_mask: Bool[Tensor, " n"]
+    ignore: Bool[Tensor, " n"]
+    masks: Bool[Tensor, "n H W"] | None = None
+    void: Bool[Tensor, "H W"] | None = None
+    semantic: UInt8[Tensor, "H0 W0"] | None = None
+    original_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one size with their targets; `seeds` holds one number per image from which all its random draws come."""
+
+    image_ids: tuple[str, ...]
+    images: Float[Tensor, "b 3 H W"]
+    targets: tuple[Target, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found in one image, best score first."""
+
+    boxes: Float[Tensor, "n 4"]
+    labels: Int64[Tensor, " n"]
+    scores: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pyramid:
+    """Feature maps, finest level first, of images of `size` = (H, W).
+
+    `switches` are the max-pooling switches of the encoder, finest first (functional.pooling), or None where the encoder
+    has none.
+    """
+
+    levels: tuple[Float[Tensor, "_ _ _ _"], ...]
+    strides: tuple[int, ...]
+    size: tuple[int, int]
+    switches: tuple[UInt8[Tensor, "_ _ _ _"], ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """What the decoder looks at: r regions, each one image, one class, and one or more boxes.
+
+    `boxes[i]` belongs to region `region_index[i]`; region j lies in image `image_index[j]` and has class `labels[j]`.
+    """
+
+    boxes: Float[Tensor, "n 4"]
+    region_index: Int64[Tensor, " n"]
+    image_index: Int64[Tensor, " r"]
+    labels: Int64[Tensor, " r"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, start: int, stop: int) -> Self:
+        """The regions start..stop-1, renumbered from 0."""
+        inside = (self.region_index >= start) & (self.region_index < stop)
+        return type(self)(
+            boxes=self.boxes[inside],
+            region_index=self.region_index[inside] - start,
+            image_index=self.image_index[start:stop],
+            labels=self.labels[start:stop],
+        )
