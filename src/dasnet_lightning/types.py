@@ -6,7 +6,7 @@ RGB float 0..1, un-normalised: normalisation belongs to the detector.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -111,10 +111,10 @@ class Regions:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, start: int, stop: int) -> Self:
+    def select(self, start: int, stop: int) -> "Regions":
         """The regions start..stop-1, renumbered from 0."""
         inside = (self.region_index >= start) & (self.region_index < stop)
-        return type(self)(
+        return Regions(
             boxes=self.boxes[inside],
             region_index=self.region_index[inside] - start,
             image_index=self.image_index[start:stop],

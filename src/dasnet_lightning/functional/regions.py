@@ -1,0 +1,111 @@
+"""Regions: what one decode looks at. Grouping boxes by class is semantic segmentation, one by one is instance segmentation."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from dasnet_lightning.functional.attention import box_attention
+from dasnet_lightning.types import IGNORE_INDEX, Detections, Regions, Target
+
+
+def regions_by_class(detections: Sequence[Detections]) -> Regions:
+    """One region for each image and class that has boxes, with all of its boxes; ordered by image, then label."""
+    image_of_box = _image_index(detections)
+    labels = torch.cat([item.labels for item in detections])
+    pairs, region_index = torch.unique(torch.stack([image_of_box, labels], dim=1), dim=0, return_inverse=True)
+    return Regions(
+        boxes=torch.cat([item.boxes for item in detections]),
+        region_index=region_index.reshape(-1),
+        image_index=pairs[:, 0].contiguous(),
+        labels=pairs[:, 1].contiguous(),
+    )
+
+
+def regions_by_instance(detections: Sequence[Detections]) -> Regions:
+    """One region for each box, in the order of the detections."""
+    labels = torch.cat([item.labels for item in detections])
+    return Regions(
+        boxes=torch.cat([item.boxes for item in detections]),
+        region_index=torch.arange(len(labels), device=labels.device),
+        image_index=_image_index(detections),
+        labels=labels,
+    )
+
+
+def ground_truth_detections(target: Target) -> Detections:
+    """The annotated boxes as if they were detected with certainty; crowd and difficult objects are left out."""
+    keep = ~target.ignore
+    return Detections(target.boxes[keep], target.labels[keep], torch.ones_like(target.boxes[keep][:, 0]))
+
+
+def confident_detections(detections: Detections, score_threshold: float, max_classes: int) -> Detections:
+    """The detections with at least that score, of the `max_classes` best-scored classes (paper section 4)."""
+    keep = detections.scores >= score_threshold
+    boxes, labels, scores = detections.boxes[keep], detections.labels[keep], detections.scores[keep]
+    best_first = labels[torch.argsort(scores, descending=True, stable=True)]
+    classes = list(dict.fromkeys(best_first.tolist()))[:max_classes]
+    allowed = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype, device=labels.device))
+    return Detections(boxes[allowed], labels[allowed], scores[allowed])
+
+
+def draw_class_regions(targets: Sequence[Target], seeds: Sequence[int], subset: bool = True) -> Regions:
+    """Draw the training region of each image: one of its classes that have masks, and boxes of it (paper section 4).
+
+    With `subset` the region holds a random non-empty subset of the class's boxes, else all of them. Only objects with a
+    mask are drawn; an image without any gives no region. Every draw of an image comes from its own seed.
+    """
+    drawn = [_draw(target, seed, subset) for target, seed in zip(targets, seeds, strict=True)]
+    return regions_by_class(drawn)
+
+
+def region_labels(targets: Sequence[Target], regions: Regions, size: tuple[int, int]) -> Int64[Tensor, "r H W"]:
+    """What each pixel of a region is: 1 its class, 0 something else, 255 unknown or outside the region's boxes.
+
+    Inside the boxes of objects of the class that have no mask nothing is known beyond the masks that exist, so those
+    pixels are ignored; void pixels and crowd objects are ignored too.
+    """
+    inside = box_attention(regions.boxes, regions.region_index, len(regions), size, size) > 0
+    labels = torch.zeros_like(inside, dtype=torch.int64)
+    for region, (image, label) in enumerate(zip(regions.image_index.tolist(), regions.labels.tolist(), strict=True)):
+        labels[region] = _class_labels(targets[image], label, size)
+    return labels.masked_fill(~inside, IGNORE_INDEX)
+
+
+def _class_labels(target: Target, label: int, size: tuple[int, int]) -> Int64[Tensor, "H W"]:
+    of_class = target.labels == label
+    known = of_class & target.has_mask & ~target.ignore
+    unknown = of_class & ~known
+    labels = torch.zeros(size, dtype=torch.int64, device=target.labels.device)
+    if unknown.any():
+        boxes = target.boxes[unknown]
+        index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        labels[box_attention(boxes, index, 1, size, size)[0] > 0] = IGNORE_INDEX
+    if target.masks is not None:
+        labels[target.masks[known].any(dim=0)] = 1
+    if target.void is not None:
+        labels[target.void] = IGNORE_INDEX
+    return labels
+
+
+def _draw(target: Target, seed: int, subset: bool) -> Detections:
+    generator = torch.Generator().manual_seed(seed)
+    known = (target.has_mask & ~target.ignore).cpu()
+    classes = torch.unique(target.labels.cpu()[known])
+    chosen = torch.zeros_like(known)
+    if len(classes):
+        label = classes[torch.randint(len(classes), (1,), generator=generator)]
+        candidates = torch.nonzero(known & (target.labels.cpu() == label)).reshape(-1)
+        count = len(candidates)
+        if subset:
+            count = int(torch.randint(1, count + 1, (1,), generator=generator))
+        chosen[candidates[torch.randperm(len(candidates), generator=generator)[:count]]] = True
+    chosen = chosen.to(target.labels.device)
+    return Detections(target.boxes[chosen], target.labels[chosen], torch.ones_like(target.boxes[chosen][:, 0]))
+
+
+def _image_index(detections: Sequence[Detections]) -> Int64[Tensor, " n"]:
+    counts = [len(item.labels) for item in detections]
+    index = [torch.full_like(item.labels, image) for image, item in enumerate(detections)]
+    return torch.cat(index) if counts else torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,77 @@
+"""Semantic inference (paper section 4): one decode per detected class, merged into one class map per image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from dasnet_lightning.functional.attention import box_attention
+from dasnet_lightning.functional.regions import confident_detections, regions_by_class
+from dasnet_lightning.functional.semantic import merge_regions
+from dasnet_lightning.models.dasnet import DASNet
+from dasnet_lightning.types import Detections, Pyramid, Regions
+
+
+@dataclass(frozen=True)
+class SemanticOptions:
+    """The four choices of semantic inference; the paper's values are 0.5, 5, 0.2 and 5 px.
+
+    score_threshold: detections below it are not decoded. max_classes: of the best-scored detections, in an image.
+    foreground_threshold: a pixel's probability must reach it. box_margin: a class counts only inside its boxes, widened
+    by so many input pixels. regions_at_once bounds the memory of a decode.
+    """
+
+    score_threshold: float = 0.5
+    max_classes: int = 5
+    foreground_threshold: float = 0.5
+    box_margin: float = 0.0
+    regions_at_once: int = 16
+
+
+def segment_semantic(
+    model: DASNet,
+    pyramid: Pyramid,
+    detections: Sequence[Detections],
+    sizes: Sequence[tuple[int, int]],
+    options: SemanticOptions,
+) -> tuple[Int64[Tensor, "_ _"], ...]:
+    """The class map of each image at `sizes` (height, width), from boxes in input pixels."""
+    kept = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
+    regions = regions_by_class(kept)
+    foreground = decode_foreground(model, pyramid, regions, options.regions_at_once)
+    maps, start = [], 0
+    for image, size in enumerate(sizes):
+        stop = start + int((regions.image_index == image).sum())
+        maps.append(_class_map(foreground[start:stop], regions.select(start, stop), pyramid.size, size, options))
+        start = stop
+    return tuple(maps)
+
+
+def decode_foreground(
+    model: DASNet, pyramid: Pyramid, regions: Regions, regions_at_once: int
+) -> Float[Tensor, "r H W"]:
+    """The foreground probability of each region in input pixels, decoded a few regions at a time."""
+    height, width = pyramid.size
+    parts = [torch.zeros(0, height, width, device=regions.boxes.device)]
+    for start in range(0, len(regions), regions_at_once):
+        logits = model.decode(pyramid, regions.select(start, start + regions_at_once))
+        parts.append(logits.float().softmax(dim=1)[:, 1])
+    return torch.cat(parts)
+
+
+def _class_map(
+    foreground: Float[Tensor, "r H W"],
+    regions: Regions,
+    input_size: tuple[int, int],
+    size: tuple[int, int],
+    options: SemanticOptions,
+) -> Int64[Tensor, "H0 W0"]:
+    if not len(regions):
+        return torch.zeros(size, dtype=torch.int64, device=foreground.device)
+    margin = torch.tensor([-1, -1, 1, 1], device=foreground.device) * options.box_margin
+    windows = box_attention(regions.boxes + margin, regions.region_index, len(regions), input_size, size) > 0
+    resized = F.interpolate(foreground[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return merge_regions(resized, windows, regions.labels, options.foreground_threshold)

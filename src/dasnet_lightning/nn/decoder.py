@@ -1,0 +1,143 @@
+"""Class-agnostic decoders: from the attended pyramid of a region, coarse to fine, to features of each pixel.
+
+A decoder holds no normalisation that mixes positions at fine levels: masked cells stay zero until a convolution reaches
+them, which is what lets a later, box-local decode be exact.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dasnet_lightning.registry import Registry
+from dasnet_lightning.types import Pyramid
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What stage two trains. `out_channels` and `out_stride` describe the features that it returns."""
+
+    out_channels: int
+    out_stride: int
+
+    def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+        """Decode an attended pyramid (one entry per region in each level) into features at `out_stride`."""
+        ...
+
+
+DECODERS: Registry[Callable[..., nn.Module]] = Registry("decoder")
+
+
+def build_decoder(name: str, in_channels: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> nn.Module:
+    """Build a decoder by name for a pyramid with these channels and strides (finest first)."""
+    return DECODERS.get(name)(in_channels=in_channels, strides=strides, **options)
+
+
+class PositionNorm(nn.Module):
+    """Divides each cell's features by their root mean square: brings the levels of any encoder to one scale.
+
+    Works on each position alone and maps zero to zero, so the attention's zeros survive.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c h w"]:
+        mean_square = features.float().square().mean(dim=1, keepdim=True)
+        normed = features * torch.rsqrt(mean_square + self.eps).to(features.dtype)
+        return normed * self.scale[:, None, None].to(features.dtype)
+
+
+class FuseBlock(nn.Module):
+    """Up-samples the coarser features to the size of the finer level, joins the two and convolves."""
+
+    def __init__(self, coarse_channels: int, level_channels: int, lateral_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = PositionNorm(level_channels)
+        self.lateral = nn.Conv2d(level_channels, lateral_channels, 1)
+        self.fuse = nn.Conv2d(coarse_channels + lateral_channels, out_channels, 3, padding=1)
+        self.refine = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(
+        self, coarse: Float[Tensor, "r c1 h1 w1"], level: Float[Tensor, "r c2 h2 w2"]
+    ) -> Float[Tensor, "r c3 h2 w2"]:
+        lateral = F.relu(self.lateral(self.norm(level)))
+        up = F.interpolate(coarse, size=level.shape[2:], mode="bilinear", align_corners=False)
+        fused = F.relu(self.fuse(torch.cat([up, lateral], dim=1)))
+        return F.relu(fused + self.refine(fused))
+
+
+class UpBlock(nn.Module):
+    """Doubles the resolution where the encoder has no finer level to offer."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, features: Float[Tensor, "r c1 h w"]) -> Float[Tensor, "r c2 h2 w2"]:
+        up = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        return F.relu(self.convolution(up))
+
+
+class LightDecoder(nn.Module):
+    """A narrow top-down decoder, at most 1 GMAC per region at 320x320, for any pyramid.
+
+    widths: the channels at strides up to 4, at 8, at 16 and coarser. Raises nothing; an `out_stride` coarser than the
+    finest level is reached by that level.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        widths: tuple[int, int, int] = (48, 64, 128),
+        out_stride: int = 4,
+    ) -> None:
+        super().__init__()
+        coarse_first = list(zip(in_channels, strides, strict=True))[::-1]
+        channels, stride = widths[2], coarse_first[0][1]
+        self.top_norm = PositionNorm(coarse_first[0][0])
+        self.top = nn.Conv2d(coarse_first[0][0], channels, 1)
+        self.blocks = nn.ModuleList()
+        for level_channels, stride in coarse_first[1:]:
+            width = _width(stride, widths)
+            self.blocks.append(FuseBlock(channels, level_channels, min(level_channels, width * 2 // 3), width))
+            channels = width
+        self.ups = nn.ModuleList()
+        while stride > out_stride:
+            stride //= 2
+            self.ups.append(UpBlock(channels, _width(stride, widths)))
+            channels = _width(stride, widths)
+        self.out_channels, self.out_stride = channels, stride
+        self.apply(_initialise)
+
+    def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+        coarsest, *finer = pyramid.levels[::-1]
+        features = F.relu(self.top(self.top_norm(coarsest)))
+        for block, level in zip(self.blocks, finer, strict=True):
+            features = block(features, level)
+        for up in self.ups:
+            features = up(features)
+        return features
+
+
+@DECODERS.register("light")
+def light(in_channels: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> LightDecoder:
+    """The narrow decoder for any detector."""
+    return LightDecoder(in_channels, strides, **options)
+
+
+def _width(stride: int, widths: tuple[int, int, int]) -> int:
+    return widths[0] if stride <= 4 else widths[1] if stride <= 8 else widths[2]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,63 @@
+"""Checkpoints carry the whole model and its constructor's arguments; they are data, read with `weights_only=True`."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dasnet_lightning.errors import CheckpointError
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """Read a checkpoint of one of our tasks. Raises CheckpointError that says what the file is instead."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        message = f"{path}: refused: the file is not a checkpoint of tensors and plain values, and would run code"
+        raise CheckpointError(message) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged or truncated, it is not a readable checkpoint") from error
+    if not isinstance(content, Mapping) or "state_dict" not in content or "hyper_parameters" not in content:
+        raise CheckpointError(f"{path}: not a checkpoint of dasnet_lightning (no state_dict with hyper_parameters)")
+    return content
+
+
+def sub_state(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The entries below `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_detector(frozen_detector: nn.Module, path: str | Path) -> None:
+    """Fill a frozen detector from a checkpoint of stage one, or of a whole stage two.
+
+    Raises CheckpointError where the checkpoint holds another detector or another number of classes.
+    """
+    content = read_checkpoint(path)
+    state = content["state_dict"]
+    inner = "frozen.module."
+    found = sub_state(state, "detector.") or sub_state(state, f"model.detector.{inner}")
+    load_strictly(frozen_detector, {inner + key: value for key, value in found.items()}, path, content)
+
+
+def load_strictly(
+    module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, content: Mapping[str, Any]
+) -> None:
+    """`load_state_dict` with a sentence instead of a page."""
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    if missing or unexpected or misshapen:
+        saved = content["hyper_parameters"]
+        first = (missing or unexpected or misshapen)[0]
+        raise CheckpointError(
+            f"{path}: does not fit: it holds detector '{saved.get('detector')}' for {saved.get('num_classes')} classes; "
+            f"{len(missing)} entries missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape (first: {first})"
+        )
+    module.load_state_dict(state)

@@ -1,0 +1,59 @@
+"""Stage one: a detector learns from boxes, which every image has."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dasnet_lightning.detectors import build_detector
+from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.types import Batch
+
+
+class DetectionTask(L.LightningModule):
+    """Trains a detector by name on boxes (paper section 6) and measures its box AP.
+
+    num_classes counts the background, `class_names` (background first) travel inside the checkpoint.
+    `detector_options` go to the detector's builder.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        class_names: Sequence[str] = (),
+        detector: str = "ssd320_vgg16",
+        detector_options: dict[str, Any] | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.detector = build_detector(detector, num_classes, **(detector_options or {}))
+        self.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
+        self.box_ap = BoxAP()
+
+    def on_fit_start(self) -> None:
+        self.train()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        losses: Mapping[str, Tensor] = self.detector.losses(self.detector.features(batch.images), batch.targets)
+        loss = torch.stack(list(losses.values())).sum()
+        logged = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
+        self.log_dict(logged, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.box_ap.update(self.detector.detect(self.detector.features(batch.images)), batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute().items()})
+        self.box_ap.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizers(self.optimizer_config, self, self.trainer.max_steps)

@@ -1,0 +1,69 @@
+"""Optimizer and schedule of both stages, as configuration (paper section 8 is `sgd`, `step`, `double_bias`)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from dasnet_lightning.errors import ConfigError
+
+
+@dataclass
+class OptimizerConfig:
+    """How a task optimizes.
+
+    name: "sgd" with momentum, or "adamw". schedule: "constant", "step" (divided by 10 at each of `steps`), or "onecycle"
+    (up for the first `warmup` share, then cosine to zero; needs the trainer's max_steps). double_bias: biases learn at
+    twice the rate without decay (paper section 8). Biases and scales are never decayed under "adamw".
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    double_bias: bool = True
+    schedule: Literal["constant", "step", "onecycle"] = "step"
+    steps: Sequence[int] = (15_000,)
+    warmup: float = 0.1
+
+
+def build_optimizers(config: OptimizerConfig, module: nn.Module, max_steps: int) -> dict[str, Any]:
+    """What `configure_optimizers` returns: the optimizer over the trainable parameters, and its per-step schedule."""
+    groups = _parameter_groups(config, module.named_parameters())
+    optimizer: torch.optim.Optimizer
+    if config.name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    scheduler = _build_schedule(config, optimizer, max_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _parameter_groups(config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    weights, biases = [], []
+    for _, parameter in parameters:
+        if parameter.requires_grad:
+            (weights if parameter.ndim > 1 else biases).append(parameter)
+    bias_lr = config.lr * (2 if config.double_bias else 1)
+    groups = [
+        {"params": weights, "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": biases, "lr": bias_lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _build_schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, max_steps: int
+) -> lr_scheduler.LRScheduler:
+    if config.schedule == "constant":
+        return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    if config.schedule == "step":
+        return lr_scheduler.MultiStepLR(optimizer, milestones=list(config.steps), gamma=0.1)
+    if max_steps <= 0:
+        raise ConfigError("schedule 'onecycle' needs to know where it ends: set the trainer's max_steps")
+    rates = [group["lr"] for group in optimizer.param_groups]
+    # one step more than is taken: the schedule is asked for the rate after the last step as well
+    return lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max_steps + 1, pct_start=config.warmup)

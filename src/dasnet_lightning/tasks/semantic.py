@@ -1,0 +1,91 @@
+"""Stage two, semantic: with the detector frozen, one class-agnostic decoder learns shapes from the few masks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from dasnet_lightning.functional.attention import Rounding
+from dasnet_lightning.functional.regions import draw_class_regions, ground_truth_detections, region_labels
+from dasnet_lightning.functional.semantic import graph_zero, semantic_loss
+from dasnet_lightning.metrics.semantic import SemanticIoU
+from dasnet_lightning.models.dasnet import build_dasnet
+from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
+from dasnet_lightning.tasks.checkpoints import load_detector
+from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.types import Batch
+
+
+class SemanticTask(L.LightningModule):
+    """Trains the decoder on masks (paper section 4) and measures mIoU with ground-truth and with detected boxes.
+
+    num_classes counts the background, `class_names` (background first) travel inside the checkpoint.
+    detector_checkpoint: stage one's checkpoint, read when training starts; the task's own checkpoints hold the whole
+    model. subset: a region draws a random non-empty subset of its class's boxes, else all of them.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        class_names: Sequence[str] = (),
+        detector: str = "ssd320_vgg16",
+        detector_options: dict[str, Any] | None = None,
+        detector_checkpoint: str | None = None,
+        decoder: str = "light",
+        decoder_options: dict[str, Any] | None = None,
+        rounding: Rounding = "cover",
+        subset: bool = True,
+        optimizer: OptimizerConfig | None = None,
+        inference: SemanticOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer", "inference"])
+        self.model = build_dasnet(num_classes, detector, detector_options, decoder, decoder_options, rounding)
+        self.detector_checkpoint = detector_checkpoint
+        self.subset = subset
+        self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
+        self.inference = inference or SemanticOptions()
+        self.iou_ground_truth = SemanticIoU(num_classes)
+        self.iou_detected = SemanticIoU(num_classes)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.detector_checkpoint is not None:
+            load_detector(self.model.detector, self.detector_checkpoint)
+
+    def on_fit_start(self) -> None:
+        self.train()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        pyramid = self.model.detector.features(batch.images)
+        regions = draw_class_regions(batch.targets, batch.seeds, self.subset)
+        loss = graph_zero(self.parameters())
+        if len(regions):
+            labels = region_labels(batch.targets, regions, pyramid.size)
+            loss = loss + semantic_loss(self.model.decode(pyramid, regions), labels)
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
+        self.log("train/regions", float(len(regions)), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        pyramid = self.model.detector.features(batch.images)
+        detected = self.model.detector.detect(pyramid)
+        annotated = [ground_truth_detections(target) for target in batch.targets]
+        for boxes, metric in ((annotated, self.iou_ground_truth), (detected, self.iou_detected)):
+            sizes = [target.original_size or pyramid.size for target in batch.targets]
+            maps = segment_semantic(self.model, pyramid, boxes, sizes, self.inference)
+            for class_map, target in zip(maps, batch.targets, strict=True):
+                if target.semantic is not None:
+                    metric.update(class_map, target.semantic)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/miou_ground_truth_boxes", self.iou_ground_truth.compute())
+        self.log("val/miou_detected_boxes", self.iou_detected.compute())
+        self.iou_ground_truth.reset()
+        self.iou_detected.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps)

@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+
+from dasnet_lightning.functional.attention import attend, box_attention
+from dasnet_lightning.types import Pyramid, Regions
+
+IMAGE = (96, 128)
+
+
+def reference(boxes, region_index, num_regions, feature_size, rounding):
+    """Eq. (1), cell by cell."""
+    height, width = feature_size
+    keep = torch.zeros(num_regions, height, width)
+    for (x0, y0, x1, y1), region in zip(boxes.double().tolist(), region_index.tolist(), strict=True):
+        left, right = x0 * width / IMAGE[1], x1 * width / IMAGE[1]
+        top, bottom = y0 * height / IMAGE[0], y1 * height / IMAGE[0]
+        for y in range(height):
+            for x in range(width):
+                if rounding == "inside":
+                    inside = left <= x <= right and top <= y <= bottom
+                else:
+                    first_x = min(max(math.floor(left), 0), width - 1)
+                    first_y = min(max(math.floor(top), 0), height - 1)
+                    last_x = max(min(math.ceil(right), width), first_x + 1)
+                    last_y = max(min(math.ceil(bottom), height), first_y + 1)
+                    inside = first_x <= x < last_x and first_y <= y < last_y
+                if inside:
+                    keep[region, y, x] = 1
+    return keep
+
+
+def random_boxes(count, generator, snap):
+    corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([IMAGE[1], IMAGE[0]])
+    if snap:
+        corners = (corners / 4).round() * 4
+    return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("rounding", ["cover", "inside"])
+@pytest.mark.parametrize("feature_size", [(24, 32), (12, 16), (5, 7), (1, 1)])
+@pytest.mark.parametrize("snap", [True, False])
+def test_equals_the_formula_forward_and_backward(rounding, feature_size, snap):
+    generator = torch.Generator().manual_seed(feature_size[0] + snap)
+    boxes = random_boxes(40, generator, snap)
+    region_index = torch.randint(0, 6, (40,), generator=generator)
+    expected = reference(boxes, region_index, 7, feature_size, rounding)
+    assert torch.equal(box_attention(boxes, region_index, 7, IMAGE, feature_size, rounding), expected)
+
+    image_index = torch.randint(0, 2, (7,), generator=generator)
+    level = torch.randn(2, 3, *feature_size, generator=generator, requires_grad=True)
+    regions = Regions(boxes, region_index, image_index, torch.ones(7, dtype=torch.int64))
+    attended = attend(Pyramid((level,), (4,), IMAGE), regions, rounding).levels[0]
+    weights = torch.randn(attended.shape, generator=generator)
+    (attended * weights).sum().backward()
+
+    gradient = torch.zeros_like(level)
+    for region, image in enumerate(image_index.tolist()):
+        assert torch.equal(attended[region], level[image].detach() * expected[region])
+        gradient[image] += weights[region] * expected[region]
+    assert torch.allclose(level.grad, gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("box", [[5.0, 5, 5, 5], [128.0, 96, 128, 96], [127.9, 95.9, 128, 96], [0, 0, 0.01, 0.01]])
+def test_cover_keeps_at_least_one_cell(box):
+    for size in [(24, 32), (3, 4), (1, 1)]:
+        keep = box_attention(torch.tensor([box]), torch.tensor([0]), 1, IMAGE, size)
+        assert keep.sum() == 1
+
+
+def test_inside_may_keep_nothing_at_coarse_levels():
+    box = torch.tensor([[33.0, 25, 60, 45]])
+    assert box_attention(box, torch.tensor([0]), 1, IMAGE, (3, 4), "inside").sum() == 0
+
+
+def test_no_boxes_keep_nothing():
+    keep = box_attention(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 2, IMAGE, (6, 8))
+    assert keep.shape == (2, 6, 8)
+    assert keep.sum() == 0

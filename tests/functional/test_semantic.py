@@ -1,0 +1,36 @@
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dasnet_lightning.functional.semantic import graph_zero, merge_regions, semantic_loss
+
+
+def test_loss_is_the_mean_over_counted_pixels_and_zero_without_any():
+    logits = torch.randn(3, 2, 5, 6, requires_grad=True)
+    labels = torch.randint(0, 2, (3, 5, 6))
+    labels[torch.rand(3, 5, 6) < 0.4] = 255
+    assert torch.allclose(semantic_loss(logits, labels), F.cross_entropy(logits, labels, ignore_index=255))
+    nothing = semantic_loss(logits, torch.full((3, 5, 6), 255))
+    nothing.backward()
+    assert nothing == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_graph_zero_gives_every_trainable_parameter_a_gradient():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1).requires_grad_(False))
+    graph_zero(module.parameters()).backward()
+    assert torch.equal(module[0].weight.grad, torch.zeros(3, 2))
+    assert module[1].weight.grad is None
+
+
+def test_the_best_region_wins_a_pixel():
+    foreground = torch.tensor([[[0.9, 0.6, 0.3, 0.9]], [[0.8, 0.7, 0.4, 0.1]]])
+    windows = torch.tensor([[[True, True, True, False]], [[True, True, True, True]]])
+    merged = merge_regions(foreground, windows, torch.tensor([4, 7]), foreground_threshold=0.35)
+    assert merged.tolist() == [[4, 7, 7, 0]]
+
+
+def test_no_region_is_background():
+    empty = torch.zeros(0, 2, 3)
+    merged = merge_regions(empty, empty > 0, torch.zeros(0, dtype=torch.int64), 0.5)
+    assert torch.equal(merged, torch.zeros(2, 3, dtype=torch.int64))
