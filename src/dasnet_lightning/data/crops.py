@@ -1,0 +1,121 @@
+"""The geometry of SSD's expand and min-IoU crop: windows drawn at random, no pixels.
+
+A window is (x0, y0, x1, y1) in whole pixels. Boxes are xyxy in the pixels of the same picture.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+
+Window = tuple[int, int, int, int]
+BoxArray = Float[np.ndarray, "n 4"]
+
+MIN_IOUS: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # None: no crop; 0: any crop
+TRIALS = 50
+
+
+def draw_expand(size: tuple[int, int], max_ratio: float, random: np.random.Generator) -> Window:
+    """Draw the place of a picture of `size` (height, width) on a canvas 1..max_ratio times as large (section 6).
+
+    Returns the canvas as a window in the picture's own pixels: x0 and y0 are zero or negative.
+    """
+    height, width = size
+    ratio = random.uniform(1, max_ratio)
+    canvas_height, canvas_width = round(height * ratio), round(width * ratio)
+    left = int(random.integers(0, canvas_width - width, endpoint=True))
+    top = int(random.integers(0, canvas_height - height, endpoint=True))
+    return -left, -top, canvas_width - left, canvas_height - top
+
+
+def draw_crop(
+    boxes: BoxArray,
+    size: tuple[int, int],
+    random: np.random.Generator,
+    scale: tuple[float, float] = (0.3, 1.0),
+    aspect: tuple[float, float] = (0.5, 2.0),
+) -> Window | None:
+    """Draw SSD's crop: one of {none, min IoU .1 .3 .5 .7 .9, any}, up to 50 trials (section 6).
+
+    A trial is good if at least one box has its centre inside and at least one box overlaps the window with the drawn
+    IoU; where there is no box every trial is. scale and aspect are relative to the picture. Returns None for "no crop",
+    also when no trial was good.
+    """
+    min_iou = MIN_IOUS[random.integers(len(MIN_IOUS))]
+    if min_iou is None:
+        return None
+    windows = draw_windows(size, random, scale, aspect)
+    good = np.ones(len(windows), dtype=bool)
+    if len(boxes):
+        good = centres_inside(boxes, windows).any(axis=1) & (pairwise_iou(windows, boxes).max(axis=1) >= min_iou)
+    if not good.any():
+        return None
+    x0, y0, x1, y1 = windows[int(good.argmax())].astype(int).tolist()
+    return x0, y0, x1, y1
+
+
+def draw_windows(
+    size: tuple[int, int], random: np.random.Generator, scale: tuple[float, float], aspect: tuple[float, float]
+) -> Float[np.ndarray, "trials 4"]:
+    """Draw all trials at once: windows in whole pixels inside a picture of `size` (height, width)."""
+    height, width = size
+    scales = random.uniform(*scale, size=TRIALS)
+    # the aspect is limited so that neither side leaves the picture
+    aspects = random.uniform(np.maximum(aspect[0], scales**2), np.minimum(aspect[1], scales**-2))
+    widths = np.clip(np.rint(width * scales * np.sqrt(aspects)), 1, width)
+    heights = np.clip(np.rint(height * scales / np.sqrt(aspects)), 1, height)
+    left = np.floor(random.uniform(size=TRIALS) * (width - widths + 1))
+    top = np.floor(random.uniform(size=TRIALS) * (height - heights + 1))
+    return np.stack([left, top, left + widths, top + heights], axis=1)
+
+
+def centres_inside(boxes: BoxArray, windows: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "m n"]:
+    """Whether the centre of box n lies inside window m."""
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    x0, y0, x1, y1 = windows.T[..., None]
+    return (x > x0) & (x < x1) & (y > y0) & (y < y1)
+
+
+def pairwise_iou(first: Float[np.ndarray, "m 4"], second: BoxArray) -> Float[np.ndarray, "m n"]:
+    """Intersection over union of every pair of boxes."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    common = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    return np.asarray(common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-9))
+
+
+def pixel_window(box: Sequence[float], size: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of every pixel that an xyxy box touches, clipped to `size` (height, width)."""
+    x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
+    x1, y1 = min(int(np.ceil(box[2])), size[1]), min(int(np.ceil(box[3])), size[0])
+    return slice(y0, max(y1, y0)), slice(x0, max(x1, x0))
+
+
+def place(pixels: np.ndarray, canvas: Window, fill: Any) -> np.ndarray:
+    """Copy pixels onto a larger canvas that is given in the pixels' own coordinates."""
+    x0, y0, x1, y1 = canvas
+    height, width = pixels.shape[:2]
+    return np.asarray(cv2.copyMakeBorder(pixels, -y0, y1 - height, -x0, x1 - width, cv2.BORDER_CONSTANT, value=fill))
+
+
+def move_boxes(boxes: np.ndarray, size: tuple[int, ...], window: Window) -> np.ndarray:
+    """Move boxes (0..1 of a picture of `size`) into the 0..1 of a window; columns after the fourth are kept."""
+    x0, y0, x1, y1 = window
+    height, width = size[:2]
+    moved = boxes.astype(np.float64)
+    moved[:, :4] = moved[:, :4] * (width, height, width, height) - (x0, y0, x0, y0)
+    moved[:, :4] /= (x1 - x0, y1 - y0, x1 - x0, y1 - y0)
+    return moved
+
+
+def mark_cut(boxes: Float[np.ndarray, "n 5"]) -> Float[np.ndarray, "v 5"]:
+    """Clip boxes to 0..1 and drop the invisible ones; the index (column 4) of one whose centre lies outside is -1 - i."""
+    unit = np.array([[0.0, 0.0, 1.0, 1.0]])
+    inside = centres_inside(boxes[:, :4], unit)[0]
+    marked = boxes.copy()
+    marked[:, 4] = np.where(inside, boxes[:, 4], -1 - boxes[:, 4])
+    marked[:, :4] = np.clip(boxes[:, :4], 0, 1)
+    return marked[((marked[:, 2:4] - marked[:, :2]) > 1e-6).all(axis=1)]

@@ -1,0 +1,260 @@
+"""Augmentation: the only file that knows albumentations.
+
+Two habits of albumentations 2.0.8 are cured here. `Compose.set_random_seed` gives every step the same stream, so that a
+flip with p=0.5 happens exactly when an expand with p=0.5 does; one generator is shared instead, made anew from `seed`
+in every call. And labels travel as float32, so nothing but the objects' positions 0..n-1 goes in.
+
+The void map travels with codes: 0 known, VOID, FILLED. Photometric distortion is per pixel, so it runs last, on the
+small picture; the filled area is painted with the plain mean afterwards, as if the distortion had come first.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from random import Random
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64, UInt8
+
+from dasnet_lightning.data.augmented import FILLED, VOID, Augmented, Moved, collect, keep_a_pixel
+from dasnet_lightning.data.crops import Window, draw_crop, draw_expand, mark_cut, move_boxes, place
+from dasnet_lightning.data.photometric import Distortion, distort, draw_distortion
+from dasnet_lightning.errors import ConfigError, DataError
+from dasnet_lightning.registry import Registry
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks a host for its newest version at import
+
+
+def refuse_albumentationsx(installed: Sequence[str]) -> None:
+    """Raise ConfigError where the distribution `albumentationsx` is installed: it takes the same import name."""
+    if "albumentationsx" in installed:
+        raise ConfigError(
+            "albumentationsx is installed and overwrites albumentations, which this library needs (>=2.0.8,<2.1): "
+            "run `pip uninstall albumentationsx` and then `pip install --force-reinstall 'albumentations<2.1'`"
+        )
+
+
+def _installed(name: str) -> tuple[str, ...]:
+    try:
+        return (metadata.distribution(name).metadata["Name"].lower(),)
+    except metadata.PackageNotFoundError:
+        return ()
+
+
+refuse_albumentationsx(_installed("albumentationsx"))
+
+import albumentations as A  # noqa: E402
+import cv2  # noqa: E402
+from albumentations.core.type_definitions import Targets  # noqa: E402
+
+MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB, what an expanded picture is filled with
+GEOMETRIC = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
+
+
+class SSDExpand(A.DualTransform):
+    """Put the picture on a larger canvas of the mean colour; the added area is void (section 6)."""
+
+    _targets = GEOMETRIC
+
+    def __init__(self, max_ratio: float = 4.0, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.max_ratio = max_ratio
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        return {"canvas": draw_expand(params["shape"][:2], self.max_ratio, self.random_generator)}
+
+    def apply(self, img: np.ndarray, *, canvas: Window, **params: Any) -> np.ndarray:
+        return place(img, canvas, MEAN_COLOUR)
+
+    def apply_to_mask(self, mask: np.ndarray, *, canvas: Window, **params: Any) -> np.ndarray:
+        return place(mask, canvas, FILLED)
+
+    def apply_to_masks(self, masks: np.ndarray, *, canvas: Window, **params: Any) -> np.ndarray:
+        return np.stack([place(mask, canvas, 0) for mask in masks])
+
+    def apply_to_bboxes(
+        self, bboxes: np.ndarray, *, canvas: Window, shape: tuple[int, ...], **params: Any
+    ) -> np.ndarray:
+        return move_boxes(bboxes, shape, canvas)
+
+
+class SSDMinIoUCrop(A.DualTransform):
+    """SSD's crop with a minimal overlap (section 6); it keeps the objects whose centre lies inside.
+
+    An object that is cut away but still partly visible travels on with the index -1 - i, so that the caller can tell.
+    """
+
+    _targets = GEOMETRIC
+
+    def __init__(self, scale: tuple[float, float] = (0.3, 1.0), p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.scale = scale
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        boxes = np.asarray(data["bboxes"], dtype=np.float64)[:, :4] * (width, height, width, height)
+        window = draw_crop(boxes, (height, width), self.random_generator, self.scale)
+        return {"window": window or (0, 0, width, height)}
+
+    def apply(self, img: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
+        x0, y0, x1, y1 = window
+        return img[y0:y1, x0:x1]
+
+    def apply_to_masks(self, masks: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
+        x0, y0, x1, y1 = window
+        return masks[:, y0:y1, x0:x1]
+
+    def apply_to_bboxes(
+        self, bboxes: np.ndarray, *, window: Window, shape: tuple[int, ...], **params: Any
+    ) -> np.ndarray:
+        moved = move_boxes(bboxes, shape, window)
+        return mark_cut(moved) if len(moved) else moved
+
+
+class PhotometricDistortion(A.ImageOnlyTransform):
+    """SSD's photometric distortion in its order; `strength` 1 is the paper's, 0 nothing."""
+
+    def __init__(self, strength: float = 1.0, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def get_params(self) -> dict[str, Any]:
+        s = self.strength
+        return {"distortion": draw_distortion(self.py_random, 32 * s, 0.5 * s, 0.5 * s, 18 * s)}
+
+    def apply(self, img: np.ndarray, *, distortion: Distortion, **params: Any) -> np.ndarray:
+        return distort(img, distortion)
+
+
+def checked_step(step: Callable[..., A.BasicTransform], **options: Any) -> A.BasicTransform:
+    """Build a step of albumentations; an argument that it does not know is a ConfigError, not its mere warning."""
+    try:
+        return step(**options, strict=True)
+    except ValueError as error:
+        raise ConfigError(f"{getattr(step, '__name__', step)}: {error}") from error
+
+
+class Transform:
+    """Steps of albumentations as a pure function of the image, its objects and a seed.
+
+    steps: run in order; the last geometric one must leave a picture of one fixed size. keep_all: no object is removed
+    (evaluation; for steps that neither crop nor flip); else one that was cut away, is less than one pixel wide or high,
+    or lost its whole mask is removed, box and mask together.
+    """
+
+    def __init__(self, steps: Sequence[A.BasicTransform], keep_all: bool = False) -> None:
+        self.keep_all = keep_all
+        boxes = A.BboxParams("pascal_voc", label_fields=["index"], check_each_transform=False)
+        self._compose = A.Compose(list(steps), bbox_params=boxes, strict=True, seed=0)
+
+    def __call__(
+        self,
+        image: UInt8[np.ndarray, "H0 W0 3"],
+        boxes: Float[np.ndarray, "n 4"],
+        masks: Bool[np.ndarray, "m H0 W0"],
+        mask_index: Int64[np.ndarray, " m"],
+        void: Bool[np.ndarray, "H0 W0"] | None,
+        seed: int,
+        labels: Int64[np.ndarray, " n"] | None = None,
+    ) -> Augmented:
+        """Augment one image; the same arguments give the same result in any process.
+
+        boxes: xyxy in the image's pixels. mask_index: the object that each mask belongs to. labels: used only to void
+        what a crop leaves of a removed object inside the boxes of its own class; None treats all as one class.
+        Raises DataError for a box without area inside the image.
+        """
+        boxes = clip_boxes(boxes, image.shape[:2])
+        # one stream for all steps: see the module's docstring
+        self._compose.set_random_state(np.random.default_rng(seed), Random(seed))
+        moved = _read(
+            self._compose(
+                image=image,
+                bboxes=boxes,
+                index=np.arange(len(boxes)),
+                masks=masks.astype(np.uint8) if len(masks) else [],  # an array of no masks raises
+                mask=np.zeros(image.shape[:2], np.uint8) if void is None else void.astype(np.uint8) * VOID,
+            ),
+            mask_index,
+        )
+        if self.keep_all:
+            keep_a_pixel(moved.masks, masks)
+        return collect(moved, np.zeros(len(boxes), np.int64) if labels is None else labels, self.keep_all)
+
+
+def clip_boxes(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 4"]:
+    """Clip boxes to an image of `size` (height, width). Raises DataError for one with no area inside."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    clipped = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
+    good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # False for NaN too
+    if not good.all():
+        first = int((~good).argmax())
+        raise DataError(
+            f"object {first}: box {boxes[first].tolist()} has no area inside the image of {size[1]} x {size[0]} pixels; "
+            f"expected x0 < x1 and y0 < y1, mend or remove the annotation"
+        )
+    return np.asarray(clipped)
+
+
+def _read(out: dict[str, Any], mask_index: Int64[np.ndarray, " m"]) -> Moved:
+    image, codes = out["image"], out["mask"]
+    filled = codes == FILLED
+    if filled.any():
+        image[filled] = MEAN_COLOUR
+    return Moved(
+        image=image,
+        boxes=np.asarray(out["bboxes"], np.float64).reshape(-1, 4),
+        index=np.rint(np.asarray(out["index"], np.float64)).astype(np.int64).reshape(-1),
+        masks=np.asarray(out["masks"], np.uint8).reshape(-1, *codes.shape).astype(bool),
+        mask_index=np.asarray(mask_index, np.int64).reshape(-1),
+        codes=codes,
+    )
+
+
+TRANSFORMS: Registry[Callable[[tuple[int, int]], Transform]] = Registry("augmentation")
+
+
+def build_transform(name: str, image_size: tuple[int, int]) -> Transform:
+    """Build an augmentation by name: "ssd" (section 6), "segment" (milder, for stage two), "flip" or "none".
+
+    image_size: (height, width) of what comes out. Raises UnknownNameError for a name that nobody registered.
+    """
+    return TRANSFORMS.get(name)(image_size)
+
+
+def resize_step(image_size: tuple[int, int]) -> A.BasicTransform:
+    """Resize with area averaging where the picture shrinks, and masks by the pixel whose centre is nearest.
+
+    Plain INTER_NEAREST would shift masks by up to half a pixel against their boxes.
+    """
+    return checked_step(
+        A.Resize,
+        height=image_size[0],
+        width=image_size[1],
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_NEAREST_EXACT,
+        area_for_downscale="image",
+    )
+
+
+@TRANSFORMS.register("ssd")
+def _ssd(image_size: tuple[int, int]) -> Transform:
+    flip = checked_step(A.HorizontalFlip, p=0.5)
+    return Transform([SSDExpand(), SSDMinIoUCrop(), resize_step(image_size), flip, PhotometricDistortion()])
+
+
+@TRANSFORMS.register("segment")
+def _segment(image_size: tuple[int, int]) -> Transform:
+    expand, crop = SSDExpand(max_ratio=2.0, p=0.3), SSDMinIoUCrop(scale=(0.4, 1.0))
+    flip = checked_step(A.HorizontalFlip, p=0.5)
+    return Transform([expand, crop, resize_step(image_size), flip, PhotometricDistortion()])
+
+
+@TRANSFORMS.register("flip")
+def _flip(image_size: tuple[int, int]) -> Transform:
+    return Transform([resize_step(image_size), checked_step(A.HorizontalFlip, p=0.5)])
+
+
+@TRANSFORMS.register("none")
+def _none(image_size: tuple[int, int]) -> Transform:
+    return Transform([resize_step(image_size)], keep_all=True)
