@@ -1,0 +1,278 @@
+"""One self-contained HTML page about a run: no scripts, nothing loaded from elsewhere, all text escaped.
+
+The page follows the reader's light or dark setting, fits a telephone, and prints. Curves are inline SVG, pictures inline
+PNG. Tables also print to a terminal: `format_text_table`.
+"""
+
+import math
+import os
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dasnet_lightning import __version__
+from dasnet_lightning.curves import Curve, draw_curve
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows under a header; numbers are formatted when shown. Raises ValueError for a row of another length."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"table '{self.title}': row {number} has {len(row)} cells, the header has {len(self.header)}"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    title: str
+    image: UInt8[np.ndarray, "H W 3"]
+    caption: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class KeyFigure:
+    """One number that matters, large at the head of the page; `note` names its protocol."""
+
+    label: str
+    value: Value
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a page says, in the order in which it is read.
+
+    accounting lists the labels used and refused; command reproduces the run; configuration is shown as it is (YAML).
+    """
+
+    title: str
+    summary: str
+    key_figures: Sequence[KeyFigure] = ()
+    tables: Sequence[Table] = ()
+    curves: Sequence[Curve] = ()
+    pictures: Sequence[Picture] = ()
+    accounting: Table | None = None
+    command: str = ""
+    configuration: str = ""
+    created: str = ""
+
+
+def write_report(path: str | Path, report: Report) -> Path:
+    """Write the page beside its place and move it there whole, making the folder where needed; returns the path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(render(report))
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    sections = [
+        _section("Results", [_html_table(table) for table in report.tables]),
+        _section("Curves", [_figure(draw_curve(curve), curve.title) for curve in report.curves], "wide grid"),
+        _section("Pictures", [_html_picture(picture) for picture in report.pictures], "grid"),
+        _section("Labels", [] if report.accounting is None else [_html_table(report.accounting)]),
+        _section(
+            "Reproduce", [f"<pre>{escape(text)}</pre>" for text in (report.command, report.configuration) if text]
+        ),
+    ]
+    cards = "".join(_card(figure) for figure in report.key_figures)
+    footer = f"dasnet_lightning {__version__}" + (f", {report.created}" if report.created else "")
+    return _PAGE.format(
+        title=escape(report.title),
+        style=_STYLE,
+        summary=escape(report.summary),
+        cards=f'<dl class="cards">{cards}</dl>' if cards else "",
+        sections="\n".join(section for section in sections if section),
+        footer=escape(footer),
+    )
+
+
+def format_value(value: Value) -> str:
+    """A number as a reader wants it: three decimals below 10, one below 1,000; "-" for None and not-a-number."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or isinstance(value, str):
+        return "-" if value is None else value
+    if isinstance(value, int | np.integer):
+        return f"{int(value):,}"
+    if math.isnan(value):
+        return "-"
+    size = abs(value)
+    if size >= 10:
+        return f"{value:,.1f}" if size < 1000 else f"{value:,.0f}"
+    return f"{value:.3f}" if size >= 0.001 or value == 0 else f"{value:.2g}"
+
+
+def format_text_table(table: Table) -> str:
+    """The table in aligned columns, numbers to the right, for the terminal."""
+    cells = [[format_value(value) for value in row] for row in table.rows]
+    widths = [max(len(row[column]) for row in [list(table.header), *cells]) for column in range(len(table.header))]
+    right = _number_columns(table)
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    lines = [table.title, line(table.header), rule, *(line(row) for row in cells), table.note]
+    return "\n".join(text for text in lines if text)
+
+
+def _number_columns(table: Table) -> list[bool]:
+    columns = [[row[index] for row in table.rows] for index in range(len(table.header))]
+    return [
+        any(not isinstance(value, str) for value in column)
+        and all(value is None or not isinstance(value, str) for value in column)
+        for column in columns
+    ]
+
+
+def _html_table(table: Table) -> str:
+    kinds = [' class="number"' if number else "" for number in _number_columns(table)]
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(table.header, kinds, strict=True))
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td{kind}>{escape(format_value(value))}</td>" for value, kind in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in table.rows
+    )
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    body = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="block"><h3>{escape(table.title)}</h3>{body}{note}</div>'
+
+
+def _html_picture(picture: Picture) -> str:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(picture.image).save(buffer, format="PNG")
+    height, width = picture.image.shape[:2]
+    data = b64encode(buffer.getvalue()).decode("ascii")
+    alternative = escape(picture.title, quote=True)
+    image = f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{alternative}">'
+    return _figure(image, picture.title, picture.caption, wide=width > 1.8 * height)
+
+
+def _figure(content: str, title: str, caption: str = "", wide: bool = False) -> str:
+    text = f'<p class="note">{escape(caption)}</p>' if caption else ""
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}><figcaption><h3>{escape(title)}</h3>{text}</figcaption>{content}</figure>"
+
+
+def _card(figure: KeyFigure) -> str:
+    note = f'<dd class="note">{escape(figure.note)}</dd>' if figure.note else ""
+    return (
+        f'<div><dt>{escape(figure.label)}</dt><dd class="value">{escape(format_value(figure.value))}</dd>{note}</div>'
+    )
+
+
+def _section(title: str, blocks: Sequence[str], kind: str = "") -> str:
+    if not blocks:
+        return ""
+    return f'<section><h2>{title}</h2><div class="{kind or "stack"}">{"".join(blocks)}</div></section>'
+
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fbfbfd; --card: #fff; --ink: #1d2330; --soft: #5c6577; --line: #dfe3ea;
+  --s0: #2563c9; --s1: #d9542b; --s2: #14917f; --s3: #9353c4; --s4: #c58a06; --s5: #d1377f; --s6: #5a8f1f; --s7: #6b7280; }
+@media (prefers-color-scheme: dark) { :root { --paper: #12151b; --card: #1a1f28; --ink: #e8ebf1; --soft: #9ba6b8;
+  --line: #303846; --s0: #6ea8ff; --s1: #ff8a61; --s2: #45cdb8; --s3: #c79af0; --s4: #f0bd4b; --s5: #ff7fb6;
+  --s6: #9fd35c; --s7: #a5aebd; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 24px; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 12px; letter-spacing: -.01em; }
+h2 { font-size: 1.3rem; margin: 44px 0 14px; padding-bottom: 6px; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 0 0 8px; overflow-wrap: anywhere; }
+.summary { font-size: 1.1rem; color: var(--soft); max-width: 75ch; margin: 0; }
+.note { color: var(--soft); font-size: .875rem; margin: 6px 0 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px; margin: 28px 0 0; }
+.cards > div, figure, .block { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 16px 18px; margin: 0; min-width: 0; }
+dt { color: var(--soft); font-size: .875rem; }
+dd { margin: 0; }
+dd.value { font-size: 1.75rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
+dd.note { margin: 0; }
+.stack { display: grid; gap: 18px; grid-template-columns: minmax(0, 1fr); }
+.grid { display: grid; gap: 18px; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+.grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr)); }
+figure.wide { grid-column: 1 / -1; }
+figcaption { margin-bottom: 12px; }
+figcaption h3 { margin: 0; }
+figcaption .note { margin: 2px 0 0; }
+img, svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+img { border-radius: 4px; }
+.grid figure:not(.wide) img { max-height: 400px; width: auto; }
+svg { width: 100%; font-size: 12px; }
+svg text { fill: var(--soft); font-variant-numeric: tabular-nums; }
+.rule { stroke: var(--line); fill: none; }
+.axis { stroke: var(--soft); fill: none; }
+.line { stroke: currentColor; stroke-width: 1.75; fill: none; stroke-linejoin: round; stroke-linecap: round; }
+circle { fill: currentColor; }
+.s0 { color: var(--s0); } .s1 { color: var(--s1); } .s2 { color: var(--s2); } .s3 { color: var(--s3); }
+.s4 { color: var(--s4); } .s5 { color: var(--s5); } .s6 { color: var(--s6); } .s7 { color: var(--s7); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9375rem; }
+th, td { text-align: left; padding: 7px 18px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+td { overflow-wrap: break-word; }
+tbody tr:last-child td { border-bottom: 0; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th:last-child, td:last-child { padding-right: 0; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; margin: 0;
+  white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.5 ui-monospace, Consolas, Menlo, monospace; }
+footer { color: var(--soft); font-size: .875rem; margin-top: 48px; }
+@media (max-width: 600px) { main { padding: 24px 14px; } h1 { font-size: 1.6rem; } th { white-space: normal; } }
+@media print { :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #ccc; }
+  body { font-size: 11pt; } main { max-width: none; padding: 0; } h2, h3 { break-after: avoid; }
+  figure, .cards > div, tr { break-inside: avoid; } .scroll { overflow: visible; } }
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<header><h1>{title}</h1><p class="summary">{summary}</p>{cards}</header>
+{sections}
+<footer>{footer}</footer>
+</main>
+</body>
+</html>
+"""
