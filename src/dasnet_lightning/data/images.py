@@ -1,0 +1,122 @@
+"""Reading one image file as uint8 RGB, whatever it is; what cannot be read is named and described.
+
+The header is looked at before anything is decoded, so a decompression bomb costs nothing. Pillow raises where a file is
+cut short (other decoders answer grey pixels), so a truncated photograph never reaches the training.
+"""
+
+import logging
+import struct
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from dasnet_lightning.errors import DataError
+
+MAX_PIXELS = 64_000_000
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = (5, 6, 7, 8)  # its values that swap width and height
+DEPTHS = (8, 10, 12, 14, 16)  # what cameras and scanners store in 16 bits
+
+_logger = logging.getLogger(__name__)
+
+
+def read_image(
+    path: Path, expected_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode an image to RGB.
+
+    expected_size: the annotated (height, width). The EXIF orientation is applied, unless only the un-rotated picture has
+    the annotated size: then the boxes follow that one. Raises DataError with the path where the file is missing,
+    truncated, no image, larger than `max_pixels`, or of another size than annotated.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_pixels(path, image.size, max_pixels)
+            orientation = image.getexif().get(ORIENTATION, 1)
+            keep = _keeps_orientation(path, image.size, orientation, expected_size)
+            upright = image if keep or orientation == 1 else ImageOps.exif_transpose(image)
+            return _to_rgb(upright)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: {error}; the limit is max_pixels={max_pixels}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise DataError(f"{path}: cannot be read as an image, {describe_file(path)} ({error})") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """The (height, width) in the header of an image, as stored. Raises DataError where there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as an image, {describe_file(path)} ({error})") from error
+
+
+def describe_file(path: Path) -> str:
+    """Say what a file that is no readable image looks like."""
+    if not path.exists():
+        return "it does not exist"
+    if path.is_dir():
+        return "it is a folder"
+    with path.open("rb") as file:
+        head = file.read(512)
+    start = head.lstrip().lower()
+    if not head:
+        return "it is empty (zero bytes)"
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "it is an HTML page, probably an error page that was saved instead of the image"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, run 'git lfs pull'"
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")):
+        return "it begins as an image but is truncated or damaged"
+    if b"\0" not in head:
+        return f"it looks like text that begins with {head[:20].decode('utf-8', 'replace')!r}"
+    return "it is of no known image format"
+
+
+def _check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path}: {width}x{height} pixels are more than max_pixels={max_pixels}, is it meant to be so big?"
+        )
+
+
+def _keeps_orientation(path: Path, stored: tuple[int, int], orientation: int, expected: tuple[int, int] | None) -> bool:
+    """Whether the stored picture is to be used as it is. Raises DataError where neither way has the annotated size."""
+    raw = (stored[1], stored[0])
+    turned = raw[::-1] if orientation in TURNED else raw
+    if expected is None or turned == expected:
+        return False
+    if raw == expected:
+        return True
+    raise DataError(
+        f"{path}: the image has {turned[1]}x{turned[0]} pixels but its annotation says {expected[1]}x{expected[0]}; "
+        "the boxes would be misaligned, correct the annotation or put back the original image"
+    )
+
+
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    if image.mode.startswith(("I", "F")):
+        _announce_scaling(image.mode)
+        return np.repeat(_scale(np.asarray(image, dtype=np.float64))[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _scale(values: np.ndarray) -> UInt8[np.ndarray, "H W"]:
+    """Map 0..top to 0..255, top being the smallest usual bit depth (or 1.0) that holds the largest value."""
+    peak = float(values.max(initial=0.0))
+    if not np.isfinite(values).all():
+        raise ValueError("pixels that are not finite")
+    tops = [1.0] * (peak != int(peak)) + [float(2**bits - 1) for bits in DEPTHS]
+    top = next((top for top in tops if peak <= top), peak)
+    return np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8)
+
+
+@cache  # once per mode and process, not once per image
+def _announce_scaling(mode: str) -> None:
+    _logger.warning("images with more than 8 bits per pixel (mode %s) are scaled by their range to 0..255", mode)
