@@ -1,0 +1,217 @@
+"""Pictures of textured shapes on textured ground, with the visible part of each shape: what the synthetic data is made of.
+
+The class is the shape alone; colour, texture, pose, proportions and overlap are drawn independently of it, so nothing but
+the outline tells the classes apart. All draws come from the generator that is passed in.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
+
+SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
+MAX_OBJECTS = 4
+SCALES = (0.15, 0.65)  # outer diameter, in image sizes
+LEAST_VISIBLE = 0.3  # of a shape's own area
+LEAST_PIXELS = 40
+LEAST_INSIDE = 0.6  # of a shape's area must lie inside the picture
+CONTRAST = 0.35  # between the mean colours of a shape and all that it may touch (RGB, 0..1)
+TRIES = 12
+
+Field = Float32[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A picture, and for each shape its label (1-based place in SHAPES) and its visible pixels."""
+
+    image: UInt8[np.ndarray, "S S 3"]
+    labels: tuple[int, ...]
+    masks: tuple[Bool[np.ndarray, "S S"], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A shape before it is painted: its window (rows, columns), soft coverage and mask there, and its whole area."""
+
+    window: tuple[slice, slice]
+    cover: Field
+    inside: Bool[np.ndarray, "h w"]
+    area: float
+
+
+def render_scene(rng: np.random.Generator, size: int) -> Scene:
+    """Draw one picture of `size` pixels a side with 1 to 4 shapes, the later ones in front."""
+    base = rng.uniform(0.1, 0.9, 3)
+    canvas = _paint(rng, base, (size, size))
+    owner = np.zeros((size, size), dtype=np.uint8)
+    labels: list[int] = []
+    areas: list[float] = []
+    colours = [base]
+    for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
+        label = int(rng.integers(1, len(SHAPES) + 1))
+        piece = _place(rng, label, owner, areas, size)
+        if piece is None:
+            continue
+        colour = _distinct_colour(rng, colours)
+        window = canvas[piece.window]
+        window += piece.cover[:, :, None] * (_paint(rng, colour, piece.cover.shape) - window)
+        labels.append(label)
+        areas.append(piece.area)
+        colours.append(colour)
+        owner[piece.window][piece.inside] = len(labels)
+    canvas += _shade(rng, size)[:, :, None] + rng.normal(0, 0.02, (size, size, 1)).astype(np.float32)
+    image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
+    return Scene(image, tuple(labels), tuple(owner == place for place in range(1, len(labels) + 1)))
+
+
+def _place(
+    rng: np.random.Generator, label: int, owner: UInt8[np.ndarray, "S S"], areas: list[float], size: int
+) -> Piece | None:
+    """Find a place for a shape where it and those behind it stay visible enough; None where there is none."""
+    for _ in range(TRIES):
+        piece = _cut(rng, SHAPES[label - 1], size)
+        seen = np.count_nonzero(piece.inside)
+        if seen < max(LEAST_PIXELS, LEAST_INSIDE * piece.area):
+            continue
+        lost = np.bincount(owner[piece.window][piece.inside], minlength=len(areas) + 1)[1:]
+        left = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:] - lost
+        if all(rest >= max(LEAST_PIXELS, LEAST_VISIBLE * area) for rest, area in zip(left, areas, strict=True)):
+            return piece
+    return None
+
+
+def _cut(rng: np.random.Generator, shape: str, size: int) -> Piece:
+    """Draw a pose (place, scale, proportions, shear, rotation) and rasterise the shape in it."""
+    radius = rng.uniform(*SCALES) * size / 2
+    stretch = float(np.exp(np.clip(rng.normal(0, 0.18), -0.35, 0.35)))
+    shear, angle = rng.uniform(-0.25, 0.25), rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = radius * turn @ np.array([[stretch, shear], [0, 1 / stretch]])
+    centre = rng.uniform(0.1 * size, 0.9 * size, 2)
+    reach = np.linalg.norm(matrix, axis=1) * 1.1 + 1  # every outline lies within 1.1 of the centre
+    x0, y0 = np.maximum(np.floor(centre - reach), 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(centre + reach), size).astype(int)
+    inverse = np.linalg.inv(matrix).astype(np.float32)
+    dx = (np.arange(x0, x1) + 0.5 - centre[0]).astype(np.float32)[None, :]
+    dy = (np.arange(y0, y1) + 0.5 - centre[1]).astype(np.float32)[:, None]
+    level, unit_area = OUTLINES[shape]
+    distance = level(inverse[0, 0] * dx + inverse[0, 1] * dy, inverse[1, 0] * dx + inverse[1, 1] * dy)
+    cover = np.clip(0.5 - distance * np.float32(radius), 0, 1)  # an edge about one pixel wide
+    return Piece((slice(y0, y1), slice(x0, x1)), cover, cover >= 0.5, unit_area * radius**2)
+
+
+def _disc(u: Field, v: Field) -> Field:
+    return np.sqrt(u * u + v * v) - 1
+
+
+def _ring(u: Field, v: Field) -> Field:
+    return np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.25
+
+
+def _square(u: Field, v: Field) -> Field:
+    return np.maximum(np.abs(u), np.abs(v)) - np.float32(0.8)
+
+
+def _triangle(u: Field, v: Field) -> Field:
+    return np.maximum(-v, np.float32(0.866) * np.abs(u) + np.float32(0.5) * v) - np.float32(0.55)
+
+
+def _cross(u: Field, v: Field) -> Field:
+    low, high = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
+    return np.maximum(low - np.float32(0.3), high - 1)
+
+
+def _star(u: Field, v: Field) -> Field:
+    sector = np.float32(2 * np.pi / 5)
+    angle = np.abs(np.mod(np.arctan2(u, v), sector) - sector / 2)  # 0 between two points, sector / 2 at a point
+    radius = np.sqrt(u * u + v * v)
+    # the straight edge from the inner corner (radius 0.45, angle 0) to the point (radius 1.1, angle sector / 2)
+    tip = 1.1 * np.cos(np.pi / 5), 1.1 * np.sin(np.pi / 5)
+    edge = np.array([tip[0] - 0.45, tip[1]])
+    normal = (np.array([edge[1], -edge[0]]) / np.hypot(*edge)).astype(np.float32)
+    return normal[0] * (radius * np.cos(angle) - np.float32(0.45)) + normal[1] * radius * np.sin(angle)
+
+
+# level function (negative inside) and area at radius 1
+OUTLINES: dict[str, tuple[Callable[[Field, Field], Field], float]] = {
+    "disc": (_disc, np.pi),
+    "square": (_square, 1.6**2),
+    "triangle": (_triangle, 3 * 3**0.5 * 0.55**2),
+    "star": (_star, 5 * 0.45 * 1.1 * np.sin(np.pi / 5)),
+    "ring": (_ring, np.pi * (1 - 0.5**2)),
+    "cross": (_cross, 4 * 0.6 - 0.6**2),
+}
+
+
+def _paint(rng: np.random.Generator, colour: np.ndarray, shape: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:
+    """A texture between two colours whose mean is `colour`."""
+    apart = (rng.uniform(0.04, 0.2) * _unit(rng)).astype(np.float32)
+    field = TEXTURES[int(rng.integers(len(TEXTURES)))](rng, shape)  # -1..1
+    return colour.astype(np.float32) + field[:, :, None] * apart
+
+
+def _gradient(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+    wave = _ramp(rng, shape)
+    return wave / max(float(np.abs(wave).max()), 1e-6)
+
+
+def _stripes(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+    return np.sin(_ramp(rng, shape) * np.float32(2 * np.pi / rng.uniform(4, 24)) + np.float32(rng.uniform(0, 6)))
+
+
+def _checks(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+    return np.sign(_stripes(rng, shape)) * np.sign(_stripes(rng, shape))
+
+
+def _blobs(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+    cell = rng.uniform(4, 20)
+    coarse = rng.uniform(-1.5, 1.5, [int(side / cell) + 2 for side in shape]).astype(np.float32)
+    smooth = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(smooth), -1, 1)
+
+
+def _speckle(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+    return rng.random(shape, dtype=np.float32) * 2 - 1
+
+
+TEXTURES: tuple[Callable[[np.random.Generator, tuple[int, int]], Field], ...] = (
+    _gradient,
+    _stripes,
+    _checks,
+    _blobs,
+    _speckle,
+)
+
+
+def _ramp(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+    """The coordinate along a random direction, in pixels, 0 at the centre."""
+    angle = rng.uniform(0, 2 * np.pi)
+    across = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(shape[1] / 2)
+    down = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(shape[0] / 2)
+    return np.float32(np.cos(angle)) * across + np.float32(np.sin(angle)) * down
+
+
+def _shade(rng: np.random.Generator, size: int) -> Field:
+    """Light that changes slowly over the whole picture."""
+    return _ramp(rng, (size, size)) * np.float32(rng.uniform(0, 0.15) / size)
+
+
+def _distinct_colour(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
+    """A colour that a person tells from the others: the best of some draws, the first that is far enough."""
+    best, apart = others[0], -1.0
+    for _ in range(TRIES):
+        colour = rng.uniform(0.05, 0.95, 3)
+        distance = min(float(np.linalg.norm(colour - other)) for other in others)
+        if distance > apart:
+            best, apart = colour, distance
+        if apart >= CONTRAST:
+            break
+    return best
+
+
+def _unit(rng: np.random.Generator) -> np.ndarray:
+    direction = rng.normal(size=3)
+    return direction / np.linalg.norm(direction)
