@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from dasnet_lightning import __version__
-from dasnet_lightning.curves import Curve, draw_curve
 from dasnet_lightning.report import (
+    Curve,
     KeyFigure,
     Picture,
     Report,
     Table,
+    draw_curve,
     format_text_table,
     format_value,
     render,

@@ -30,7 +30,7 @@ class Segmentation:
     masks: Bool[Tensor, "n H W"]
     semantic: Int64[Tensor, "H W"]
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...] | None = None
+    category_ids: tuple[int | str, ...] | None = None
 
     def __post_init__(self) -> None:
         height, width, count = *self.image.shape[:2], len(self.boxes)

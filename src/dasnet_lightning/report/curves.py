@@ -4,23 +4,12 @@ The page that shows it gives the colours (classes s0 to s7, `rule`, `axis`, `lin
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 
-Point = tuple[float, float]
+from dasnet_lightning.report.records import Curve, Point
 
 _COLOURS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Lines over a common x axis, by name; points that are not finite leave a gap."""
-
-    title: str
-    x_label: str
-    y_label: str
-    series: Mapping[str, Sequence[Point]]
 
 
 def draw_curve(curve: Curve, width: int = 520, height: int = 300) -> str:

@@ -1,77 +1,19 @@
 """One self-contained HTML page about a run: no scripts, nothing loaded from elsewhere, all text escaped.
 
 The page follows the reader's light or dark setting, fits a telephone, and prints. Curves are inline SVG, pictures inline
-PNG. Tables also print to a terminal: `format_text_table`.
+PNG.
 """
 
-import math
 import os
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-
 from dasnet_lightning import __version__
-from dasnet_lightning.curves import Curve, draw_curve
-
-Value = str | int | float | None
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Rows under a header; numbers are formatted when shown. Raises ValueError for a row of another length."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Value]]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        for number, row in enumerate(self.rows):
-            if len(row) != len(self.header):
-                raise ValueError(
-                    f"table '{self.title}': row {number} has {len(row)} cells, the header has {len(self.header)}"
-                )
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    title: str
-    image: UInt8[np.ndarray, "H W 3"]
-    caption: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class KeyFigure:
-    """One number that matters, large at the head of the page; `note` names its protocol."""
-
-    label: str
-    value: Value
-    note: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What a page says, in the order in which it is read.
-
-    accounting lists the labels used and refused; command reproduces the run; configuration is shown as it is (YAML).
-    """
-
-    title: str
-    summary: str
-    key_figures: Sequence[KeyFigure] = ()
-    tables: Sequence[Table] = ()
-    curves: Sequence[Curve] = ()
-    pictures: Sequence[Picture] = ()
-    accounting: Table | None = None
-    command: str = ""
-    configuration: str = ""
-    created: str = ""
+from dasnet_lightning.report.curves import draw_curve
+from dasnet_lightning.report.records import KeyFigure, Picture, Report, Table, format_value, number_columns
 
 
 def write_report(path: str | Path, report: Report) -> Path:
@@ -113,51 +55,8 @@ def render(report: Report) -> str:
     )
 
 
-def format_value(value: Value) -> str:
-    """A number as a reader wants it: three decimals below 10, one below 1,000; "-" for None and not-a-number."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or isinstance(value, str):
-        return "-" if value is None else value
-    if isinstance(value, int | np.integer):
-        return f"{int(value):,}"
-    if math.isnan(value):
-        return "-"
-    size = abs(value)
-    if size >= 10:
-        return f"{value:,.1f}" if size < 1000 else f"{value:,.0f}"
-    return f"{value:.3f}" if size >= 0.001 or value == 0 else f"{value:.2g}"
-
-
-def format_text_table(table: Table) -> str:
-    """The table in aligned columns, numbers to the right, for the terminal."""
-    cells = [[format_value(value) for value in row] for row in table.rows]
-    widths = [max(len(row[column]) for row in [list(table.header), *cells]) for column in range(len(table.header))]
-    right = _number_columns(table)
-
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(row, widths, right, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    lines = [table.title, line(table.header), rule, *(line(row) for row in cells), table.note]
-    return "\n".join(text for text in lines if text)
-
-
-def _number_columns(table: Table) -> list[bool]:
-    columns = [[row[index] for row in table.rows] for index in range(len(table.header))]
-    return [
-        any(not isinstance(value, str) for value in column)
-        and all(value is None or not isinstance(value, str) for value in column)
-        for column in columns
-    ]
-
-
 def _html_table(table: Table) -> str:
-    kinds = [' class="number"' if number else "" for number in _number_columns(table)]
+    kinds = [' class="number"' if number else "" for number in number_columns(table)]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(table.header, kinds, strict=True))
     rows = "".join(
         "<tr>"
@@ -171,7 +70,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_picture(picture: Picture) -> str:
-    from PIL import Image
+    from PIL import Image  # so that commands that print tables do not wait for it
 
     buffer = BytesIO()
     Image.fromarray(picture.image).save(buffer, format="PNG")

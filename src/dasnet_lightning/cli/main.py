@@ -1,0 +1,113 @@
+"""The program `dasnet`: a thin command that imports only what the chosen command needs.
+
+`dasnet --help` answers without torch; a command's module offers `add_arguments(parser)` and `run(args) -> int` and keeps
+its own heavy imports inside `run`. `fit`, `validate` and `test` are handed over whole, since LightningCLI has a parser
+of its own. Exit code 0 only when all was done, 2 for what the user can mend, 130 after Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
+
+from dasnet_lightning import __version__
+from dasnet_lightning.errors import DasnetError
+
+
+class Command(NamedTuple):
+    module: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("demo", "the whole story in minutes on made-up data, with a report page"),
+    "train": Command("train", "train both stages on your data set, evaluate, write a report"),
+    "segment": Command("segment", "segment images with a trained checkpoint: pictures and COCO JSON"),
+    "data": Command("data", "what is in a data set: every label read, used or refused, and why"),
+    "fit": Command("lightning", "train one stage from a YAML file (LightningCLI)"),
+    "validate": Command("lightning", "validate one stage from a YAML file (LightningCLI)"),
+    "test": Command("lightning", "test one stage from a YAML file (LightningCLI)"),
+}
+_HANDED_OVER = ("fit", "validate", "test")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code; argv without the program's name, `sys.argv` by default."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # albumentations asks a host for its version at import otherwise
+    given = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in given
+    arguments = [argument for argument in given if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except DasnetError as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"dasnet: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dasnet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, `head` say, has left: not an error worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"dasnet {__version__}")
+        return 0
+    name, rest = arguments[0], list(arguments[1:])
+    if name not in COMMANDS:
+        print(_unknown(name), file=sys.stderr)
+        return 2
+    module = import_module(f"dasnet_lightning.cli.{COMMANDS[name].module}")
+    if name in _HANDED_OVER:
+        return int(module.run_cli(name, rest))
+    parser = argparse.ArgumentParser(f"dasnet {name}", description=COMMANDS[name].help, allow_abbrev=False)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    try:
+        args = parser.parse_args(rest)
+    except SystemExit as stop:  # argparse has printed its help or its complaint
+        return int(stop.code or 0)
+    return int(module.run(args))
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dasnet COMMAND [OPTIONS]",
+            "",
+            "Masks from boxes on every image and pixel masks on a few.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            "  --help     this text; after a command, its options",
+            "  --version  the version",
+            "  --debug    show the traceback of an error",
+        ]
+    )
+
+
+def _unknown(name: str) -> str:
+    if name.startswith("-"):
+        return f"dasnet: no option is called '{name}'; a command comes first: {', '.join(COMMANDS)}"
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean '{near[0]}'? Known" if near else "known"
+    return f"dasnet: no command is called '{name}', {hint}: {', '.join(COMMANDS)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
