@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from dasnet_lightning.report import Table, format_text_table
@@ -27,17 +28,47 @@ def print_table(table: Table) -> None:
     say(format_text_table(table) + "\n")
 
 
-def progress(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Pass the items on under a progress bar; without a terminal one line is printed every half minute."""
-    size = len(iterable) if total is None and isinstance(iterable, Sized) else total
+def print_list(title: str, lines: Sequence[str], most: int = 20, rest: str = "") -> None:
+    """Print a title with the number of lines and the first of them; `rest` says where the others are. Nothing for none."""
+    if not lines:
+        return
+    say(f"{title} ({len(lines):,})")
+    for line in lines[:most]:
+        say(f"  {line}")
+    if len(lines) > most:
+        say(f"  ... and {len(lines) - most:,} more{f', {rest}' if rest else ''}")
+    say("")
+
+
+@contextmanager
+def counter(description: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar that is told (done, total); without a terminal one line is printed every half minute."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(iterable, desc=description, total=size, leave=False, file=sys.stderr, dynamic_ncols=True)
+        with tqdm(desc=description, leave=False, file=sys.stderr, dynamic_ncols=True) as bar:
+
+            def move(done: int, total: int | None) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield move
         return
     last = time.monotonic()
-    for done, item in enumerate(iterable, start=1):
-        yield item
+
+    def write(done: int, total: int | None) -> None:
+        nonlocal last
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            complain(f"{description}: {done}" + ("" if size is None else f" of {size}"))
+            complain(f"{description}: {done:,}" + ("" if total is None else f" of {total:,}"))
+
+    yield write
+
+
+def progress(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Pass the items on under a progress bar; `total` is needed only where the iterable does not know its length."""
+    size = len(iterable) if total is None and isinstance(iterable, Sized) else total
+    with counter(description) as move:
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            move(done, size)

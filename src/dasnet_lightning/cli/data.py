@@ -1,0 +1,219 @@
+"""`dasnet data`: what is in a data set, with every label that was read, used or refused, and why. Changes no file.
+
+What cannot be used is collected rather than raised, so that one run lists everything; the exit code says whether the data
+set can be used as it is.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dasnet_lightning.data.accounting import LabelUse
+    from dasnet_lightning.data.checks import RecordsError
+    from dasnet_lightning.data.formats import DataSet
+    from dasnet_lightning.data.records import Problem, Source
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of a VOC or COCO data set, or a COCO file")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for every label")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts and all problems")
+    parser.add_argument("--fix", choices=["drop"], help="accept that labels that cannot be used are left out")
+    parser.add_argument("--allow-missing", action="store_true", help="accept that image files are missing")
+    parser.add_argument("--no-verify", action="store_true", help="open neither images nor masks (quick)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is in the data set; 2 where labels are refused or files broken and the options do not accept it."""
+    from dasnet_lightning.data.accounting import write_accounting
+    from dasnet_lightning.data.checks import RecordsError
+    from dasnet_lightning.data.formats import open_dataset
+
+    try:
+        # also what is not accepted is left out here, so that all of it is listed
+        data = open_dataset(args.data, allow_missing=True, fix="drop")
+    except RecordsError as error:
+        if args.json is not None:
+            _write_json(args.json, _describe_failure(args.data, error))
+        raise
+    finding = _examine(data, verify=not args.no_verify)
+    refusals = _refusals(finding, args.fix == "drop", args.allow_missing)
+    _print(data, finding, args)
+    if args.csv is not None:
+        write_accounting(finding.rows, args.csv)
+    if args.json is not None:
+        _write_json(args.json, _describe(data, finding, not refusals))
+    return _conclude(finding, refusals)
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What was found: one row for each label, the problems of the files by kind, and files that cannot be decoded."""
+
+    rows: "tuple[LabelUse, ...]"
+    problems: "tuple[Problem, ...]"
+    missing: tuple[str, ...]
+    refused: tuple[str, ...]
+    broken: tuple[str, ...]
+    verified: bool
+
+    @property
+    def invalid_masks(self) -> tuple[str, ...]:
+        return tuple(
+            f"image '{row.image_id}': object {row.object_id} ({row.class_name}): {row.mask.removeprefix('invalid: ')}"
+            for row in self.rows
+            if row.mask.startswith("invalid")
+        )
+
+    def listed(self, action: str) -> list[str]:
+        """The problems with that action, as text."""
+        return [str(problem) for problem in self.problems if problem.action == action]
+
+
+def _examine(data: "DataSet", verify: bool) -> Finding:
+    from dasnet_lightning.cli.console import counter
+    from dasnet_lightning.data.accounting import account
+    from dasnet_lightning.data.checks import parse_object
+
+    problems = (*data.train.problems, *data.val.problems, *data.problems)
+    refused = [problem for problem in problems if problem.action == "refused"]
+    broken = [text for source in (data.train, data.val) for text in _decode(source)] if verify else []
+    rows: list[LabelUse] = []
+    with counter("masks") as move:
+        rows += account(data.train, None, "train", verify_masks=verify, progress=move)
+        rows += account(data.val, None, "val", verify_masks=verify, progress=move)
+    return Finding(
+        rows=tuple(rows),
+        problems=problems,
+        missing=tuple(str(problem) for problem in refused if parse_object(problem.record) is None),
+        refused=tuple(str(problem) for problem in refused if parse_object(problem.record) is not None),
+        broken=tuple(broken),
+        verified=verify,
+    )
+
+
+def _decode(source: "Source") -> list[str]:
+    """Why images of a source cannot be read; every pixel is decoded."""
+    from dasnet_lightning.cli.console import progress
+    from dasnet_lightning.data.checks import read_image
+    from dasnet_lightning.errors import DataError
+
+    broken = []
+    for record in progress(source.records, "images"):
+        try:
+            read_image(record.path, record.size)
+        except DataError as error:
+            broken.append(str(error))
+    return broken
+
+
+def _refusals(finding: Finding, drop: bool, allow_missing: bool) -> int:
+    """How much cannot be used and was not accepted by an option; a broken image is never accepted."""
+    labels = 0 if drop else len(finding.refused) + len(finding.invalid_masks)
+    return len(finding.broken) + (0 if allow_missing else len(finding.missing)) + labels
+
+
+def _print(data: "DataSet", finding: Finding, args: argparse.Namespace) -> None:
+    from dasnet_lightning.cli.console import print_list, print_table, say
+    from dasnet_lightning.report import Table
+
+    say(f"{data.root}: {data.format.upper()}, {len(data.train.class_names) - 1} classes\n")
+    images = {"train": data.train.records, "val": data.val.records}
+    header = ("split", "images", "with masks", *_COUNTED)
+    rows: list[tuple[str | int, ...]] = [
+        (
+            split,
+            len(records),
+            sum(record.has_masks for record in records),
+            *_count(row for row in finding.rows if row.split == split),
+        )
+        for split, records in images.items()
+    ]
+    print_table(Table("Splits", header, rows))
+    print_table(Table("Classes", ("class", "images", *_COUNTED), _class_rows(data, finding)))
+    rest = f"all in {args.json}" if args.json is not None else "--json FILE writes all of them"
+    print_list("Images that cannot be read", finding.broken, rest=rest)
+    print_list("Images that cannot be used", finding.missing, rest=rest)
+    print_list("Labels refused", finding.refused, rest=rest)
+    print_list("Masks that cannot be used; their boxes are", finding.invalid_masks, rest=rest)
+    print_list("Boxes clipped at the border of their image", finding.listed("clipped"), rest=rest)
+    print_list("Worth knowing", finding.listed("warning"), rest=rest)
+
+
+_COUNTED = ("boxes", "masks", "no mask", "invalid mask", "ignored", "refused")
+
+
+def _count(rows: Iterable["LabelUse"]) -> tuple[int, ...]:
+    """The counts of _COUNTED over rows of the accounting."""
+    from dasnet_lightning.data.accounting import summarise
+
+    total = summarise(rows)["all"]
+    return tuple(total[name] for name in ("boxes", "masks", "absent", "invalid", "ignored", "refused"))
+
+
+def _class_rows(data: "DataSet", finding: Finding) -> list[tuple[str | int, ...]]:
+    """One row for each class in the order of the labels, also for those that never occur, and one for all."""
+    records = (*data.train.records, *data.val.records)
+    images = Counter(label for record in records for label in {item.label for item in record.objects})
+    rows: dict[str, list[LabelUse]] = {name: [] for name in data.train.class_names[1:]}
+    for row in finding.rows:
+        rows.setdefault(row.class_name, []).append(row)
+    table: list[tuple[str | int, ...]] = [
+        (name, images[label], *_count(rows[name])) for label, name in enumerate(data.train.class_names) if label > 0
+    ]
+    return [*table, ("all", len(records), *_count(finding.rows))]
+
+
+def _conclude(finding: Finding, refusals: int) -> int:
+    from dasnet_lightning.cli.console import complain, say
+
+    checked = "" if finding.verified else "; images and masks were not opened (--no-verify)"
+    if refusals == 0:
+        say(f"{len(finding.rows):,} labels were read, this data set can be used{checked}.")
+        return 0
+    complain(
+        f"dasnet: {refusals:,} {'entry' if refusals == 1 else 'entries'} above cannot be used: mend the files; --fix drop "
+        f"leaves out refused labels, --allow-missing missing images{checked}"
+    )
+    return 2
+
+
+def _describe(data: "DataSet", finding: Finding, usable: bool) -> dict[str, Any]:
+    splits = {"train": data.train, "val": data.val}
+    return {
+        "data": str(data.root),
+        "format": data.format,
+        "usable": usable,
+        "verified": finding.verified,
+        "class_names": list(data.train.class_names),
+        "images": {name: len(source.records) for name, source in splits.items()},
+        "classes": {
+            str(row[0]): dict(zip(("images", *_COUNTED), row[1:], strict=True)) for row in _class_rows(data, finding)
+        },
+        "broken_images": list(finding.broken),
+        "invalid_masks": list(finding.invalid_masks),
+        "problems": _problems(finding.problems),
+    }
+
+
+def _describe_failure(path: Path, error: "RecordsError") -> dict[str, Any]:
+    return {"data": str(path), "usable": False, "problems": _problems(error.problems)}
+
+
+def _problems(problems: "tuple[Problem, ...]") -> list[dict[str, str]]:
+    return [
+        {"file": str(item.file), "record": item.record, "message": item.message, "action": item.action}
+        for item in problems
+    ]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from dasnet_lightning.data.files import write_text
+
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,157 @@
+"""`dasnet segment`: pictures and COCO JSON for images, folders and patterns. One broken image does not stop the others."""
+
+import argparse
+import glob
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dasnet_lightning.inference import Segmenter
+    from dasnet_lightning.segmentation import Segmentation
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders (searched through) or patterns")
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("segmented"), help="default: %(default)s")
+    parser.add_argument(
+        "--score-threshold", metavar="S", type=_fraction, help="leave out detections below it, 0 to 1 (default: 0.5)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment all images; 2 where some could not be read."""
+    from dasnet_lightning.cli.console import complain, say
+
+    paths = find_images(args.images, args.out)
+    segmenter = _load(args.checkpoint, args.device, args.score_threshold)
+    args.out.mkdir(parents=True, exist_ok=True)
+    content, failures = _segment_all(segmenter, paths, args.out)
+    _write_predictions(args.out / "predictions.json", content, args.checkpoint)
+    done = len(paths) - len(failures)
+    say(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
+    if failures:
+        complain(f"dasnet: {len(failures):,} of {len(paths):,} images could not be segmented, see above")
+    return 2 if failures else 0
+
+
+def find_images(given: Sequence[str], out: Path) -> list[Path]:
+    """The image files that the arguments mean, each once, in their order; folders sorted, without the pictures in `out`.
+
+    Raises DataError for an argument that means no image.
+    """
+    from dasnet_lightning.errors import DataError
+
+    found: dict[Path, None] = {}
+    for argument in given:
+        paths = [path for path in _expand(argument) if not path.resolve().is_relative_to(out.resolve())]
+        if not paths:
+            suffixes = ", ".join(SUFFIXES)
+            raise DataError(
+                f"{argument}: no image found, expected a file, a folder or a pattern of images ({suffixes})"
+            )
+        found.update(dict.fromkeys(paths))
+    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+
+
+def unique_names(paths: Iterable[Path]) -> Iterator[str]:
+    """A picture name for each image; equal stems are numbered, so that no picture overwrites another."""
+    taken: set[str] = set()
+    for path in paths:
+        name, number = path.stem, 1
+        while name.casefold() in taken:  # also where the file system ignores case
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add(name.casefold())
+        yield f"{name}.png"
+
+
+def _expand(argument: str) -> list[Path]:
+    path = Path(argument).expanduser()
+    if path.is_file():
+        return [path]
+    entries = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
+    return sorted(entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file())
+
+
+def _load(checkpoint: Path, device: str, score_threshold: float | None) -> "Segmenter":
+    from dasnet_lightning import inference
+
+    place = _device(device)
+    if score_threshold is None:
+        return inference.load(checkpoint, device=place)
+    from dasnet_lightning.models.semantic import SemanticOptions
+
+    return inference.load(checkpoint, device=place, options=SemanticOptions(score_threshold=score_threshold))
+
+
+def _device(name: str) -> str:
+    """The device to use. Raises ConfigError for one that does not exist."""
+    import torch
+
+    from dasnet_lightning.errors import ConfigError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name}: cannot be used ({reason}); try --device cpu") from error
+    return name
+
+
+def _segment_all(segmenter: "Segmenter", paths: Sequence[Path], out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Write a picture for each image; returns the predictions, and what went wrong with the others."""
+    from dasnet_lightning.cli.console import complain, progress
+    from dasnet_lightning.errors import DataError
+
+    content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    failures = []
+    names = unique_names(paths)
+    for image_id, path in enumerate(progress(paths, "segment"), start=1):
+        name = next(names)
+        try:
+            segmentation = segmenter.segment(path)
+        except DataError as error:
+            failures.append(str(error))
+            complain(f"dasnet: {error}")
+            continue
+        segmentation.save(out / name)
+        _add(content, segmentation, image_id, path)
+    return content, failures
+
+
+def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, path: Path) -> None:
+    """Add one image and its objects to the predictions; `annotations` is also a list of COCO results."""
+    height, width = segmentation.image.shape[:2]
+    content["images"].append({"id": image_id, "file_name": path.as_posix(), "width": width, "height": height})
+    ids = segmentation.category_ids or tuple(range(len(segmentation.class_names)))
+    content["categories"] = [
+        {"id": key, "name": name} for key, name in list(zip(ids, segmentation.class_names, strict=True))[1:]
+    ]
+    areas = segmentation.masks.flatten(1).sum(dim=1).tolist()
+    for result, area in zip(segmentation.to_coco(image_id), areas, strict=True):
+        number = len(content["annotations"]) + 1
+        content["annotations"].append({"id": number, "iscrowd": 0, "area": area, **result})
+
+
+def _write_predictions(path: Path, content: dict[str, Any], checkpoint: Path) -> None:
+    from dasnet_lightning import __version__
+    from dasnet_lightning.data.files import write_text
+
+    info = {"description": f"predictions of dasnet_lightning {__version__} with {checkpoint.name}"}
+    write_text(path, json.dumps({"info": info, **content}, ensure_ascii=False) + "\n")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
