@@ -1,0 +1,30 @@
+"""From the items of a dataset to the Batch that tasks read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from dasnet_lightning.types import Batch, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One item of a dataset. `image` is RGB; `seed` is where all random draws for this image come from."""
+
+    image_id: str
+    image: UInt8[Tensor, "3 H W"]
+    target: Target
+    seed: int
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack images of one size into a Batch, as floats in 0..1."""
+    return Batch(
+        image_ids=tuple(sample.image_id for sample in samples),
+        images=torch.stack([sample.image for sample in samples]).float().div_(255),
+        targets=tuple(sample.target for sample in samples),
+        seeds=tuple(sample.seed for sample in samples),
+    )

@@ -1,0 +1,221 @@
+"""A data set with boxes on everything and masks on a few, as Lightning wants it: the only file here that knows Lightning.
+
+Two seeds: `split_seed` draws which images may show their masks, `seed` the order and the augmentation.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from dasnet_lightning.data.collate import Sample, collate
+from dasnet_lightning.data.dataset import SegmentationDataset
+from dasnet_lightning.data.formats import DataSet, open_dataset
+from dasnet_lightning.data.records import ImageRecord
+from dasnet_lightning.data.sampling import EpochSampler
+from dasnet_lightning.data.splits import Split, make_split, mask_labels, parse_budget, read_split, write_split
+from dasnet_lightning.data.transforms import build_transform
+from dasnet_lightning.errors import ConfigError, DataError
+
+Supervision = Literal["boxes", "masks", "mixed"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """What `setup` found: the data set and which training images may show their masks (split is None for "boxes")."""
+
+    dataset: DataSet
+    split: Split | None
+
+    @property
+    def mask_ids(self) -> frozenset[str]:
+        return frozenset() if self.split is None else frozenset(self.split.image_ids)
+
+
+class MixedSupervisionDataModule(LightningDataModule):
+    """Boxes on every image, masks inside a budget.
+
+    Args:
+        data_root: the folder or file of the data set; its format is detected.
+        image_size: side of the network's input in pixels, or (height, width).
+        batch_size: images in a batch of one process.
+        num_workers: processes that load images; 0 loads them in the training process.
+        supervision: "boxes" trains on all images and opens no mask; "masks" on the images inside the budget with their
+            masks; "mixed" on all images, with masks inside the budget.
+        mask_budget: how many masks may be used, "all", a number of images, "5/class", or a name such as "seg100".
+        split_seed: draws the images inside the budget.
+        seed: draws the order of the images and their augmentation.
+        augmentation: "ssd", "segment", "flip" or "none" (see data.transforms).
+        split_file: read the split from this file instead of drawing it.
+        samples_per_epoch: images drawn in an epoch over all processes; None means each image once, or one full batch
+            where there are fewer images.
+        allow_missing: leave out images whose file does not exist instead of refusing the data set.
+        fix: what to do with an annotation that cannot be used: "error" or "drop".
+    """
+
+    def __init__(
+        self,
+        data_root: str,
+        image_size: int | tuple[int, int] = 320,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        supervision: Supervision = "boxes",
+        mask_budget: str | int = "all",
+        split_seed: int = 0,
+        seed: int = 0,
+        augmentation: str = "ssd",
+        split_file: str | None = None,
+        samples_per_epoch: int | None = None,
+        allow_missing: bool = False,
+        fix: Literal["error", "drop"] = "error",
+    ) -> None:
+        super().__init__()
+        # logger=False: Lightning refuses to log a model and a data module that name two things alike
+        self.save_hyperparameters(logger=False)
+        if supervision not in ("boxes", "masks", "mixed"):
+            raise ConfigError(f"supervision is '{supervision}', expected 'boxes', 'masks' or 'mixed'")
+        if samples_per_epoch is not None and samples_per_epoch < batch_size:
+            raise ConfigError(f"samples_per_epoch={samples_per_epoch} does not fill one batch of {batch_size} images")
+        self.data_root = Path(data_root)
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.supervision = supervision
+        self.mask_budget = mask_budget
+        self.split_seed = split_seed
+        self.seed = seed
+        self.split_file = None if split_file is None else Path(split_file)
+        self.samples_per_epoch = samples_per_epoch
+        self.allow_missing = allow_missing
+        self.fix: Literal["error", "drop"] = fix
+        self.train_transform = build_transform(augmentation, self.image_size)
+        self.eval_transform = build_transform("none", self.image_size)
+        self._opened: Opened | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the data set and draw the split, once. Raises DataError or BudgetError."""
+        self.opened()
+
+    def opened(self) -> Opened:
+        """The data set and the split, opened when first asked for."""
+        if self._opened is None:
+            dataset = open_dataset(self.data_root, allow_missing=self.allow_missing, fix=self.fix)
+            self._opened = Opened(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
+        return self._opened
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by label; class_names[0] is "background"."""
+        return self.opened().dataset.train.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with the background."""
+        return len(self.class_names)
+
+    @property
+    def split(self) -> Split | None:
+        """The images inside the mask budget; None where the supervision is "boxes"."""
+        return self.opened().split
+
+    @property
+    def mask_ids(self) -> frozenset[str]:
+        """Training images whose masks may be opened."""
+        return self.opened().mask_ids
+
+    def write_split(self, path: str | Path) -> None:
+        """Write the split beside a run. Raises ConfigError where the supervision is "boxes" and there is none."""
+        if self.split is None:
+            raise ConfigError('supervision="boxes" uses no masks, so there is no split to write')
+        write_split(self.split, Path(path))
+
+    def train_set(self) -> SegmentationDataset:
+        """The training images that the supervision allows, augmented."""
+        source, mask_ids = self.opened().dataset.train, self.mask_ids
+        keep_all = self.supervision != "masks"
+        records = [record for record in source.records if keep_all or record.image_id in mask_ids]
+        if not records:
+            raise DataError(f"{self.data_root}: no training image is left for supervision='{self.supervision}'")
+        return SegmentationDataset(source, records, mask_ids, self.train_transform, self.seed)
+
+    def val_set(self) -> SegmentationDataset:
+        """All validation images with all their masks, not augmented."""
+        source = self.opened().dataset.val
+        mask_ids = frozenset(record.image_id for record in source.records)
+        return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_semantic=True)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Full batches only, in an order that depends on the seed and the epoch alone."""
+        dataset, (rank, world_size) = self.train_set(), self._processes()
+        one_batch = self.batch_size * world_size
+        draws = max(len(dataset), one_batch) if self.samples_per_epoch is None else self.samples_per_epoch
+        epoch = self._current_epoch if self.trainer is not None else None
+        sampler = EpochSampler(
+            len(dataset), self.seed, True, draws, rank=rank, world_size=world_size, pad=True, epoch=epoch
+        )
+        return self._loader(dataset, sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Every validation image exactly once over all processes, in order."""
+        dataset, (rank, world_size) = self.val_set(), self._processes()
+        sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler, drop_last=False)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The validation images: data sets have two parts here."""
+        return self.val_dataloader()
+
+    def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler, drop_last: bool) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator().manual_seed(self.seed),  # else it would draw from the global one
+        )
+
+    def _processes(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _current_epoch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch
+
+    def _choose_split(self, records: tuple[ImageRecord, ...], class_names: tuple[str, ...]) -> Split | None:
+        if self.supervision == "boxes":
+            return None
+        if self.split_file is not None:
+            return _read_known_split(self.split_file, records)
+        split = make_split(*mask_labels(records), parse_budget(self.mask_budget), self.split_seed, len(class_names))
+        for label, (wanted, there) in split.short.items():
+            _logger.warning(
+                "%s: class '%s' has %d images with masks, the budget '%s' wants %d of each class",
+                *(self.data_root, class_names[label], there, split.budget, wanted),
+            )
+        return split
+
+
+def _read_known_split(path: Path, records: tuple[ImageRecord, ...]) -> Split:
+    split = read_split(path)
+    unknown = sorted(set(split.image_ids) - {record.image_id for record in records})
+    if unknown:
+        raise DataError(
+            f"{path}: {len(unknown)} images of the split are not among the training images, the first is '{unknown[0]}'; "
+            "use a split that was written for this data set"
+        )
+    return split
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # every worker has one core

@@ -1,0 +1,122 @@
+"""Images with their boxes, and with their masks where the mask budget allows it.
+
+A mask file is opened only for an image in `mask_ids`, and there only for objects whose mask is present.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dasnet_lightning.data.augmented import Augmented
+from dasnet_lightning.data.collate import Sample
+from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.records import ImageRecord, MaskState, Source
+from dasnet_lightning.data.sampling import Key, sample_seed
+from dasnet_lightning.data.semantic_map import paint_semantic
+from dasnet_lightning.data.transforms import Transform
+from dasnet_lightning.errors import DataError
+from dasnet_lightning.types import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """The usable masks of one image in its original pixels; mask j belongs to object `index[j]`.
+
+    `asked` says whether any mask was opened at all; where not, nothing is known and nothing here may be read as empty.
+    """
+
+    asked: bool
+    masks: Bool[np.ndarray, "m H0 W0"]
+    index: np.ndarray
+    void: Bool[np.ndarray, "H0 W0"] | None = None
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Map-style dataset over some records of a source; keys are (round, index) pairs (see EpochSampler).
+
+    records: what is shown, a part of source.records or all. mask_ids: image ids whose masks may be opened. seed: of the
+    augmentation. with_semantic: add the class map and the size of the original image (evaluation).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        records: Sequence[ImageRecord],
+        mask_ids: frozenset[str],
+        transform: Transform,
+        seed: int,
+        with_semantic: bool = False,
+    ) -> None:
+        self.source = source
+        self.records = tuple(records)
+        self.mask_ids = mask_ids
+        self.transform = transform
+        self.seed = seed
+        self.with_semantic = with_semantic
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Raises DataError with the image's path where the image or a box cannot be used."""
+        epoch, index = key
+        record = self.records[index]
+        image = read_image(record.path, record.size)
+        opened = open_masks(self.source, record, record.image_id in self.mask_ids)
+        seed = sample_seed(self.seed, epoch, index)
+        labels = np.array([item.label for item in record.objects], np.int64)
+        boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
+        try:
+            out = self.transform(image, boxes, opened.masks, opened.index, opened.void, seed, labels)
+        except DataError as error:
+            raise DataError(f"{record.path}: {error}") from error
+        pixels = torch.from_numpy(np.ascontiguousarray(out.image.transpose(2, 0, 1)))
+        target = build_target(record, out, opened.asked, self._semantic(record, opened))
+        return Sample(record.image_id, pixels, target, seed)
+
+    def _semantic(self, record: ImageRecord, opened: Opened) -> UInt8[Tensor, "H0 W0"] | None:
+        if not self.with_semantic:
+            return None
+        known = dict(zip(opened.index.tolist(), opened.masks, strict=True))
+        boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
+        labels, ignore = [item.label for item in record.objects], [item.ignore for item in record.objects]
+        masks = [known.get(i) for i in range(len(record.objects))]
+        return torch.from_numpy(paint_semantic(record.size, boxes, labels, ignore, masks, opened.void))
+
+
+def open_masks(source: Source, record: ImageRecord, allowed: bool) -> Opened:
+    """Open the present masks of one image if allowed; those that turn out invalid are left out."""
+    present = [i for i, item in enumerate(record.objects) if item.mask is MaskState.PRESENT] if allowed else []
+    if not present:
+        return Opened(False, np.zeros((0, *record.size), bool), np.zeros(0, np.int64))
+    loaded = source.load_masks(record, present)
+    valid = np.array(loaded.valid, bool)
+    return Opened(True, loaded.masks[valid], np.array(present, np.int64)[valid], loaded.void)
+
+
+def build_target(
+    record: ImageRecord, out: Augmented, masks_asked: bool, semantic: UInt8[Tensor, "H0 W0"] | None
+) -> Target:
+    """Bring the surviving objects of an image into a Target; `masks` and `void` stay None where no mask was opened."""
+    survivors = [record.objects[i] for i in out.kept.tolist()]
+    has_mask = np.zeros(len(survivors), dtype=bool)
+    has_mask[out.mask_index] = True
+    masks = None
+    if masks_asked:
+        masks = np.zeros((len(survivors), *out.void.shape), dtype=bool)
+        masks[out.mask_index] = out.masks
+    return Target(
+        boxes=torch.from_numpy(out.boxes.astype(np.float32)),
+        labels=torch.tensor([item.label for item in survivors], dtype=torch.int64),
+        has_mask=torch.from_numpy(has_mask),
+        ignore=torch.tensor([item.ignore for item in survivors], dtype=torch.bool),
+        masks=None if masks is None else torch.from_numpy(masks),
+        void=torch.from_numpy(out.void) if masks_asked else None,
+        semantic=semantic,
+        original_size=record.size if semantic is not None else None,
+    )
