@@ -54,11 +54,15 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What was found: one row for each label, the problems of the files by kind, and files that cannot be decoded."""
+    """What was found: one row for each label, the problems by kind, and images that cannot be decoded.
+
+    missing are images without a file, orphans their labels, refused the other labels that cannot be used.
+    """
 
     rows: "tuple[LabelUse, ...]"
     problems: "tuple[Problem, ...]"
     missing: tuple[str, ...]
+    orphans: tuple[str, ...]
     refused: tuple[str, ...]
     broken: tuple[str, ...]
     verified: bool
@@ -83,6 +87,9 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
 
     problems = (*data.train.problems, *data.val.problems, *data.problems)
     refused = [problem for problem in problems if problem.action == "refused"]
+    missing = [problem for problem in refused if parse_object(problem.record) is None]
+    gone = {problem.record for problem in missing}
+    labels = [(problem, parse_object(problem.record)) for problem in refused]
     broken = [text for source in (data.train, data.val) for text in _decode(source)] if verify else []
     rows: list[LabelUse] = []
     with counter("masks") as move:
@@ -91,8 +98,9 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     return Finding(
         rows=tuple(rows),
         problems=problems,
-        missing=tuple(str(problem) for problem in refused if parse_object(problem.record) is None),
-        refused=tuple(str(problem) for problem in refused if parse_object(problem.record) is not None),
+        missing=tuple(map(str, missing)),
+        orphans=tuple(str(item) for item, named in labels if named and f"image '{named[1]}'" in gone),
+        refused=tuple(str(item) for item, named in labels if named and f"image '{named[1]}'" not in gone),
         broken=tuple(broken),
         verified=verify,
     )
@@ -139,7 +147,8 @@ def _print(data: "DataSet", finding: Finding, args: argparse.Namespace) -> None:
     print_table(Table("Classes", ("class", "images", *_COUNTED), _class_rows(data, finding)))
     rest = f"all in {args.json}" if args.json is not None else "--json FILE writes all of them"
     print_list("Images that cannot be read", finding.broken, rest=rest)
-    print_list("Images that cannot be used", finding.missing, rest=rest)
+    print_list("Images that are missing", finding.missing, rest=rest)
+    print_list("Labels of missing images", finding.orphans, rest=rest)
     print_list("Labels refused", finding.refused, rest=rest)
     print_list("Masks that cannot be used; their boxes are", finding.invalid_masks, rest=rest)
     print_list("Boxes clipped at the border of their image", finding.listed("clipped"), rest=rest)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        print(_overview(), flush=True)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(f"dasnet {__version__}")

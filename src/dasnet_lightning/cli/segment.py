@@ -3,7 +3,7 @@
 import argparse
 import glob
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,52 +32,63 @@ def run(args: argparse.Namespace) -> int:
     paths = find_images(args.images, args.out)
     segmenter = _load(args.checkpoint, args.device, args.score_threshold)
     args.out.mkdir(parents=True, exist_ok=True)
-    content, failures = _segment_all(segmenter, paths, args.out)
-    _write_predictions(args.out / "predictions.json", content, args.checkpoint)
-    done = len(paths) - len(failures)
+    content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    try:
+        failures = _segment_all(segmenter, paths, args.out, content)
+    finally:  # also what was done before Ctrl-C
+        _write_predictions(args.out / "predictions.json", content, args.checkpoint)
+    done = len(paths) - failures
     say(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
     if failures:
-        complain(f"dasnet: {len(failures):,} of {len(paths):,} images could not be segmented, see above")
+        complain(f"dasnet: {failures:,} of {len(paths):,} images could not be segmented, see above")
     return 2 if failures else 0
 
 
 def find_images(given: Sequence[str], out: Path) -> list[Path]:
-    """The image files that the arguments mean, each once, in their order; folders sorted, without the pictures in `out`.
+    """The image files that the arguments mean, each once, in their order.
 
-    Raises DataError for an argument that means no image.
+    Folders are searched through, apart from `out` inside them. Raises DataError for an argument that means no image.
     """
     from dasnet_lightning.errors import DataError
 
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for argument in given:
-        paths = [path for path in _expand(argument) if not path.resolve().is_relative_to(out.resolve())]
+        paths = _expand(argument, out)
         if not paths:
             suffixes = ", ".join(SUFFIXES)
             raise DataError(
                 f"{argument}: no image found, expected a file, a folder or a pattern of images ({suffixes})"
             )
-        found.update(dict.fromkeys(paths))
-    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
-def unique_names(paths: Iterable[Path]) -> Iterator[str]:
-    """A picture name for each image; equal stems are numbered, so that no picture overwrites another."""
-    taken: set[str] = set()
-    for path in paths:
-        name, number = path.stem, 1
-        while name.casefold() in taken:  # also where the file system ignores case
+def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:
+    """The picture to write for each image: named like it, numbered where that would overwrite another or an image itself."""
+    images = list(paths)
+    taken = {str(path.resolve()).casefold() for path in images}  # there are file systems that ignore case
+    pictures = []
+    for image in images:
+        picture, number = out / f"{image.stem}.png", 1
+        while str(picture.resolve()).casefold() in taken:
             number += 1
-            name = f"{path.stem}_{number}"
-        taken.add(name.casefold())
-        yield f"{name}.png"
+            picture = out / f"{image.stem}_{number}.png"
+        taken.add(str(picture.resolve()).casefold())
+        pictures.append(picture)
+    return pictures
 
 
-def _expand(argument: str) -> list[Path]:
+def _expand(argument: str, out: Path) -> list[Path]:
     path = Path(argument).expanduser()
     if path.is_file():
         return [path]
     entries = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-    return sorted(entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    images = sorted(entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    written = out.resolve()
+    if not path.is_dir() or path.resolve() not in written.parents:
+        return images
+    return [image for image in images if not image.resolve().is_relative_to(written)]
 
 
 def _load(checkpoint: Path, device: str, score_threshold: float | None) -> "Segmenter":
@@ -107,25 +118,23 @@ def _device(name: str) -> str:
     return name
 
 
-def _segment_all(segmenter: "Segmenter", paths: Sequence[Path], out: Path) -> tuple[dict[str, Any], list[str]]:
-    """Write a picture for each image; returns the predictions, and what went wrong with the others."""
+def _segment_all(segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any]) -> int:
+    """Write a picture for each image and add it to the predictions; returns how many images could not be read."""
     from dasnet_lightning.cli.console import complain, progress
     from dasnet_lightning.errors import DataError
 
-    content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
-    failures = []
-    names = unique_names(paths)
-    for image_id, path in enumerate(progress(paths, "segment"), start=1):
-        name = next(names)
+    failures = 0
+    pairs = list(zip(paths, name_pictures(paths, out), strict=True))
+    for image_id, (path, picture) in enumerate(progress(pairs, "segment"), start=1):
         try:
             segmentation = segmenter.segment(path)
         except DataError as error:
-            failures.append(str(error))
+            failures += 1
             complain(f"dasnet: {error}")
             continue
-        segmentation.save(out / name)
+        segmentation.save(picture)
         _add(content, segmentation, image_id, path)
-    return content, failures
+    return failures
 
 
 def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, path: Path) -> None:

@@ -1,0 +1,156 @@
+"""`dasnet segment` with a made-up network: what is found, written and reported."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from dasnet_lightning import inference
+from dasnet_lightning.cli.main import main
+from dasnet_lightning.cli.segment import find_images, name_pictures
+from dasnet_lightning.data.images import read_image
+from dasnet_lightning.errors import DataError
+from dasnet_lightning.segmentation import Segmentation
+
+
+class Squares:
+    """Answers every readable image with one square, of the category 18."""
+
+    def segment(self, path: Path) -> Segmentation:
+        image = read_image(path)
+        masks = torch.zeros(1, *image.shape[:2], dtype=torch.bool)
+        masks[0, 4:12, 6:16] = True
+        return Segmentation(
+            image=image,
+            boxes=torch.tensor([[6.0, 4.0, 16.0, 12.0]]),
+            labels=torch.tensor([2]),
+            scores=torch.tensor([0.5]),
+            masks=masks,
+            semantic=masks[0].long() * 2,
+            class_names=("background", "cat", "dog"),
+            category_ids=(0, 17, 18),
+        )
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Put the made-up network in the place of checkpoints; collects how they were asked for."""
+    calls: list[dict] = []
+
+    def load(checkpoint: Path, **options: object) -> Squares:
+        calls.append({"checkpoint": checkpoint, **options})
+        return Squares()
+
+    monkeypatch.setattr(inference, "load", load)
+    return calls
+
+
+def write_image(path: Path, size: tuple[int, int] = (24, 20)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size[1], size[0], 3), 120, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_folder_becomes_pictures_and_a_coco_file(
+    tmp_path: Path, loads: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "in" / "a.jpg")
+    write_image(tmp_path / "in" / "sub" / "A.PNG", (40, 30))
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    out = tmp_path / "in" / "out"
+    for _ in range(2):  # the second time the pictures of the first lie inside the folder
+        assert (
+            main(["segment", str(tmp_path / "in"), "--checkpoint", "c.ckpt", "--out", str(out), "--device", "cpu"]) == 0
+        )
+        assert sorted(path.name for path in out.iterdir()) == ["A_2.png", "a.png", "predictions.json"]
+    assert loads[0] == {"checkpoint": Path("c.ckpt"), "device": "cpu"}
+    assert "2 of 2 images segmented, 2 objects" in capsys.readouterr().out
+    predictions = COCO(out / "predictions.json")
+    assert [(image["width"], image["height"]) for image in predictions.dataset["images"]] == [(24, 20), (40, 30)]
+    assert predictions.dataset["categories"] == [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
+    for image_id in (1, 2):
+        (annotation,) = predictions.loadAnns(predictions.getAnnIds(imgIds=[image_id]))
+        assert annotation["bbox"] == [6.0, 4.0, 10.0, 8.0]
+        assert annotation["category_id"] == 18
+        assert annotation["area"] == 80 == predictions.annToMask(annotation).sum()
+    results = json.loads((out / "predictions.json").read_text())["annotations"]
+    assert len(predictions.loadRes(results).anns) == 2
+
+
+def test_a_broken_image_is_reported_and_the_rest_is_done(
+    tmp_path: Path, loads: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write_image(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    arguments = [str(tmp_path / "bad.jpg"), str(good), "--checkpoint", "c", "--out", str(tmp_path / "out")]
+    assert main(["segment", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert "bad.jpg" in captured.err
+    assert "1 of 2 images could not be segmented" in captured.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.png", "predictions.json"]
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 1
+
+
+def test_what_was_done_before_an_interruption_is_kept(
+    tmp_path: Path, loads: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stops(Squares):
+        def segment(self, path: Path) -> Segmentation:
+            if path.stem == "b":
+                raise KeyboardInterrupt
+            return super().segment(path)
+
+    monkeypatch.setattr(inference, "load", lambda *given, **options: Stops())
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png")
+    assert main(["segment", str(tmp_path), "--checkpoint", "c", "--out", str(tmp_path / "out")]) == 130
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 1
+
+
+def test_the_score_threshold_reaches_the_network(tmp_path: Path, loads: list[dict]) -> None:
+    image = write_image(tmp_path / "a.png")
+    arguments = ["segment", str(image), "--checkpoint", "c", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--score-threshold", "0.25"]) == 0
+    assert loads[0]["options"].score_threshold == 0.25
+    assert main([*arguments, "--score-threshold", "25"]) == 2
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize("device", ["warp", "cuda:77"])
+def test_a_device_that_does_not_exist_is_refused(
+    tmp_path: Path, loads: list[dict], device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = write_image(tmp_path / "a.png")
+    assert main(["segment", str(image), "--checkpoint", "c", "--device", device, "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dasnet: --device {device}: cannot be used")
+    assert len(error.splitlines()) == 1
+    assert loads == []
+
+
+def test_files_folders_and_patterns_are_found_once(tmp_path: Path) -> None:
+    first, second = write_image(tmp_path / "x" / "1.png"), write_image(tmp_path / "x" / "y [z]" / "2.jpeg")
+    assert find_images([str(second), str(tmp_path / "x")], tmp_path / "out") == [second, first]
+    assert find_images([str(tmp_path / "x" / "*.png"), str(first)], tmp_path / "out") == [first]
+    assert find_images([str(tmp_path / "**" / "*.jpeg")], tmp_path / "out") == [second]
+    assert find_images([str(tmp_path / "x")], tmp_path) == [first, second]
+
+
+@pytest.mark.parametrize("name", ["missing.png", "empty", "*.gif"])
+def test_an_argument_without_images_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image found"):
+        find_images([str(tmp_path / name)], tmp_path / "out")
+
+
+def test_pictures_overwrite_neither_each_other_nor_the_images(tmp_path: Path) -> None:
+    images = [tmp_path / "a.png", tmp_path / "b" / "a.jpg", tmp_path / "c" / "A.jpg", tmp_path / "a_2.jpg"]
+    pictures = name_pictures(images, tmp_path)
+    assert pictures[0].name == "a_2.png"
+    assert len({picture.name.casefold() for picture in pictures}) == 4
+    assert not set(pictures) & set(images)
+    assert [picture.name for picture in name_pictures(images[:1], tmp_path / "out")] == ["a.png"]
