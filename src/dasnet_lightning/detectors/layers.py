@@ -1,0 +1,78 @@
+"""Small layers that the detectors share, and how an image size is written."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dasnet_lightning.errors import ConfigError
+
+
+def parse_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) of one number for a square image, or of two. Raises ConfigError for anything else."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ConfigError(f"image_size is {size!r}, expected one positive number or two: height, width")
+    return sides[0], sides[1]
+
+
+class L2Norm(nn.Module):
+    """Scale every cell's feature vector to a length that is learned for each channel (SSD's conv4_3, ParseNet)."""
+
+    def __init__(self, channels: int, scale: float = 20.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), scale))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return F.normalize(x.float(), dim=1) * self.scale
+
+
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm whose statistics and scales are buffers that never move, in training or in evaluation.
+
+    The state dict has BatchNorm2d's keys, so weights trained with either load into the other. One fused call and
+    autocast's dtype, unlike torchvision's, which goes to float32 under autocast.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def reduced_head(channels: int, width: int, outputs: int) -> nn.Sequential:
+    """A box head that first narrows a wide level: 1x1 to `width`, then the 3x3 that predicts."""
+    return nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, outputs, 3, padding=1))
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """He initialisation for every convolution of a part that starts untrained, biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def init_predictors(heads: nn.Module) -> None:
+    """SSD's initialisation of the box heads: Xavier, biases 0."""
+    for layer in heads.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

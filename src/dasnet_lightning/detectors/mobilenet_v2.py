@@ -1,0 +1,102 @@
+"""SSD320 on torchvision's MobileNetV2: the detector for a processor, and for small data with ImageNet weights.
+
+The levels at strides 4 and 8 are there for the decoder; boxes are predicted from stride 16 on (from 8 on demand).
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.layers import (
+    FrozenBatchNorm,
+    init_convolutions,
+    init_predictors,
+    parse_size,
+    reduced_head,
+)
+from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.weights import fill, load_state, select
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+TAPS = (3, 6, 13, 18)  # last blocks at strides 4, 8, 16 and 32
+EXTRAS = ((256, 512), (128, 256), (128, 256), (64, 128))  # (narrow, out) of each extra level
+SCALES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)  # strides 16, 32 and the extras
+SCALE_STRIDE8 = 0.075
+HEAD_WIDTH = 128
+
+
+class MobileNetV2(nn.Module):
+    """Levels at strides 4, 8, 16, 32 (24, 32, 96, 1280 channels) and four extra levels, each half the one before."""
+
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
+    out_channels: tuple[int, ...] = (24, 32, 96, 1280, *(out for _, out in EXTRAS))
+
+    def __init__(self, freeze_norm: bool) -> None:
+        super().__init__()
+        self.features = mobilenet_v2(norm_layer=FrozenBatchNorm if freeze_norm else nn.BatchNorm2d).features
+        inputs = (1280, *(out for _, out in EXTRAS))
+        self.extras = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, narrow, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(narrow, out, 3, stride=2, padding=1),
+                nn.ReLU(inplace=True),
+            )
+            for channels, (narrow, out) in zip(inputs, EXTRAS, strict=False)
+        )
+        init_convolutions(self.extras)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        x, levels = images, []
+        for number, block in enumerate(self.features):
+            x = block(x)
+            if number in TAPS:
+                levels.append(x)
+        for extra in self.extras:
+            x = extra(x)
+            levels.append(x)
+        return tuple(levels), None
+
+
+@DETECTORS.register("ssd320_mobilenet_v2")
+def build_ssd320_mobilenet_v2(
+    num_classes: int,
+    backbone_weights: str | None = None,
+    image_size: int | Sequence[int] = 320,
+    head_stride8: bool = False,
+    freeze_norm: bool | None = None,
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+    top_k: int = 400,
+    detections_per_image: int = 200,
+) -> SSD:
+    """SSD on MobileNetV2.
+
+    backbone_weights: torchvision's name ("IMAGENET1K_V1") or a file of mobilenet_v2. head_stride8: predict boxes at
+    stride 8 too, for small objects. freeze_norm: hold BatchNorm; None means where backbone_weights are given. The
+    state dict is the same either way.
+    """
+    freeze = backbone_weights is not None if freeze_norm is None else freeze_norm
+    backbone = MobileNetV2(freeze)
+    if backbone_weights is not None:
+        state = select(load_state(backbone_weights, "mobilenet_v2"), "features.")
+        fill(backbone.features, state, backbone_weights, "the state dict of torchvision's mobilenet_v2")
+    first = 1 if head_stride8 else 2
+    head_levels = tuple(range(first, len(backbone.out_channels)))
+    scales = (SCALE_STRIDE8, *SCALES) if head_stride8 else SCALES
+    anchors = AnchorLayout(ssd_shapes(scales, [(2.0, 3.0)] * len(head_levels)))
+    heads = [
+        reduced_head(backbone.out_channels[level], HEAD_WIDTH, number * (num_classes + 4))
+        for level, number in zip(head_levels, anchors.per_cell, strict=True)
+    ]
+    for head in heads:
+        init_predictors(head)
+    return SSD(
+        backbone, heads, anchors, head_levels, num_classes, parse_size(image_size), MEAN, STD,
+        score_threshold, nms_threshold, top_k, detections_per_image,
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""A detector of about a million parameters for small images: the demo, the tests, and trying things out on a processor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.layers import init_convolutions, init_predictors, parse_size
+from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.weights import fill, load_state_file
+
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+STEM = 16
+WIDTHS = (32, 64, 96, 128, 128)  # strides 4 to 64
+SCALES = (0.15, 0.28, 0.42, 0.56, 0.7)  # strides 8 to 64, and the one beyond
+
+
+def _block(channels: int, out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+    )
+
+
+class TinyBackbone(nn.Module):
+    """Six strided stages of 3x3 convolutions with BatchNorm; levels at strides 4, 8, 16, 32 and 64."""
+
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+    out_channels: tuple[int, ...] = WIDTHS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _block(3, STEM, stride=2)
+        self.stages = nn.ModuleList(
+            nn.Sequential(_block(before, after, stride=2), _block(after, after, stride=1))
+            for before, after in zip((STEM, *WIDTHS), WIDTHS, strict=False)
+        )
+        init_convolutions(self)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        x, levels = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            levels.append(x)
+        return tuple(levels), None
+
+
+@DETECTORS.register("ssd_tiny")
+def build_ssd_tiny(
+    num_classes: int,
+    backbone_weights: str | None = None,
+    image_size: int | Sequence[int] = 128,
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+    top_k: int = 400,
+    detections_per_image: int = 200,
+) -> SSD:
+    """A small SSD for images of 96 to 160 pixels.
+
+    backbone_weights: a file with the state dict of another ssd_tiny's `backbone`; nobody publishes such weights.
+    """
+    backbone = TinyBackbone()
+    if backbone_weights is not None:
+        fill(backbone, load_state_file(Path(backbone_weights)), backbone_weights, "the backbone of an ssd_tiny")
+    head_levels = (1, 2, 3, 4)
+    anchors = AnchorLayout(ssd_shapes(SCALES, [(2.0,)] * len(head_levels)))
+    heads = [
+        nn.Conv2d(backbone.out_channels[level], number * (num_classes + 4), 3, padding=1)
+        for level, number in zip(head_levels, anchors.per_cell, strict=True)
+    ]
+    for head in heads:
+        init_predictors(head)
+    return SSD(
+        backbone, heads, anchors, head_levels, num_classes, parse_size(image_size), MEAN, STD,
+        score_threshold, nms_threshold, top_k, detections_per_image,
+    )  # fmt: skip

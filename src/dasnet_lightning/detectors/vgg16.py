@@ -1,0 +1,156 @@
+"""The paper's detector: SSD320 on VGG16 (paper.md section 6).
+
+Differs from torchvision's ssd300_vgg16: the pyramid holds the raw conv4_3, the L2 norm stands in front of its box head
+only, and the encoder's five poolings give their switches to the decoder.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.layers import L2Norm, init_convolutions, init_predictors, parse_size
+from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.weights import fill, load_state, select
+from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.functional.pooling import max_pool_with_switches
+
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
+STD = (1 / 255, 1 / 255, 1 / 255)
+STEPS = (8, 16, 32, 64, 100, 320)
+# Caffe's rule for min_ratio 20 and max_ratio 90: whole percents, 17 apart; the first level has a scale of its own.
+SCALES = (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)
+RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,))
+MIN_SIDE = 257  # the last two convolutions have no padding: conv7_2 must be at least 5 cells wide
+
+
+def _stage(channels: int, widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip((channels, *widths), widths, strict=False):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _extra(channels: int, middle: int, out: int, stride: int, padding: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, middle, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(middle, out, 3, stride=stride, padding=padding),
+        nn.ReLU(inplace=True),
+    )
+
+
+class VGG16(nn.Module):
+    """VGG16 to conv5_3, fc6 and fc7 as convolutions, and SSD's extra layers.
+
+    Levels: conv4_3, fc7, conv6_2, conv7_2, conv8_2, conv9_2. Switches: pool1 to pool5.
+    """
+
+    strides: tuple[int, ...] = STEPS
+    out_channels: tuple[int, ...] = (512, 1024, 512, 256, 256, 256)
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *(widths[-1] for widths in STAGES))
+        self.stages = nn.ModuleList(_stage(channels, widths) for channels, widths in zip(inputs, STAGES, strict=False))
+        self.fc6 = nn.Conv2d(512, 1024, 3, padding=6, dilation=6)
+        self.fc7 = nn.Conv2d(1024, 1024, 1)
+        self.extras = nn.ModuleList(
+            [
+                _extra(1024, 256, 512, stride=2, padding=1),
+                _extra(512, 128, 256, stride=2, padding=1),
+                _extra(256, 128, 256, stride=1, padding=0),
+                _extra(256, 128, 256, stride=1, padding=0),
+            ]
+        )
+        init_convolutions(self)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], tuple[UInt8[Tensor, "b _ _ _"], ...]]:
+        x, switches, levels = images, [], []
+        for number, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            if number == 4:
+                levels.append(x)
+            shape = (3, 1, 1) if number == 5 else (2, 2, 0)
+            x, places = max_pool_with_switches(x, *shape, ceil_mode=True)
+            switches.append(places)
+        x = F.relu(self.fc7(F.relu(self.fc6(x))))
+        levels.append(x)
+        for extra in self.extras:
+            x = extra(x)
+            levels.append(x)
+        return tuple(levels), tuple(switches)
+
+
+def decimate_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """fc6 and fc7 as convolutions from VGG16's classifier: every fourth unit, every third place of fc6's 7x7 window."""
+    fc6, fc7 = state["classifier.0.weight"], state["classifier.3.weight"]
+    return {
+        "fc6.weight": fc6.view(4096, 512, 7, 7)[::4, :, ::3, ::3],
+        "fc6.bias": state["classifier.0.bias"][::4],
+        "fc7.weight": fc7.view(4096, 4096, 1, 1)[::4, ::4],
+        "fc7.bias": state["classifier.3.bias"][::4],
+    }
+
+
+def load_vgg16(backbone: VGG16, weights: str) -> None:
+    """Load torchvision's VGG16: the 13 convolutions, and fc6 and fc7 where the classifier is there and finite.
+
+    torchvision's IMAGENET1K_FEATURES holds a classifier of NaN. Raises CheckpointError.
+    """
+    state = load_state(weights, "vgg16")
+    names = [name for name, layer in backbone.stages.named_modules() if isinstance(layer, nn.Conv2d)]
+    numbers = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]  # of the convolutions in torchvision's `features`
+    ours = {f"{number}.": f"{name}." for number, name in zip(numbers, names, strict=True)}
+    features = {
+        ours.get(f"{key.partition('.')[0]}.", key) + key.partition(".")[2]: value
+        for key, value in select(state, "features.").items()
+    }
+    fill(backbone.stages, features, weights, "the state dict of torchvision's vgg16")
+    if "classifier.0.weight" in state and bool(state["classifier.0.weight"].isfinite().all()):
+        backbone.load_state_dict(decimate_classifier(state), strict=False)
+
+
+@DETECTORS.register("ssd320_vgg16")
+def build_ssd320_vgg16(
+    num_classes: int,
+    backbone_weights: str | None = None,
+    image_size: int | Sequence[int] = 320,
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+    top_k: int = 400,
+    detections_per_image: int = 200,
+) -> SSD:
+    """SSD320-VGG16 of the DASNet paper.
+
+    backbone_weights: torchvision's name ("IMAGENET1K_FEATURES" has the right pixel range) or a file of vgg16.
+    """
+    size = parse_size(image_size)
+    if min(size) < MIN_SIDE:
+        raise ConfigError(f"image_size is {size}, ssd320_vgg16 needs at least {MIN_SIDE} pixels each way")
+    backbone = VGG16()
+    if backbone_weights is None:
+        # The pixels keep Caffe's range of about +-128; untrained weights expect unit variance.
+        with torch.no_grad():
+            backbone.stages[0][0].weight.div_(64)
+    else:
+        load_vgg16(backbone, backbone_weights)
+    anchors = AnchorLayout(ssd_shapes(SCALES, RATIOS), steps=STEPS, size=(320, 320))
+    heads: list[nn.Module] = [
+        nn.Conv2d(channels, number * (num_classes + 4), 3, padding=1)
+        for channels, number in zip(backbone.out_channels, anchors.per_cell, strict=True)
+    ]
+    for head in heads:
+        init_predictors(head)
+    heads[0] = nn.Sequential(L2Norm(512, scale=20.0), heads[0])
+    return SSD(
+        backbone, heads, anchors, tuple(range(6)), num_classes, size, MEAN, STD,
+        score_threshold, nms_threshold, top_k, detections_per_image,
+    )  # fmt: skip
