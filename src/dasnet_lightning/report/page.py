@@ -123,7 +123,7 @@ dd { margin: 0; }
 dd.value { font-size: 1.75rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
 dd.note { margin: 0; }
 .stack { display: grid; gap: 18px; grid-template-columns: minmax(0, 1fr); }
-.grid { display: grid; gap: 18px; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+.grid { display: grid; gap: 18px; align-items: start; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr)); }
 figure.wide { grid-column: 1 / -1; }
 figcaption { margin-bottom: 12px; }
@@ -151,7 +151,7 @@ th:last-child, td:last-child { padding-right: 0; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; margin: 0;
   white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.5 ui-monospace, Consolas, Menlo, monospace; }
 footer { color: var(--soft); font-size: .875rem; margin-top: 48px; }
-@media (max-width: 600px) { main { padding: 24px 14px; } h1 { font-size: 1.6rem; } th { white-space: normal; } }
+@media (max-width: 600px) { main { padding: 24px 14px; } h1 { font-size: 1.6rem; } th, th.number { white-space: normal; } }
 @media print { :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #ccc; }
   body { font-size: 11pt; } main { max-width: none; padding: 0; } h2, h3 { break-after: avoid; }
   figure, .cards > div, tr { break-inside: avoid; } .scroll { overflow: visible; } }
