@@ -61,3 +61,8 @@ def load_strictly(
             f"{len(missing)} entries missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape (first: {first})"
         )
     module.load_state_dict(state)
+
+
+def without_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Detector options for a network whose weights come from a checkpoint: the backbone's file need not exist any more."""
+    return {**(options or {}), "backbone_weights": None}

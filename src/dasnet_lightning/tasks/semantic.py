@@ -42,6 +42,8 @@ class SemanticTask(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "inference"])
         self.model = build_dasnet(num_classes, detector, detector_options, decoder, decoder_options, rounding)
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names)
         self.detector_checkpoint = detector_checkpoint
         self.subset = subset
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
@@ -79,10 +81,11 @@ class SemanticTask(L.LightningModule):
                     metric.update(class_map, target.semantic)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/miou_ground_truth_boxes", self.iou_ground_truth.compute())
-        self.log("val/miou_detected_boxes", self.iou_detected.compute())
-        self.iou_ground_truth.reset()
-        self.iou_detected.reset()
+        names = self.class_names or [str(label) for label in range(self.num_classes)]
+        for kind, metric in (("ground_truth_boxes", self.iou_ground_truth), ("detected_boxes", self.iou_detected)):
+            per_class = {f"val/iou_{kind}/{name}": value for name, value in metric.per_class(names).items()}
+            self.log_dict({f"val/miou_{kind}": metric.compute()} | per_class)
+            metric.reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

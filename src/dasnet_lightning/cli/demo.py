@@ -1,0 +1,51 @@
+"""`dasnet demo`: the whole story in minutes, on made-up pictures: boxes on all, masks on a few, a report page."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything has a default that finishes within minutes on two processors."""
+    parser.add_argument("--out", default="dasnet_demo", help="folder for data, checkpoints and report")
+    parser.add_argument("--images", type=int, default=2000, help="training pictures to make (default: %(default)s)")
+    parser.add_argument("--mask-budget", nargs="+", default=["5/class", "all"], metavar="N")
+    parser.add_argument("--detector-steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=500, help="of stage two, for each budget")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-workers", type=int, default=None)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--precision", default=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the data, run both stages for both budgets, print the table, write the page."""
+    quiet_lightning()
+    from dasnet_lightning.cli.console import say
+    from dasnet_lightning.cli.pages import finish
+    from dasnet_lightning.cli.runs import RunConfig, execute
+    from dasnet_lightning.cli.stages import TrainerSettings
+    from dasnet_lightning.data.synthetic import write_synthetic
+
+    out = Path(args.out)
+    say(f"demo: {args.images} made-up pictures with boxes; masks on {' and on '.join(args.mask_budget)}; in {out}")
+    data = write_synthetic(out / "data", num_train=args.images, num_val=max(20, args.images // 10), seed=args.seed)
+    config = RunConfig(
+        data=str(data),
+        out=str(out),
+        mask_budgets=tuple(args.mask_budget),
+        detector="ssd_tiny",
+        detector_steps=args.detector_steps,
+        steps=args.steps,
+        detector_batch_size=16,
+        batch_size=16,
+        detector_lr=2e-3,
+        lr=2e-3,
+        seed=args.seed,
+        num_workers=default_workers() if args.num_workers is None else args.num_workers,
+        trainer=TrainerSettings(args.accelerator, precision=args.precision or default_precision(args.accelerator)),
+    )
+    finish(config, execute(config), "dasnet demo", ["dasnet", *sys.argv[1:]])
+    return 0

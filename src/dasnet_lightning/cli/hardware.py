@@ -1,0 +1,29 @@
+"""What the machine offers, turned into defaults that a user can overrule."""
+
+import logging
+import os
+import warnings
+
+
+def default_precision(accelerator: str) -> str:
+    """bf16 where the processor computes in it, else full precision."""
+    import torch
+
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return "bf16-mixed" if native else "32-true"
+
+
+def default_workers() -> int:
+    """Loader processes: half of the processors, at most 8, so that training keeps the others."""
+    return min(8, max(1, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 1))
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's advertising and advice out of a command's output; its warnings about data stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for advice in (".*does not have many workers.*", ".*log_every_n_steps.*", ".*Checkpoint directory.*exists.*"):
+        warnings.filterwarnings("ignore", advice)

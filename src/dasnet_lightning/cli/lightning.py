@@ -1,0 +1,33 @@
+"""`dasnet fit | validate | test`: one stage under full control of a YAML file, by LightningCLI."""
+
+from collections.abc import Sequence
+
+from dasnet_lightning.cli.hardware import quiet_lightning
+
+
+def run_cli(command: str, arguments: Sequence[str]) -> int:
+    """Hand a command over to LightningCLI; tasks and data modules go by their short class names."""
+    quiet_lightning()
+    import lightning as L
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    # imported for their names: LightningCLI finds classes among the subclasses that exist
+    from dasnet_lightning.callbacks import AtomicCheckpointIO, ProgressLines, Throughput  # noqa: F401
+    from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+    from dasnet_lightning.tasks.detection import DetectionTask  # noqa: F401
+    from dasnet_lightning.tasks.semantic import SemanticTask  # noqa: F401
+
+    class DasnetCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            for name in ("num_classes", "class_names"):
+                parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    DasnetCLI(
+        L.LightningModule,
+        MixedSupervisionDataModule,
+        subclass_mode_model=True,
+        args=[command, *arguments],
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"log_every_n_steps": 10},
+    )
+    return 0

@@ -1,0 +1,234 @@
+"""A whole run: stage one on all boxes, stage two for each mask budget, evaluation, report; each part done once.
+
+The folder of a run holds `run.json` (its settings), `detector/`, one folder for each budget, `results.json` and
+`report.html`. Starting a run again continues where it stopped, and refuses settings that differ.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+
+from dasnet_lightning import __version__
+from dasnet_lightning.cli.console import say
+from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_trainer, run_stage
+from dasnet_lightning.data.accounting import account, summarise, write_accounting
+from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+from dasnet_lightning.data.split_files import write_text
+from dasnet_lightning.detectors import DETECTORS, build_detector
+from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
+from dasnet_lightning.tasks.detection import DetectionTask
+from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.tasks.semantic import SemanticTask
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run depends on; the fields are the options of `dasnet train` and are explained there.
+
+    detector_steps and steps of 0 mean: chosen from the number of images.
+    """
+
+    data: str
+    out: str
+    mask_budgets: tuple[str, ...] = ("all",)
+    detector: str = "ssd320_vgg16"
+    backbone_weights: str | None = None
+    detector_checkpoint: str | None = None
+    decoder: str = "light"
+    image_size: int = 0
+    detector_steps: int = 0
+    steps: int = 0
+    detector_batch_size: int = 16
+    batch_size: int = 8
+    detector_lr: float = 5e-4
+    lr: float = 1e-3
+    seed: int = 0
+    split_seed: int = 0
+    num_workers: int = 0
+    allow_missing: bool = False
+    fix: Literal["error", "drop"] = "error"
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out)
+
+
+# what may change between two starts of the same run: where and how fast, not what
+FREE_TO_CHANGE = ("out", "num_workers", "trainer")
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """What one mask budget gave: `metrics` are the validation figures of the semantic task, in 0..1."""
+
+    budget: str
+    mask_images: int
+    mask_objects: int
+    metrics: Mapping[str, float]
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave; `detection` holds the box AP of the detector."""
+
+    config: RunConfig
+    class_names: tuple[str, ...]
+    detection: Mapping[str, float]
+    budgets: tuple[BudgetResult, ...]
+    accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
+
+
+def execute(config: RunConfig) -> RunResult:
+    """Do what of the run is not done yet; returns its result, which `results.json` holds as well."""
+    claim_folder(config)
+    L.seed_everything(config.seed, verbose=False)
+    data = build_data(config, "boxes")
+    detector, options, image_size = resolve_detector(config, data.num_classes)
+    data = build_data(config, "boxes", image_size)
+    checkpoint, detection = train_detector(config, data, detector, options)
+    budgets, accounting = [], {}
+    for budget in config.mask_budgets:
+        result, labels = train_budget(config, budget, checkpoint, image_size)
+        budgets.append(result)
+        accounting[budget] = labels
+    result = RunResult(config, tuple(data.class_names), detection, tuple(budgets), accounting)
+    write_json(config.folder / "results.json", asdict(result) | {"version": __version__})
+    return result
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Write the settings into a new folder, or compare with those that are there. Raises ConfigError where they differ."""
+    path = config.folder / "run.json"
+    settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
+            raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")
+    write_json(path, settings)
+
+
+def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str, Any], tuple[int, int]]:
+    """The detector's name, its options and its input size: from its checkpoint where one is given."""
+    options: dict[str, Any] = {"image_size": config.image_size} if config.image_size else {}
+    if config.detector_checkpoint is None:
+        name = config.detector
+        DETECTORS.get(name)
+        options |= {"backbone_weights": config.backbone_weights} if config.backbone_weights else {}
+    else:
+        saved = read_checkpoint(config.detector_checkpoint)["hyper_parameters"]
+        name, options = saved["detector"], dict(saved["detector_options"] or {})
+        if saved["num_classes"] != num_classes:
+            raise CheckpointError(
+                f"{config.detector_checkpoint}: detects {saved['num_classes'] - 1} classes, the data set has {num_classes - 1}"
+            )
+    return name, options, build_detector(name, num_classes, **without_weights(options)).image_size
+
+
+def build_data(
+    config: RunConfig,
+    supervision: Literal["boxes", "masks"],
+    image_size: tuple[int, int] = (320, 320),
+    budget: str = "all",
+) -> MixedSupervisionDataModule:
+    """The data of a stage: all boxes, or the masks inside a budget."""
+    boxes = supervision == "boxes"
+    batch_size = config.detector_batch_size if boxes else config.batch_size
+    return MixedSupervisionDataModule(
+        config.data,
+        image_size=image_size,
+        batch_size=batch_size,
+        num_workers=config.num_workers,
+        supervision=supervision,
+        mask_budget=budget,
+        split_seed=config.split_seed,
+        seed=config.seed,
+        augmentation="ssd" if boxes else "segment",
+        # an epoch of a few masks would end before it began
+        samples_per_epoch=None if boxes else 100 * batch_size,
+        allow_missing=config.allow_missing,
+        fix=config.fix,
+    )
+
+
+def train_detector(
+    config: RunConfig, data: MixedSupervisionDataModule, detector: str, options: dict[str, Any]
+) -> tuple[Path, Mapping[str, float]]:
+    """Stage one, unless a checkpoint is given; returns the checkpoint and the detector's box AP."""
+    folder = config.folder / "detector"
+    steps = config.detector_steps or max(600, 40 * len(data.train_set()) // config.detector_batch_size)
+    stage = Stage("stage one: boxes", folder, steps)
+    given = config.detector_checkpoint
+    task = DetectionTask(
+        data.num_classes,
+        data.class_names,
+        detector,
+        options if given is None else without_weights(options),
+        OptimizerConfig("adamw", config.detector_lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+    )
+    checkpoint = Path(given) if given else run_stage(stage, task, data, config.trainer)
+    return checkpoint, evaluate(stage, task, data, checkpoint, config.trainer)
+
+
+def train_budget(
+    config: RunConfig, budget: str, detector_checkpoint: Path, image_size: tuple[int, int]
+) -> tuple[BudgetResult, Mapping[str, Mapping[str, int]]]:
+    """Stage two with the masks of one budget; writes the split and the use of every label beside it."""
+    data = build_data(config, "masks", image_size, budget)
+    folder = config.folder / f"masks-{budget.replace('/', '-per-')}"
+    data.write_split(folder / "split.json")
+    uses = (
+        *account(data.opened().dataset.train, data.mask_ids, "train"),
+        *account(data.opened().dataset.val, None, "val"),
+    )
+    write_accounting(uses, folder / "labels.csv")
+    saved = read_checkpoint(detector_checkpoint)["hyper_parameters"]
+    task = SemanticTask(
+        data.num_classes,
+        data.class_names,
+        saved["detector"],
+        without_weights(saved["detector_options"]),
+        str(detector_checkpoint),
+        config.decoder,
+        optimizer=OptimizerConfig("adamw", config.lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+    )
+    steps = config.steps or 1500
+    stage = Stage(f"stage two: {budget} masks", folder, steps, validations=2)
+    checkpoint = run_stage(stage, task, data, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    trained = [use for use in uses if use.mask == "trained"]
+    result = BudgetResult(budget, len(data.mask_ids), len(trained), metrics, str(checkpoint))
+    return result, summarise(uses)
+
+
+def evaluate(
+    stage: Stage,
+    task: L.LightningModule,
+    data: MixedSupervisionDataModule,
+    checkpoint: Path,
+    settings: TrainerSettings,
+) -> Mapping[str, float]:
+    """The validation figures of a checkpoint, measured once and then read from the stage's folder."""
+    path = stage.folder / "metrics.json"
+    if not path.is_file():
+        say(f"{stage.name}: evaluating {checkpoint}")
+        started = time.perf_counter()
+        trainer = build_trainer(stage, settings)
+        values = trainer.validate(task, data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+        write_json(path, dict(values) | {"seconds": time.perf_counter() - started})
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")

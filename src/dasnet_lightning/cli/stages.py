@@ -1,0 +1,112 @@
+"""One stage of training in a folder of its own: started, continued where it stopped, or recognised as done.
+
+A stage's folder holds `last.ckpt` while it runs and `final.ckpt` once it is complete; both are written atomically.
+"""
+
+import csv
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from dasnet_lightning.callbacks import AtomicCheckpointIO, ProgressLines, Throughput
+from dasnet_lightning.tasks.checkpoints import read_checkpoint
+
+FINAL = "final.ckpt"
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What all stages of a run share: hardware, precision, logging."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    logger: str = "csv"
+    project: str = "dasnet"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: its name for people, its folder, its length in steps, and how many times it validates."""
+
+    name: str
+    folder: Path
+    steps: int
+    validations: int = 4
+
+    @property
+    def final(self) -> Path:
+        return self.folder / FINAL
+
+
+def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
+    """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
+    if stage.final.is_file():
+        print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
+        return stage.final
+    last = stage.folder / "last.ckpt"
+    resume = last if last.is_file() else None
+    if resume is not None:
+        read_checkpoint(resume)  # a damaged file is named before anything starts
+        print(f"{stage.name}: continues from {resume}", file=sys.stderr)
+    trainer = build_trainer(stage, settings)
+    trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(stage.final)
+    last.unlink(missing_ok=True)
+    return stage.final
+
+
+def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
+    """The trainer of a stage, with its log below the stage's folder."""
+    checkpoint = ModelCheckpoint(
+        stage.folder, save_last=True, save_top_k=0, every_n_epochs=1, save_on_train_epoch_end=True
+    )
+    progress: Callback = TQDMProgressBar() if sys.stderr.isatty() else ProgressLines(stage.name)
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=settings.strategy,
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_steps=stage.steps,
+        check_val_every_n_epoch=None,
+        val_check_interval=max(1, stage.steps // stage.validations) if stage.validations else stage.steps + 1,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=build_loggers(stage, settings),
+        callbacks=[checkpoint, Throughput(), progress],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def build_loggers(stage: Stage, settings: TrainerSettings) -> list[Logger]:
+    """CSV files always; Weights & Biases beside them by option, imported only then."""
+    loggers: list[Logger] = [CSVLogger(stage.folder, name="log")]
+    if settings.logger == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(name=stage.name, project=settings.project, save_dir=stage.folder))
+    return loggers
+
+
+def read_curves(folder: Path) -> Mapping[str, list[tuple[float, float]]]:
+    """The logged values of a stage by name, as (step, value), joined over all its continuations."""
+    curves: dict[str, dict[float, float]] = {}
+    for path in sorted(folder.glob("log/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = float(row["step"])
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        curves.setdefault(name, {})[step] = float(value)
+    return {name: sorted(values.items()) for name, values in curves.items()}

@@ -1,0 +1,92 @@
+"""`dasnet train DATA`: both stages on the user's data set, evaluation and report; resumes where it stopped."""
+
+import argparse
+import sys
+
+from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a run; `add_training_arguments` holds those that `dasnet demo` shares."""
+    parser.add_argument("data", metavar="DATA", help="VOC or COCO data set: a folder, or a COCO file")
+    parser.add_argument("--out", help="folder of the run (default: runs/NAME-semantic)")
+    parser.add_argument(
+        "--mask-budget",
+        nargs="+",
+        default=["all"],
+        metavar="N",
+        help="masks to use: N images, N/class, seg100, seg200, seg500, all; several budgets share one detector",
+    )
+    parser.add_argument("--split-seed", type=int, default=0, help="draws the images whose masks are used")
+    parser.add_argument("--detector", default="ssd320_vgg16", help="a registered detector (default: %(default)s)")
+    parser.add_argument("--backbone-weights", metavar="W", help="torchvision's name of pretrained weights, or a file")
+    parser.add_argument("--detector-checkpoint", metavar="FILE", help="start from a trained detector, skip stage one")
+    parser.add_argument(
+        "--image-size", type=int, default=0, metavar="PX", help="side of the input (default: detector's)"
+    )
+    parser.add_argument("--detector-batch-size", type=int, default=16, metavar="B")
+    parser.add_argument("--detector-lr", type=float, default=5e-4)
+    parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="of stage two (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of stage two (default: %(default)s)")
+    parser.add_argument("--allow-missing", action="store_true", help="leave out images whose file does not exist")
+    parser.add_argument("--fix", choices=["error", "drop"], default="error", help="what to do with unusable boxes")
+    add_training_arguments(parser)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Length, seed, hardware and logging of a run."""
+    parser.add_argument("--detector-steps", type=int, default=0, help="length of stage one (default: by data set size)")
+    parser.add_argument("--steps", type=int, default=0, help="length of stage two (default: 1500)")
+    parser.add_argument("--seed", type=int, default=0, help="initial weights, order and augmentation")
+    parser.add_argument("--num-workers", type=int, default=None, help="loader processes (default: half the processors)")
+    parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--strategy", default="auto", help="ddp for several devices (default: %(default)s)")
+    parser.add_argument("--precision", default=None, help="32-true, bf16-mixed, ... (default: what the hardware has)")
+    parser.add_argument("--logger", choices=["csv", "wandb"], default="csv", help="wandb logs beside the CSV files")
+    parser.add_argument("--project", default="dasnet", help="project name for wandb")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, evaluate, report."""
+    quiet_lightning()
+    from dasnet_lightning.cli.pages import default_run_folder, finish
+    from dasnet_lightning.cli.runs import RunConfig, execute
+
+    config = RunConfig(
+        data=args.data,
+        out=args.out or default_run_folder(args.data, "semantic"),
+        mask_budgets=tuple(args.mask_budget),
+        detector=args.detector,
+        backbone_weights=args.backbone_weights,
+        detector_checkpoint=args.detector_checkpoint,
+        image_size=args.image_size,
+        detector_steps=args.detector_steps,
+        steps=args.steps,
+        detector_batch_size=args.detector_batch_size,
+        batch_size=args.batch_size,
+        detector_lr=args.detector_lr,
+        lr=args.lr,
+        seed=args.seed,
+        split_seed=args.split_seed,
+        num_workers=default_workers() if args.num_workers is None else args.num_workers,
+        allow_missing=args.allow_missing,
+        fix=args.fix,
+        trainer=trainer_settings(args),
+    )
+    finish(config, execute(config), "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
+    return 0
+
+
+def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """The hardware and logging options, as the stages take them."""
+    from dasnet_lightning.cli.stages import TrainerSettings
+
+    return TrainerSettings(
+        accelerator=args.accelerator,
+        devices=args.devices,
+        strategy=args.strategy,
+        precision=args.precision or default_precision(args.accelerator),
+        logger=args.logger,
+        project=args.project,
+    )

@@ -1,0 +1,140 @@
+"""From a checkpoint to masks: `load(checkpoint).segment(image)`, in the image's own pixels, without a trainer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch import Tensor
+
+from dasnet_lightning.data.images import read_image
+from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.functional.attention import box_attention
+from dasnet_lightning.functional.regions import confident_detections
+from dasnet_lightning.models.dasnet import DASNet, build_dasnet
+from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
+from dasnet_lightning.segmentation import Segmentation
+from dasnet_lightning.tasks.checkpoints import load_strictly, read_checkpoint, sub_state, without_weights
+from dasnet_lightning.types import Detections
+
+ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+
+
+def load(
+    checkpoint: str | Path, device: str | torch.device = "cpu", options: SemanticOptions | None = None
+) -> "Segmenter":
+    """Read a checkpoint of stage two and make it ready to segment.
+
+    Nothing but the checkpoint is needed: it holds the detector, the decoder and the class names. Raises CheckpointError
+    where the file is damaged, foreign, or holds a detector alone.
+    """
+    content = read_checkpoint(checkpoint)
+    saved = content["hyper_parameters"]
+    state = sub_state(content["state_dict"], "model.")
+    if not state:
+        raise CheckpointError(f"{checkpoint}: holds a detector without a decoder, train stage two with it first")
+    names = ("num_classes", "detector", "decoder", "rounding")
+    model = build_dasnet(
+        **{name: saved[name] for name in names},
+        detector_options=without_weights(saved["detector_options"]),
+        decoder_options=saved["decoder_options"],
+    )
+    load_strictly(model, state, checkpoint, content)
+    class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
+    return Segmenter(model.to(device), class_names, options or SemanticOptions(), content.get("category_ids"))
+
+
+class Segmenter:
+    """Segments one image after the other with a trained network."""
+
+    def __init__(
+        self,
+        model: DASNet,
+        class_names: Sequence[str],
+        options: SemanticOptions,
+        category_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.class_names = tuple(class_names)
+        self.category_ids = None if category_ids is None else tuple(category_ids)
+        self.options = options
+        self.image_size = model.detector.image_size
+
+    @torch.inference_mode()
+    def segment(
+        self, image: ImageLike, boxes: ArrayLike | None = None, labels: Sequence[int | str] | None = None
+    ) -> Segmentation:
+        """Find and cut out the objects of an image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB.
+
+        boxes: xyxy in the image's own pixels; then nothing is detected and these are segmented, each with its label (a
+        number 1..num_classes-1 or a class name). Raises ConfigError where boxes come without labels, DataError for a
+        file that is no readable image.
+        """
+        pixels = _to_array(image)
+        device = next(self.model.parameters()).device
+        resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
+        pyramid = self.model.detector.features(resized.permute(2, 0, 1)[None].float() / 255)
+        scale = _scale(pixels, self.image_size, device)
+        if boxes is None:
+            found = self.model.detector.detect(pyramid)[0]
+            found = confident_detections(found, self.options.score_threshold, self.options.max_classes)
+        else:
+            found = self._given(boxes, labels, scale)
+        size = (pixels.shape[0], pixels.shape[1])
+        options = self.options if boxes is None else _all_classes(self.options)
+        semantic = segment_semantic(self.model, pyramid, [found], [size], options)[0]
+        return self._answer(pixels, Detections(found.boxes / scale, found.labels, found.scores), semantic)
+
+    def _answer(self, pixels: np.ndarray, found: Detections, semantic: Tensor) -> Segmentation:
+        size = (pixels.shape[0], pixels.shape[1])
+        each = torch.arange(len(found.labels), device=semantic.device)
+        windows = box_attention(found.boxes, each, len(each), size, size) > 0
+        return Segmentation(
+            image=pixels,
+            boxes=found.boxes.cpu(),
+            labels=found.labels.cpu(),
+            scores=found.scores.cpu(),
+            masks=(windows & (semantic == found.labels[:, None, None])).cpu(),
+            semantic=semantic.cpu(),
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+        )
+
+    def _given(self, boxes: ArrayLike, labels: Sequence[int | str] | None, scale: Tensor) -> Detections:
+        corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4).to(scale.device)
+        if labels is None or len(labels) != len(corners):
+            given = "none" if labels is None else str(len(labels))
+            raise ConfigError(f"{len(corners)} boxes need {len(corners)} labels, given: {given}")
+        wrong = [index for index, (x0, y0, x1, y1) in enumerate(corners.tolist()) if not (x1 > x0 and y1 > y0)]
+        if wrong:
+            raise ConfigError(f"box {wrong[0]}: {corners[wrong[0]].tolist()} is not x0 < x1, y0 < y1")
+        indices = torch.tensor([self._label(label) for label in labels], dtype=torch.int64, device=scale.device)
+        return Detections(corners * scale, indices, torch.ones_like(corners[:, 0]))
+
+    def _label(self, label: int | str) -> int:
+        index = self.class_names.index(label) if label in self.class_names else label
+        if isinstance(index, str) or not 0 < int(index) < len(self.class_names):
+            raise ConfigError(f"no class {label!r}; known: {', '.join(self.class_names[1:])}")
+        return int(index)
+
+
+def _all_classes(options: SemanticOptions) -> SemanticOptions:
+    return SemanticOptions(**vars(options) | {"score_threshold": 0.0, "max_classes": 10**9})
+
+
+def _scale(pixels: np.ndarray, image_size: tuple[int, int], device: torch.device) -> Tensor:
+    horizontal, vertical = image_size[1] / pixels.shape[1], image_size[0] / pixels.shape[0]
+    return torch.tensor([horizontal, vertical, horizontal, vertical], device=device)
+
+
+def _to_array(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ConfigError(f"an image array must be uint8 of shape (H, W, 3), given: {array.dtype} {array.shape}")
+    return array
