@@ -8,7 +8,7 @@ from typing import Literal
 from dasnet_lightning.data.checks import Box, Fix, RecordsError, check_box, describe_object
 from dasnet_lightning.data.records import ImageRecord, MaskState, ObjectRecord, Problem
 
-DROP = "Fix the file, or drop these objects (fix 'drop', --fix drop)."
+DROP = "Fix the file, or drop them (--fix drop)."
 
 
 @dataclass(frozen=True, eq=False)

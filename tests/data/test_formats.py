@@ -1,0 +1,199 @@
+"""Opening a data set of whatever layout, or saying what it is and what is missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from data_builders import VocObject, annotation, coco_content, make_coco, make_voc, square_polygon, write_picture
+
+from dasnet_lightning.data.accounting import account
+from dasnet_lightning.data.formats import open_dataset
+from dasnet_lightning.errors import DataError
+
+CAT = VocObject("cat", (6, 6, 15, 15))
+PLACES = [
+    ("annotations/instances_train2017.json", "annotations/instances_val2017.json", "train2017", "val2017"),
+    ("annotations/instances_train.json", "annotations/instances_val.json", "train", "val"),
+    ("annotations/instances_train.json", "annotations/instances_val.json", "images/train", "images/val"),
+    ("annotations/instances_train.json", "annotations/instances_val.json", "images", "images"),
+    ("annotations/train.json", "annotations/val.json", "images", "images"),
+    ("train.json", "val.json", "images", "images"),
+    ("train.json", "val.json", "train", "val"),
+    ("train.json", "val.json", ".", "."),
+    ("train/_annotations.coco.json", "valid/_annotations.coco.json", "train", "valid"),
+]
+
+
+def contents() -> tuple[dict, dict]:
+    train = coco_content([annotation(1, segmentation=square_polygon())])
+    val = coco_content([annotation(1, image=3)], num_images=3)
+    val["images"] = val["images"][2:]
+    return train, val
+
+
+def write_pair(root: Path, places: tuple[str, str, str, str]) -> None:
+    train, val = contents()
+    make_coco(root, train, places[0], places[2])
+    make_coco(root, val, places[1], places[3])
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_coco_layouts_are_recognised(tmp_path: Path, places: tuple[str, str, str, str]) -> None:
+    write_pair(tmp_path, places)
+    data = open_dataset(tmp_path)
+    assert (data.format, len(data.train.records), len(data.val.records)) == ("coco", 2, 1)
+    assert data.train.class_names == data.val.class_names == ("background", "cat", "dog")
+    assert data.val.records[0].path == tmp_path / places[3] / "a3.jpg"
+    assert data.problems == ()
+
+
+@pytest.mark.parametrize("below", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_is_recognised_at_any_level(tmp_path: Path, below: str) -> None:
+    root = make_voc(
+        tmp_path / below, {"a": [CAT], "b": [CAT]}, ["a"], {"train": ["a"], "val": ["b"], "trainval": ["a", "b"]}
+    )
+    data = open_dataset(str(tmp_path))
+    assert (data.format, data.root) == ("voc", root)
+    assert [record.image_id for record in data.train.records + data.val.records] == ["a", "b"]
+
+
+def test_voc_without_a_validation_list_is_split(tmp_path: Path) -> None:
+    make_voc(tmp_path, {f"i{n}": [CAT] for n in range(10)}, ["i3"], {"trainval": [f"i{n}" for n in range(10)]})
+    data = open_dataset(tmp_path)
+    assert (len(data.train.records), len(data.val.records)) == (8, 2)
+    assert "no validation split" in data.problems[0].message
+
+
+def test_both_splits_share_their_classes(tmp_path: Path) -> None:
+    train, val = contents()
+    val["categories"] = [{"id": 1, "name": "zebra"}, {"id": 5, "name": "cat"}]
+    make_coco(tmp_path, train, "train.json", "images")
+    make_coco(tmp_path, val, "val.json", "images")
+    data = open_dataset(tmp_path)
+    assert data.train.class_names == data.val.class_names == ("background", "cat", "dog", "zebra")
+    assert data.train.records[0].objects[0].label == 1
+    assert data.val.records[0].objects[0].label == 3
+
+
+def test_a_single_file_gives_a_fifth_for_validation(tmp_path: Path) -> None:
+    rows = [annotation(n, image=n, segmentation=square_polygon()) for n in range(1, 21)]
+    rows.append(annotation(21, image=1, bbox=[1, 1, 0, 1]))
+    file = make_coco(tmp_path, coco_content(rows, num_images=20), "all.json", "images")
+    first, second = open_dataset(file, fix="drop"), open_dataset(tmp_path, fix="drop")
+    assert (len(first.train.records), len(first.val.records)) == (16, 4)
+    assert [record.image_id for record in first.val.records] == [record.image_id for record in second.val.records]
+    assert not {r.image_id for r in first.train.records} & {r.image_id for r in first.val.records}
+    assert first.problems[0].action == "warning"
+    assert "4 of 20 images" in first.problems[0].message
+    record = first.val.records[0]
+    assert first.val.load_masks(record, [0]).valid == (True,)
+    rows_seen = [*account(first.train, None, "train"), *account(first.val, None, "val")]
+    assert len(rows_seen) == 21, "refused labels are counted once"
+
+
+def test_added_images_move_no_other_out_of_validation(tmp_path: Path) -> None:
+    def val_ids(number: int) -> set[str]:
+        content = coco_content([annotation(1)], num_images=number)
+        file = make_coco(tmp_path / str(number), content, "all.json", "images")
+        return {record.image_id for record in open_dataset(file).val.records}
+
+    small, large = val_ids(50), val_ids(55)
+    assert len(small - large) <= 3
+
+
+def test_too_few_images_cannot_be_split(tmp_path: Path) -> None:
+    file = make_coco(tmp_path, coco_content([annotation(1)]), "all.json", "images")
+    with pytest.raises(DataError, match="only 2 images"):
+        open_dataset(file)
+
+
+def test_the_same_image_in_both_splits_is_warned_about(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": [CAT], "b": [CAT]}, lists={"train": ["a", "b"], "val": ["b"]})
+    (problem,) = open_dataset(tmp_path).problems
+    assert problem.action == "warning"
+    assert "1 images are in train and in val" in problem.message
+    assert "b.jpg" in problem.message
+
+
+def test_copies_of_an_image_are_noticed_by_their_content(tmp_path: Path) -> None:
+    content = coco_content([annotation(1)])
+    make_coco(tmp_path, content, "train.json", "train")
+    make_coco(tmp_path, content, "val.json", "val")
+    write_picture(tmp_path / "val" / "a2.jpg", seed=99)
+    (problem,) = open_dataset(tmp_path).problems
+    assert "1 images" in problem.message
+    assert "a1.jpg" in problem.message
+
+
+def test_options_reach_the_sources(tmp_path: Path) -> None:
+    write_pair(tmp_path, PLACES[1])
+    file = tmp_path / PLACES[1][0]
+    content = json.loads(file.read_text())
+    content["annotations"].append(annotation(2, bbox=[1, 1, 0, 0]))
+    file.write_text(json.dumps(content))
+    (tmp_path / "train" / "a2.jpg").unlink()
+    with pytest.raises(DataError, match=r"a2\.jpg"):
+        open_dataset(tmp_path, fix="drop")
+    with pytest.raises(DataError, match="zero width"):
+        open_dataset(tmp_path, allow_missing=True)
+    assert len(open_dataset(tmp_path, allow_missing=True, fix="drop").train.records) == 1
+
+
+def test_images_that_lie_nowhere_are_named_with_the_places(tmp_path: Path) -> None:
+    write_pair(tmp_path, PLACES[1])
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"none of its images \(the first is 'a1\.jpg'\), looked in .*images"):
+        open_dataset(tmp_path)
+
+
+def test_several_candidates_are_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path, PLACES[0])
+    make_coco(tmp_path, contents()[0], "annotations/instances_train2014.json", "train2014")
+    with pytest.raises(DataError, match=r"instances_train2014\.json, instances_train2017\.json, keep one"):
+        open_dataset(tmp_path)
+    for name in ("x.json", "y.json"):
+        make_coco(tmp_path / "two", contents()[0], name, "images")
+    with pytest.raises(DataError, match=r"x\.json, y\.json"):
+        open_dataset(tmp_path / "two")
+
+
+def test_yolo_is_recognised(tmp_path: Path) -> None:
+    write_picture(tmp_path / "images" / "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(DataError, match="YOLO data set, not supported yet, convert it to COCO"):
+        open_dataset(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "data.yaml").write_text("nc: 1\n")
+    with pytest.raises(DataError, match="YOLO"):
+        open_dataset(tmp_path / "other")
+
+
+def test_what_is_no_data_set_is_described(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="it holds nothing; expected VOC"):
+        open_dataset(tmp_path / "empty")
+    write_picture(tmp_path / "pictures" / "a.jpg")
+    (tmp_path / "pictures" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"it holds notes\.txt, 1 images; expected"):
+        open_dataset(tmp_path / "pictures")
+    with pytest.raises(DataError, match="is no data set"):
+        open_dataset(tmp_path / "pictures" / "notes.txt")
+    (tmp_path / "half" / "Annotations").mkdir(parents=True)
+    with pytest.raises(DataError, match="looks like VOC but has no folder JPEGImages"):
+        open_dataset(tmp_path / "half")
+
+
+@pytest.mark.parametrize(("lists", "words"), [({}, "without lists"), ({"test": ["a"]}, "lists test, expected")])
+def test_voc_without_usable_lists_says_what_is_missing(tmp_path: Path, lists: dict[str, list[str]], words: str) -> None:
+    make_voc(tmp_path, {"a": [CAT]}, lists=lists)
+    with pytest.raises(DataError, match=words):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "train", "val"), [("voc12_animals", 671, 288), ("voc07_subset", 238, 259)])
+def test_the_photographs_open(shared: Path, name: str, train: int, val: int) -> None:
+    data = open_dataset(shared / "data" / name)
+    assert (len(data.train.records), len(data.val.records), data.problems) == (train, val, ())
