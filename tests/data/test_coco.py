@@ -82,8 +82,8 @@ def test_masks_of_all_writings_are_decoded(tmp_path: Path) -> None:
 def test_only_the_objects_asked_for_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_coco(tmp_path, coco_content([annotation(n, segmentation=square_polygon()) for n in (1, 2, 3)]))
     decoded: list[int] = []
-    real = coco_mask.decode
-    monkeypatch.setattr(coco_mask, "decode", lambda runs: decoded.append(1) or real(runs))
+    real = coco_mask.frPyObjects
+    monkeypatch.setattr(coco_mask, "frPyObjects", lambda *polygons: decoded.append(1) or real(*polygons))
     source.load_masks(source.records[0], [1])
     assert len(decoded) == 1
 
@@ -155,6 +155,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("images", {"id": 3, "height": 5, "width": 5}, r"images\[2\]: has no 'file_name'"),
         ("images", {"id": 3, "file_name": "x.jpg"}, "has no 'height', 'width'"),
         ("images", {"id": 3, "file_name": "x.jpg", "height": 0, "width": 5}, "wrong type"),
+        ("images", {"id": True, "file_name": "x.jpg", "height": 5, "width": 5}, "wrong type"),
+        ("images", {"id": 3, "file_name": "x.jpg", "height": 2**80, "width": 5}, "wrong type or range"),
+        ("images", {"id": "1", "file_name": "x.jpg", "height": 5, "width": 5}, "image id '1': occurs 2 times"),
         ("images", {"id": 1, "file_name": "x.jpg", "height": 5, "width": 5}, "image id '1': occurs 2 times"),
         ("images", {"id": 3, "file_name": "a1.jpg", "height": 5, "width": 5}, "image file 'a1.jpg': occurs 2 times"),
         ("annotations", {"id": 5, "image_id": 1}, "has no 'category_id'"),
@@ -251,3 +254,9 @@ def test_names_with_spaces_unicode_and_folders_work(tmp_path: Path) -> None:
     content["images"][0]["file_name"] = "sub folder\\größe.jpg"
     file.write_text(json.dumps(content))
     assert COCOSource(file, tmp_path / "train").records[0].path.is_file()
+
+
+def test_a_name_too_long_for_the_disk_is_a_missing_image(tmp_path: Path) -> None:
+    content = coco_content([])
+    content["images"][0]["file_name"] = "x" * 5000
+    refuse(tmp_path, content, "1 of 2 images are missing")

@@ -18,6 +18,7 @@ from dasnet_lightning.errors import ConfigError, DataError
 Fix = Literal["error", "drop"]
 Box = tuple[float, float, float, float]
 SHOWN = 20
+MAX_SIDE = 65_535  # pixels; what JPEG can hold, and a mask of an invented size would fill the memory
 ROUNDING = 0.01  # an overhang below a hundredth of a pixel comes from writing numbers as text
 
 _OBJECT = re.compile(r"(?:annotation|object) (.+?) \(image '(.*)', class '(.*)'\)", re.DOTALL)
@@ -141,7 +142,7 @@ def _find(folder: Path, name: str, listed: dict[Path, dict[str, bool]]) -> Path 
     for spelled in dict.fromkeys((name, name.replace("\\", "/"))):  # Windows tools write backslashes
         path = folder / spelled
         # the listing misses names that the file system takes for equal (case, unicode form): ask for those
-        if path.name in _list(path.parent, listed) or path.is_file():
+        if path.name in _list(path.parent, listed) or os.path.isfile(path):  # noqa: PTH113 (no error for names too long)
             return path
     return None
 
@@ -155,7 +156,7 @@ def _is_link(path: Path, folder: Path, listed: dict[Path, dict[str, bool]]) -> b
 def _list(folder: Path, listed: dict[Path, dict[str, bool]]) -> dict[str, bool]:
     if folder not in listed:
         listed[folder] = {}
-        if folder.is_dir():
+        if os.path.isdir(folder):  # noqa: PTH112
             with os.scandir(folder) as entries:
                 listed[folder] = {entry.name: entry.is_symlink() for entry in entries}
     return listed[folder]

@@ -23,6 +23,7 @@ from dasnet_lightning.data.reading import RawImage, RawObject, read_images
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.errors import DataError
 
+Edges = Mapping[str, Box | None]  # the box of each annotation
 RECTANGLES = 0.5  # more masks than this share being their own box means that boxes were exported as polygons
 
 
@@ -52,11 +53,13 @@ class COCOSource:
         self.class_names, labels = _map_categories(file, class_names)
         self.category_ids: dict[int, int | str] = {label: key for key, label in labels.items()}
         paths, missing = _locate(file, self.root, allow_missing)
-        _check_convention(file)
+        edges = {str(row["id"]): _edges(row) for row in file.annotations}
+        _check_convention(file, edges)
         shapes = _check_shapes(file)
-        records, problems = read_images(_read_raw(file, paths, labels, shapes), self.class_names, "annotation", fix)
+        raw = _read_raw(file, paths, labels, shapes, edges)
+        records, problems = read_images(raw, self.class_names, "annotation", fix)
         self.records: tuple[ImageRecord, ...] = tuple(records)
-        self.problems: tuple[Problem, ...] = (*_notes(file, self.class_names, shapes), *missing, *problems)
+        self.problems: tuple[Problem, ...] = (*_notes(file, self.class_names, shapes, edges), *missing, *problems)
         self._shapes = {key: checked.shape for key, checked in shapes.items() if checked.shape is not None}
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
@@ -102,10 +105,10 @@ def _edges(row: Mapping[str, Any]) -> Box | None:
     return x, y, x + width, y + height
 
 
-def _check_convention(file: CocoFile) -> None:
+def _check_convention(file: CocoFile, edges: Edges) -> None:
     sizes = {image["id"]: (image["height"], image["width"]) for image in file.images}
-    edges = ((_edges(row), sizes[row["image_id"]]) for row in file.annotations)
-    hint = box_hint([((x0, y0, x1 - x0, y1 - y0), size) for box, size in edges if box for x0, y0, x1, y1 in (box,)])
+    sized = ((edges[str(row["id"])], sizes[row["image_id"]]) for row in file.annotations)
+    hint = box_hint([((x0, y0, x1 - x0, y1 - y0), size) for box, size in sized if box for x0, y0, x1, y1 in (box,)])
     if hint:
         raise DataError(f"{file.path}: {hint}; convert the boxes")
 
@@ -118,7 +121,11 @@ def _check_shapes(file: CocoFile) -> dict[str, CheckedShape]:
 
 
 def _read_raw(
-    file: CocoFile, paths: Mapping[str, Path], labels: Mapping[int | str, int], shapes: Mapping[str, CheckedShape]
+    file: CocoFile,
+    paths: Mapping[str, Path],
+    labels: Mapping[int | str, int],
+    shapes: Mapping[str, CheckedShape],
+    edges: Edges,
 ) -> list[RawImage]:
     objects: dict[int | str, list[RawObject]] = {image["id"]: [] for image in file.images}
     for row in file.annotations:
@@ -126,7 +133,7 @@ def _read_raw(
         raw = RawObject(
             object_id=key,
             label=labels[row["category_id"]],
-            box=_edges(row),
+            box=edges[key],
             shown=str(row.get("bbox")),
             mask=checked.state,
             ignore=bool(row.get("iscrowd", 0)),
@@ -146,7 +153,9 @@ def _read_raw(
     ]
 
 
-def _notes(file: CocoFile, class_names: Sequence[str], shapes: Mapping[str, CheckedShape]) -> list[Problem]:
+def _notes(
+    file: CocoFile, class_names: Sequence[str], shapes: Mapping[str, CheckedShape], edges: Edges
+) -> list[Problem]:
     """What is worth a warning about the file as a whole."""
     notes = check_class_names(file.path, class_names[1:])
     used = {row["category_id"] for row in file.annotations}
@@ -154,7 +163,7 @@ def _notes(file: CocoFile, class_names: Sequence[str], shapes: Mapping[str, Chec
     if idle:
         notes.append(Problem(file.path, "categories", f"without any annotation: {', '.join(idle)}", "warning"))
     drawn = [row for row in file.annotations if shapes[str(row["id"])].state is MaskState.PRESENT]
-    boxes = sum(is_rectangle(shapes[str(row["id"])].shape, _edges(row)) for row in drawn)
+    boxes = sum(is_rectangle(shapes[str(row["id"])].shape, edges[str(row["id"])]) for row in drawn)
     if boxes >= 3 and boxes > RECTANGLES * len(drawn):
         text = f"{boxes} of {len(drawn)} polygons are just their box: boxes exported as polygons? They train as masks"
         notes.append(Problem(file.path, "segmentations", text, "warning"))

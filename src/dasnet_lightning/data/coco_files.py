@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasnet_lightning.data.checks import RecordsError
+from dasnet_lightning.data.checks import MAX_SIDE, RecordsError, locate_files
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.errors import DataError
 
@@ -64,7 +64,7 @@ def choose_image_root(file: CocoFile, candidates: Iterable[Path]) -> Path:
     folders = list(dict.fromkeys(candidates))
     names = [str(image["file_name"]) for image in file.images[:50]]
     for folder in folders:
-        if any((folder / name.replace("\\", "/")).is_file() for name in names):
+        if locate_files(folder, names)[0]:
             return folder
     tried = ", ".join(str(folder) for folder in folders)
     raise DataError(f"{file.path}: found none of its images (the first is '{names[0]}'), looked in {tried}")
@@ -100,7 +100,7 @@ def _check_rows(path: Path, table: str, rows: Sequence[Any]) -> list[Problem]:
         if lacking:
             faults.append(Problem(path, name, f"has no {', '.join(map(repr, lacking))}", "refused"))
         elif not _well_typed(row):
-            faults.append(Problem(path, name, "has an id, size or name of the wrong type", "refused"))
+            faults.append(Problem(path, name, "has an id, size or name of the wrong type or range", "refused"))
     return faults
 
 
@@ -109,8 +109,8 @@ def _well_typed(row: dict[str, Any]) -> bool:
     sides = [row[key] for key in ("height", "width") if key in row and "file_name" in row]
     texts = [row[key] for key in ("file_name", "name") if key in row]
     return (
-        all(isinstance(item, int | str) for item in ids)
-        and all(isinstance(side, int) and side > 0 for side in sides)
+        all(type(item) in (int, str) for item in ids)
+        and all(type(side) is int and 0 < side <= MAX_SIDE for side in sides)
         and all(isinstance(text, str) for text in texts)
     )
 

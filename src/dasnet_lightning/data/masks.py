@@ -56,11 +56,12 @@ def check_segmentation(value: Any, size: tuple[int, int]) -> CheckedShape:
 def decode_shape(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     """Rasterise a validated shape."""
     height, width = size
-    if shape.counts is not None:
-        values = np.arange(len(shape.counts)) % 2 == 1
-        return np.repeat(values, shape.counts).reshape(width, height).T
-    runs = coco_mask.merge(coco_mask.frPyObjects(list(shape.polygons), height, width))
-    return coco_mask.decode(runs).astype(bool)
+    counts = shape.counts
+    if counts is None:
+        # decoded here as well: pycocotools' own decoder warns under numpy 2
+        runs = coco_mask.merge(coco_mask.frPyObjects(list(shape.polygons), height, width))
+        counts = parse_counts(runs["counts"])
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
 def is_rectangle(shape: Shape | None, box: tuple[float, float, float, float] | None) -> bool:

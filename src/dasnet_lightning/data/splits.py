@@ -14,9 +14,9 @@ from typing import Any
 
 from dasnet_lightning.data.budgets import Budget as Budget
 from dasnet_lightning.data.budgets import parse_budget as parse_budget
-from dasnet_lightning.data.files import write_text
 from dasnet_lightning.data.records import ImageRecord, MaskState
 from dasnet_lightning.errors import BudgetError, DataError
+from dasnet_lightning.files import write_text
 
 FORMAT = "dasnet-mask-split"
 VERSION = 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasnet_lightning.data.checks import Box
+from dasnet_lightning.data.checks import MAX_SIDE, Box
 from dasnet_lightning.errors import DataError
 
 VOC_CLASSES = (
@@ -144,7 +144,7 @@ def _read_size(tree: ET.Element) -> tuple[int, int] | None:
         size = int(tree.findtext("size/height", "")), int(tree.findtext("size/width", ""))
     except ValueError:
         return None
-    return size if min(size) > 0 else None
+    return size if min(size) > 0 and max(size) <= MAX_SIDE else None
 
 
 def _read_object(item: ET.Element) -> XmlObject:
