@@ -203,7 +203,7 @@ def test_command_line_and_links(root: Path) -> None:
     parser.add_class_arguments(MixedSupervisionDataModule, "data")
     arguments = [f"--data.data_root={root}", "--data.image_size=[48, 64]", "--data.mask_budget=5/class"]
     parsed = parser.parse_args([*arguments, "--data.supervision=masks"])
-    data = parser.instantiate_classes(parsed).data
+    data = MixedSupervisionDataModule(**parsed.data.as_dict())
     assert data.image_size == (48, 64)
     # read before setup(), as a link to the model's num_classes does
     assert data.num_classes == len(data.class_names)

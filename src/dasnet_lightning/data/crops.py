@@ -1,12 +1,11 @@
 """The geometry of SSD's expand and min-IoU crop: windows drawn at random, no pixels.
 
-A window is (x0, y0, x1, y1) in whole pixels. Boxes are xyxy in the pixels of the same picture.
+A window is (x0, y0, x1, y1) in whole pixels of a picture; after an expand it reaches beyond it. Boxes are xyxy in the
+pixels of the same picture.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -15,6 +14,25 @@ BoxArray = Float[np.ndarray, "n 4"]
 
 MIN_IOUS: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # None: no crop; 0: any crop
 TRIALS = 50
+
+
+def draw_window(
+    boxes: BoxArray,
+    size: tuple[int, int],
+    random: np.random.Generator,
+    expand: float = 0.5,
+    max_ratio: float = 4.0,
+    scale: tuple[float, float] | None = (0.3, 1.0),
+) -> Window:
+    """Draw what is seen of a picture of `size` (height, width): an expand with that probability, then a crop of it.
+
+    scale: of the crop; None means no crop.
+    """
+    height, width = size
+    expands = random.random() < expand
+    x0, y0, x1, y1 = draw_expand(size, max_ratio, random) if expands else (0, 0, width, height)
+    crop = None if scale is None else draw_crop(boxes - (x0, y0, x0, y0), (y1 - y0, x1 - x0), random, scale)
+    return (x0, y0, x1, y1) if crop is None else (x0 + crop[0], y0 + crop[1], x0 + crop[2], y0 + crop[3])
 
 
 def draw_expand(size: tuple[int, int], max_ratio: float, random: np.random.Generator) -> Window:
@@ -92,13 +110,6 @@ def pixel_window(box: Sequence[float], size: tuple[int, ...]) -> tuple[slice, sl
     x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
     x1, y1 = min(int(np.ceil(box[2])), size[1]), min(int(np.ceil(box[3])), size[0])
     return slice(y0, max(y1, y0)), slice(x0, max(x1, x0))
-
-
-def place(pixels: np.ndarray, canvas: Window, fill: Any) -> np.ndarray:
-    """Copy pixels onto a larger canvas that is given in the pixels' own coordinates."""
-    x0, y0, x1, y1 = canvas
-    height, width = pixels.shape[:2]
-    return np.asarray(cv2.copyMakeBorder(pixels, -y0, y1 - height, -x0, x1 - width, cv2.BORDER_CONSTANT, value=fill))
 
 
 def move_boxes(boxes: np.ndarray, size: tuple[int, ...], window: Window) -> np.ndarray:

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from dasnet_lightning.data.augmented import FILLED, VOID, Augmented, Moved, collect, keep_a_pixel
-from dasnet_lightning.data.crops import Window, draw_crop, draw_expand, mark_cut, move_boxes, place
+from dasnet_lightning.data.crops import Window, draw_window, mark_cut, move_boxes
 from dasnet_lightning.data.photometric import Distortion, distort, draw_distortion
+from dasnet_lightning.data.views import view_image, view_mask
 from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.registry import Registry
 
@@ -52,58 +53,44 @@ MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB, what an expanded pictur
 GEOMETRIC = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
 
 
-class SSDExpand(A.DualTransform):
-    """Put the picture on a larger canvas of the mean colour; the added area is void (section 6)."""
+class SSDWindow(A.DualTransform):
+    """SSD's expand, its crop with a minimal overlap, and the resize (section 6): all three only choose a window.
 
-    _targets = GEOMETRIC
-
-    def __init__(self, max_ratio: float = 4.0, p: float = 0.5) -> None:
-        super().__init__(p=p)
-        self.max_ratio = max_ratio
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        return {"canvas": draw_expand(params["shape"][:2], self.max_ratio, self.random_generator)}
-
-    def apply(self, img: np.ndarray, *, canvas: Window, **params: Any) -> np.ndarray:
-        return place(img, canvas, MEAN_COLOUR)
-
-    def apply_to_mask(self, mask: np.ndarray, *, canvas: Window, **params: Any) -> np.ndarray:
-        return place(mask, canvas, FILLED)
-
-    def apply_to_masks(self, masks: np.ndarray, *, canvas: Window, **params: Any) -> np.ndarray:
-        return np.stack([place(mask, canvas, 0) for mask in masks])
-
-    def apply_to_bboxes(
-        self, bboxes: np.ndarray, *, canvas: Window, shape: tuple[int, ...], **params: Any
-    ) -> np.ndarray:
-        return move_boxes(bboxes, shape, canvas)
-
-
-class SSDMinIoUCrop(A.DualTransform):
-    """SSD's crop with a minimal overlap (section 6); it keeps the objects whose centre lies inside.
-
-    An object that is cut away but still partly visible travels on with the index -1 - i, so that the caller can tell.
+    image_size: (height, width) of what comes out. expand: how probable. max_ratio: of the canvas. scale: of the crop, None
+    for no crop. The added area gets the code FILLED in the void map. The crop keeps the objects whose centre lies inside;
+    one that is cut away but still partly visible travels on with the index -1 - i, so that the caller can tell.
     """
 
     _targets = GEOMETRIC
 
-    def __init__(self, scale: tuple[float, float] = (0.3, 1.0), p: float = 1.0) -> None:
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        expand: float = 0.5,
+        max_ratio: float = 4.0,
+        scale: tuple[float, float] | None = (0.3, 1.0),
+        p: float = 1.0,
+    ) -> None:
         super().__init__(p=p)
+        self.image_size = image_size
+        self.expand = expand
+        self.max_ratio = max_ratio
         self.scale = scale
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
-        boxes = np.asarray(data["bboxes"], dtype=np.float64)[:, :4] * (width, height, width, height)
-        window = draw_crop(boxes, (height, width), self.random_generator, self.scale)
-        return {"window": window or (0, 0, width, height)}
+        boxes = np.asarray(data["bboxes"], np.float64)[:, :4] * (width, height, width, height)
+        random = self.random_generator
+        return {"window": draw_window(boxes, (height, width), random, self.expand, self.max_ratio, self.scale)}
 
     def apply(self, img: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
-        x0, y0, x1, y1 = window
-        return img[y0:y1, x0:x1]
+        return view_image(img, window, self.image_size)
+
+    def apply_to_mask(self, mask: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
+        return view_mask(mask, window, self.image_size, FILLED)
 
     def apply_to_masks(self, masks: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
-        x0, y0, x1, y1 = window
-        return masks[:, y0:y1, x0:x1]
+        return np.stack([view_mask(mask, window, self.image_size, 0) for mask in masks])
 
     def apply_to_bboxes(
         self, bboxes: np.ndarray, *, window: Window, shape: tuple[int, ...], **params: Any
@@ -198,9 +185,9 @@ def clip_boxes(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[
 
 def _read(out: dict[str, Any], mask_index: Int64[np.ndarray, " m"]) -> Moved:
     image, codes = out["image"], out["mask"]
-    filled = codes == FILLED
-    if filled.any():
-        image[filled] = MEAN_COLOUR
+    filled = (codes == FILLED).view(np.uint8)
+    if filled.any():  # 100 times as fast as image[filled] = MEAN_COLOUR
+        image = cv2.copyTo(np.full_like(image, MEAN_COLOUR), filled, image)
     return Moved(
         image=image,
         boxes=np.asarray(out["bboxes"], np.float64).reshape(-1, 4),
@@ -223,31 +210,24 @@ def build_transform(name: str, image_size: tuple[int, int]) -> Transform:
 
 
 def resize_step(image_size: tuple[int, int]) -> A.BasicTransform:
-    """Resize with area averaging where the picture shrinks, and masks by the pixel whose centre is nearest.
+    """Resize to (height, width).
 
-    Plain INTER_NEAREST would shift masks by up to half a pixel against their boxes.
+    Not A.Resize: its nearest neighbour shifts masks by up to half a pixel against their boxes, and its averaging shifts
+    the image where one side shrinks and the other grows.
     """
-    return checked_step(
-        A.Resize,
-        height=image_size[0],
-        width=image_size[1],
-        interpolation=cv2.INTER_LINEAR,
-        mask_interpolation=cv2.INTER_NEAREST_EXACT,
-        area_for_downscale="image",
-    )
+    return SSDWindow(image_size, expand=0.0, scale=None)
 
 
 @TRANSFORMS.register("ssd")
 def _ssd(image_size: tuple[int, int]) -> Transform:
     flip = checked_step(A.HorizontalFlip, p=0.5)
-    return Transform([SSDExpand(), SSDMinIoUCrop(), resize_step(image_size), flip, PhotometricDistortion()])
+    return Transform([SSDWindow(image_size), flip, PhotometricDistortion()])
 
 
 @TRANSFORMS.register("segment")
 def _segment(image_size: tuple[int, int]) -> Transform:
-    expand, crop = SSDExpand(max_ratio=2.0, p=0.3), SSDMinIoUCrop(scale=(0.4, 1.0))
-    flip = checked_step(A.HorizontalFlip, p=0.5)
-    return Transform([expand, crop, resize_step(image_size), flip, PhotometricDistortion()])
+    window = SSDWindow(image_size, expand=0.3, max_ratio=2.0, scale=(0.4, 1.0))
+    return Transform([window, checked_step(A.HorizontalFlip, p=0.5), PhotometricDistortion()])
 
 
 @TRANSFORMS.register("flip")
