@@ -137,9 +137,9 @@ def build_ssd320_vgg16(
         raise ConfigError(f"image_size is {size}, ssd320_vgg16 needs at least {MIN_SIDE} pixels each way")
     backbone = VGG16()
     if backbone_weights is None:
-        # The pixels keep Caffe's range of about +-128; untrained weights expect unit variance.
+        # The pixels keep Caffe's range of about +-128, but untrained layers expect inputs of about unit size.
         with torch.no_grad():
-            backbone.stages[0][0].weight.div_(64)
+            next(backbone.parameters()).div_(256)
     else:
         load_vgg16(backbone, backbone_weights)
     anchors = AnchorLayout(ssd_shapes(SCALES, RATIOS), steps=STEPS, size=(320, 320))
