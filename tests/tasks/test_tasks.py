@@ -54,7 +54,6 @@ def loader(batches):
     return DataLoader(batches, batch_size=None)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_the_frozen_detector_stays_bit_identical_and_the_decoder_learns(tmp_path):
     task = semantic_task()
     task.eval()  # a task put into evaluation before fit still trains its decoder
@@ -98,7 +97,6 @@ def test_an_object_without_a_mask_gives_no_mask_gradient():
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_a_few_shapes_can_be_learned_by_heart(tmp_path):
     target = make_target([[4.0, 4, 28, 28]], [1])
     target.masks[0, :, 16:] = False  # the left half of the box
@@ -114,7 +112,6 @@ def test_a_few_shapes_can_be_learned_by_heart(tmp_path):
     assert after > max(0.9, before)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_stage_two_starts_from_a_checkpoint_of_stage_one(tmp_path):
     batches = [make_batch([TARGETS["no mask"], TARGETS["no object"]])]
     first = DetectionTask(3, NAMES, "toy")

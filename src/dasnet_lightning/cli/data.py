@@ -223,6 +223,6 @@ def _problems(problems: "tuple[Problem, ...]") -> list[dict[str, str]]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from dasnet_lightning.data.files import write_text
+    from dasnet_lightning.files import write_text
 
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -11,7 +11,7 @@ import yaml
 from dasnet_lightning.cli.console import print_table, progress, say
 from dasnet_lightning.cli.runs import RunConfig, RunResult, build_data
 from dasnet_lightning.cli.stages import read_curves
-from dasnet_lightning.curves import Curve
+from dasnet_lightning.report import Curve
 from dasnet_lightning.inference import Segmenter, load
 from dasnet_lightning.report import KeyFigure, Picture, Report, Table, write_report
 from dasnet_lightning.visualization import draw_boxes, draw_semantic, readable_scale, side_by_side

@@ -18,7 +18,7 @@ from dasnet_lightning.cli.console import say
 from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_trainer, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.split_files import write_text
+from dasnet_lightning.files import write_text
 from dasnet_lightning.detectors import DETECTORS, build_detector
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
@@ -38,6 +38,7 @@ class RunConfig:
     out: str
     mask_budgets: tuple[str, ...] = ("all",)
     detector: str = "ssd320_vgg16"
+    detector_options: Mapping[str, Any] = field(default_factory=dict)
     backbone_weights: str | None = None
     detector_checkpoint: str | None = None
     decoder: str = "light"
@@ -46,6 +47,7 @@ class RunConfig:
     steps: int = 0
     detector_batch_size: int = 16
     batch_size: int = 8
+    detector_augmentation: str = "ssd"
     detector_lr: float = 5e-4
     lr: float = 1e-3
     seed: int = 0
@@ -120,14 +122,15 @@ def claim_folder(config: RunConfig) -> None:
 
 def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str, Any], tuple[int, int]]:
     """The detector's name, its options and its input size: from its checkpoint where one is given."""
-    options: dict[str, Any] = {"image_size": config.image_size} if config.image_size else {}
+    options = dict(config.detector_options)
+    options |= {"image_size": config.image_size} if config.image_size else {}
     if config.detector_checkpoint is None:
         name = config.detector
         DETECTORS.get(name)
         options |= {"backbone_weights": config.backbone_weights} if config.backbone_weights else {}
     else:
         saved = read_checkpoint(config.detector_checkpoint)["hyper_parameters"]
-        name, options = saved["detector"], dict(saved["detector_options"] or {})
+        name, options = saved["detector"], dict(saved["detector_options"] or {}) | options
         if saved["num_classes"] != num_classes:
             raise CheckpointError(
                 f"{config.detector_checkpoint}: detects {saved['num_classes'] - 1} classes, the data set has {num_classes - 1}"
@@ -153,7 +156,7 @@ def build_data(
         mask_budget=budget,
         split_seed=config.split_seed,
         seed=config.seed,
-        augmentation="ssd" if boxes else "segment",
+        augmentation=config.detector_augmentation if boxes else "segment",
         # an epoch of a few masks would end before it began
         samples_per_epoch=None if boxes else 100 * batch_size,
         allow_missing=config.allow_missing,

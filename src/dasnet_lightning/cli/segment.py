@@ -153,7 +153,7 @@ def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, p
 
 def _write_predictions(path: Path, content: dict[str, Any], checkpoint: Path) -> None:
     from dasnet_lightning import __version__
-    from dasnet_lightning.data.files import write_text
+    from dasnet_lightning.files import write_text
 
     info = {"description": f"predictions of dasnet_lightning {__version__} with {checkpoint.name}"}
     write_text(path, json.dumps({"info": info, **content}, ensure_ascii=False) + "\n")

@@ -2,8 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning
+from dasnet_lightning.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split-seed", type=int, default=0, help="draws the images whose masks are used")
     parser.add_argument("--detector", default="ssd320_vgg16", help="a registered detector (default: %(default)s)")
+    parser.add_argument(
+        "--detector-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the detector's builder, such as frozen_blocks=7; may be repeated",
+    )
     parser.add_argument("--backbone-weights", metavar="W", help="torchvision's name of pretrained weights, or a file")
     parser.add_argument("--detector-checkpoint", metavar="FILE", help="start from a trained detector, skip stage one")
     parser.add_argument(
@@ -28,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector-lr", type=float, default=5e-4)
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="of stage two (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of stage two (default: %(default)s)")
+    parser.add_argument(
+        "--detector-augmentation",
+        choices=["ssd", "segment", "flip", "none"],
+        default="ssd",
+        help="of stage one; ssd zooms out up to 4 times, segment up to 2, for short trainings (default: %(default)s)",
+    )
     parser.add_argument("--allow-missing", action="store_true", help="leave out images whose file does not exist")
     parser.add_argument("--fix", choices=["error", "drop"], default="error", help="what to do with unusable boxes")
     add_training_arguments(parser)
@@ -58,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out or default_run_folder(args.data, "semantic"),
         mask_budgets=tuple(args.mask_budget),
         detector=args.detector,
+        detector_options=parse_options(args.detector_option),
         backbone_weights=args.backbone_weights,
         detector_checkpoint=args.detector_checkpoint,
         image_size=args.image_size,
@@ -65,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         steps=args.steps,
         detector_batch_size=args.detector_batch_size,
         batch_size=args.batch_size,
+        detector_augmentation=args.detector_augmentation,
         detector_lr=args.detector_lr,
         lr=args.lr,
         seed=args.seed,
@@ -76,6 +94,19 @@ def run(args: argparse.Namespace) -> int:
     )
     finish(config, execute(config), "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
     return 0
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs, values as YAML reads them. Raises ConfigError for anything else."""
+    import yaml
+
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--detector-option '{pair}' cannot be read, expected NAME=VALUE")
+        options[name] = yaml.safe_load(value)
+    return options
 
 
 def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]

@@ -4,7 +4,6 @@ The page follows the reader's light or dark setting, fits a telephone, and print
 PNG.
 """
 
-import os
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
@@ -12,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from dasnet_lightning import __version__
+from dasnet_lightning.files import write_text
 from dasnet_lightning.report.curves import draw_curve
 from dasnet_lightning.report.records import KeyFigure, Picture, Report, Table, format_value, number_columns
 
@@ -19,16 +19,7 @@ from dasnet_lightning.report.records import KeyFigure, Picture, Report, Table, f
 def write_report(path: str | Path, report: Report) -> Path:
     """Write the page beside its place and move it there whole, making the folder where needed; returns the path."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(render(report))
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(target, render(report))
     return target
 
 
