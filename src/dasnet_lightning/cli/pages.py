@@ -11,9 +11,8 @@ import yaml
 from dasnet_lightning.cli.console import print_table, progress, say
 from dasnet_lightning.cli.runs import RunConfig, RunResult, build_data
 from dasnet_lightning.cli.stages import read_curves
-from dasnet_lightning.report import Curve
 from dasnet_lightning.inference import Segmenter, load
-from dasnet_lightning.report import KeyFigure, Picture, Report, Table, write_report
+from dasnet_lightning.report import Curve, KeyFigure, Picture, Report, Table, write_report
 from dasnet_lightning.visualization import draw_boxes, draw_semantic, readable_scale, side_by_side
 
 GROUND_TRUTH, DETECTED = "val/miou_ground_truth_boxes", "val/miou_detected_boxes"

@@ -18,9 +18,9 @@ from dasnet_lightning.cli.console import say
 from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_trainer, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.files import write_text
 from dasnet_lightning.detectors import DETECTORS, build_detector
 from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.files import write_text
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
