@@ -32,7 +32,7 @@ def map_tensors(record: Record, function: Any) -> Record:
             return tuple(convert(item) for item in value)
         return map_tensors(value, function) if hasattr(value, "__dataclass_fields__") else value
 
-    return replace(record, **{field.name: convert(getattr(record, field.name)) for field in fields(record)})  # type: ignore[type-var]
+    return replace(record, **{field.name: convert(getattr(record, field.name)) for field in fields(record)})  # type: ignore[type-var, arg-type]
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,7 +107,7 @@ def test_a_few_shapes_can_be_learned_by_heart(tmp_path):
     batch = type(batch)(batch.image_ids, images, batch.targets, batch.seeds)
     task = semantic_task(decoder_options={"out_stride": 2})
     before = trainer(tmp_path, 1).validate(task, loader([batch]), verbose=False)[0]["val/miou_ground_truth_boxes"]
-    trainer(tmp_path, 60).fit(task, loader([batch] * 10))
+    trainer(tmp_path, 60).fit(task, loader([batch] * 10), loader([batch]))
     after = trainer(tmp_path, 1).validate(task, loader([batch]), verbose=False)[0]["val/miou_ground_truth_boxes"]
     assert after > max(0.9, before)
 
@@ -116,11 +116,12 @@ def test_stage_two_starts_from_a_checkpoint_of_stage_one(tmp_path):
     batches = [make_batch([TARGETS["no mask"], TARGETS["no object"]])]
     first = DetectionTask(3, NAMES, "toy")
     fitter = trainer(tmp_path, 2)
-    fitter.fit(first, loader(batches))
+    fitter.fit(first, loader(batches), loader(batches))
     fitter.save_checkpoint(tmp_path / "one.ckpt")
     second = semantic_task(detector_checkpoint=str(tmp_path / "one.ckpt"))
     fitter = trainer(tmp_path, 1)
-    fitter.fit(second, loader([make_batch([TARGETS["all masks"]])]))
+    masked = loader([make_batch([TARGETS["all masks"]])])
+    fitter.fit(second, masked, masked)
     fitter.save_checkpoint(tmp_path / "two.ckpt")
     inner = second.model.detector.frozen.module.state_dict()
     assert all(torch.equal(value, inner[key]) for key, value in first.detector.state_dict().items())

@@ -12,7 +12,7 @@ from dasnet_lightning.cli.console import print_table, progress, say
 from dasnet_lightning.cli.runs import RunConfig, RunResult, build_data
 from dasnet_lightning.cli.stages import read_curves
 from dasnet_lightning.inference import Segmenter, load
-from dasnet_lightning.report import Curve, KeyFigure, Picture, Report, Table, write_report
+from dasnet_lightning.report import Curve, KeyFigure, Picture, Report, Table, Value, write_report
 from dasnet_lightning.visualization import draw_boxes, draw_semantic, readable_scale, side_by_side
 
 GROUND_TRUTH, DETECTED = "val/miou_ground_truth_boxes", "val/miou_detected_boxes"
@@ -25,7 +25,7 @@ AP_NOTE = "COCO protocol: 101-point interpolation; AP is the mean over IoU 0.50 
 
 def results_table(result: RunResult) -> Table:
     """Budgets x {ground-truth boxes, detected boxes}."""
-    rows = [
+    rows: list[list[Value]] = [
         [item.budget, item.mask_images, item.mask_objects, item.metrics[GROUND_TRUTH], item.metrics[DETECTED]]
         for item in result.budgets
     ]
@@ -135,7 +135,7 @@ def draw_row(segmenters: Mapping[str, Segmenter], path: Path, truth: np.ndarray)
 
 def accounting_table(result: RunResult) -> Table:
     """What became of the labels: by budget and class."""
-    rows: list[list[str | int | float | None]] = []
+    rows: list[list[Value]] = []
     header: list[str] = []
     for budget, classes in result.accounting.items():
         for name, counts in classes.items():

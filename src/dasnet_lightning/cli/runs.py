@@ -98,8 +98,8 @@ def execute(config: RunConfig) -> RunResult:
     checkpoint, detection = train_detector(config, data, detector, options)
     budgets, accounting = [], {}
     for budget in config.mask_budgets:
-        result, labels = train_budget(config, budget, checkpoint, image_size)
-        budgets.append(result)
+        budget_result, labels = train_budget(config, budget, checkpoint, image_size)
+        budgets.append(budget_result)
         accounting[budget] = labels
     result = RunResult(config, tuple(data.class_names), detection, tuple(budgets), accounting)
     write_json(config.folder / "results.json", asdict(result) | {"version": __version__})

@@ -7,8 +7,6 @@ decoder of stage two share the detector's single backbone pass.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
-
 from dasnet_lightning.registry import Registry
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
@@ -42,7 +40,7 @@ class Detector(Protocol):
 DETECTORS: Registry = Registry("detector")
 
 
-def build_detector(name: str, num_classes: int, **options: Any) -> nn.Module:
+def build_detector(name: str, num_classes: int, **options: Any) -> Detector:
     """Build a detector by its registered name.
 
     num_classes counts the background. Options go to the builder, `backbone_weights` (None, torchvision's name, or the

@@ -27,7 +27,8 @@ class SemanticIoU(Metric):
         """Count an image: prediction Int64 [H W] and target UInt8 or Int64 [H W], 255 void."""
         counted = target != IGNORE_INDEX
         index = target[counted].long() * self.num_classes + prediction[counted].long()
-        self.confusion += torch.bincount(index, minlength=self.num_classes**2).reshape(self.confusion.shape)
+        counts = torch.bincount(index, minlength=self.num_classes**2).reshape(self.confusion.shape)
+        self.confusion = self.confusion + counts  # not in place: the state may stem from inference mode
 
     def compute(self) -> Tensor:
         return self._per_class().nanmean()

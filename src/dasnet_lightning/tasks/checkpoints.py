@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
 
 
@@ -33,13 +34,17 @@ def sub_state(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def load_detector(frozen_detector: nn.Module, path: str | Path) -> None:
+def load_detector(frozen_detector: FrozenDetector, path: str | Path) -> None:
     """Fill a frozen detector from a checkpoint of stage one, or of a whole stage two.
 
     Raises CheckpointError where the checkpoint holds another detector or another number of classes.
     """
     content = read_checkpoint(path)
-    state = content["state_dict"]
+    state, saved = content["state_dict"], content["hyper_parameters"]
+    if saved.get("num_classes") != frozen_detector.num_classes:
+        raise CheckpointError(
+            f"{path}: detects {saved.get('num_classes')} classes with background, expected {frozen_detector.num_classes}"
+        )
     inner = "frozen.module."
     found = sub_state(state, "detector.") or sub_state(state, f"model.detector.{inner}")
     load_strictly(frozen_detector, {inner + key: value for key, value in found.items()}, path, content)

@@ -31,7 +31,7 @@ class DetectionTask(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.detector = build_detector(detector, num_classes, **(detector_options or {}))
-        self.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
         self.box_ap = BoxAP()
 

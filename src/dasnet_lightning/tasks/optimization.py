@@ -43,7 +43,8 @@ def build_optimizers(config: OptimizerConfig, module: nn.Module, max_steps: int)
 
 
 def _parameter_groups(config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    weights, biases = [], []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for _, parameter in parameters:
         if parameter.requires_grad:
             (weights if parameter.ndim > 1 else biases).append(parameter)

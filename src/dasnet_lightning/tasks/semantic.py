@@ -1,11 +1,13 @@
 """Stage two, semantic: with the detector frozen, one class-agnostic decoder learns shapes from the few masks."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 
+from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.regions import draw_class_regions, ground_truth_detections, region_labels
 from dasnet_lightning.functional.semantic import graph_zero, semantic_loss
@@ -52,7 +54,10 @@ class SemanticTask(L.LightningModule):
         self.iou_detected = SemanticIoU(num_classes)
 
     def setup(self, stage: str) -> None:
+        # lightning warns of every module in evaluation mode; the frozen detector is so on purpose
+        warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
         if stage == "fit" and self.detector_checkpoint is not None:
+            assert isinstance(self.model.detector, FrozenDetector)
             load_detector(self.model.detector, self.detector_checkpoint)
 
     def on_fit_start(self) -> None:
@@ -84,7 +89,7 @@ class SemanticTask(L.LightningModule):
         names = self.class_names or [str(label) for label in range(self.num_classes)]
         for kind, metric in (("ground_truth_boxes", self.iou_ground_truth), ("detected_boxes", self.iou_detected)):
             per_class = {f"val/iou_{kind}/{name}": value for name, value in metric.per_class(names).items()}
-            self.log_dict({f"val/miou_{kind}": metric.compute()} | per_class)
+            self.log_dict({f"val/miou_{kind}": float(metric.compute())} | per_class)
             metric.reset()
 
     test_step = validation_step
