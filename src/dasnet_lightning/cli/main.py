@@ -75,10 +75,16 @@ def _dispatch(arguments: Sequence[str]) -> int:
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
-        args = parser.parse_args(rest)
+        args = parser.parse_args([_hyphenate(argument) for argument in rest])
     except SystemExit as stop:  # argparse has printed its help or its complaint
         return int(stop.code or 0)
     return int(module.run(args))
+
+
+def _hyphenate(argument: str) -> str:
+    """--mask_budget=5 is --mask-budget=5: sweep programs write parameters by their names in a file."""
+    option, equals, value = argument.partition("=")
+    return option.replace("_", "-") + equals + value if option.startswith("--") else argument
 
 
 def _overview() -> str:

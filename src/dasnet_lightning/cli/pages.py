@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from dasnet_lightning.cli.console import print_table, progress, say
-from dasnet_lightning.cli.runs import RunConfig, RunResult, build_data
+from dasnet_lightning.cli.runs import RunConfig, RunResult
 from dasnet_lightning.cli.stages import read_curves
 from dasnet_lightning.inference import Segmenter, load
 from dasnet_lightning.report import Curve, KeyFigure, Picture, Report, Table, Value, write_report
@@ -104,9 +104,8 @@ def run_curves(result: RunResult) -> list[Curve]:
 
 def draw_pictures(result: RunResult, count: int) -> list[Picture]:
     """Validation images spread over the set: image with detections, masks of the first and the last budget, truth."""
-    data = build_data(result.config, "masks", budget=result.budgets[-1].budget)
     chosen = {item.budget: load(item.checkpoint) for item in (result.budgets[0], result.budgets[-1])}
-    val_set = data.val_set()
+    val_set = result.val_set
     masked = [index for index, record in enumerate(val_set.records) if record.has_masks]
     step = max(1, len(masked) // max(1, count))
     pictures = []
@@ -160,11 +159,6 @@ def announce(result: RunResult, page: Path) -> None:
 
 def _join(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
-
-
-def default_run_folder(config_data: str, task: str) -> str:
-    """Where a run goes when nobody says: below `runs`, by the data set's name."""
-    return str(Path("runs") / f"{Path(config_data).resolve().stem}-{task}")
 
 
 def finish(config: RunConfig, result: RunResult, title: str, command: Sequence[str]) -> None:

@@ -15,13 +15,15 @@ import lightning as L
 
 from dasnet_lightning import __version__
 from dasnet_lightning.cli.console import say
-from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_trainer, run_stage
+from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_evaluator, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+from dasnet_lightning.data.dataset import SegmentationDataset
+from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.detectors import DETECTORS, build_detector
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.files import write_text
-from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
+from dasnet_lightning.tasks.checkpoints import load_strictly, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
@@ -79,30 +81,44 @@ class BudgetResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gave; `detection` holds the box AP of the detector."""
+    """What a run gave; `detection` holds the box AP of the detector, `val_set` the images that were evaluated."""
 
     config: RunConfig
     class_names: tuple[str, ...]
     detection: Mapping[str, float]
     budgets: tuple[BudgetResult, ...]
     accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
+    val_set: SegmentationDataset
+
+    def figures(self) -> dict[str, Any]:
+        """All figures, as `results.json` holds them."""
+        return {
+            "version": __version__,
+            "config": asdict(self.config),
+            "class_names": self.class_names,
+            "detection": self.detection,
+            "budgets": [asdict(item) for item in self.budgets],
+            "accounting": self.accounting,
+        }
 
 
 def execute(config: RunConfig) -> RunResult:
     """Do what of the run is not done yet; returns its result, which `results.json` holds as well."""
     claim_folder(config)
     L.seed_everything(config.seed, verbose=False)
-    data = build_data(config, "boxes")
-    detector, options, image_size = resolve_detector(config, data.num_classes)
-    data = build_data(config, "boxes", image_size)
-    checkpoint, detection = train_detector(config, data, detector, options)
+    dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
+    detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
+    boxes = build_data(config, dataset, "boxes", image_size)
+    checkpoint, detection = train_detector(config, boxes, detector, options)
     budgets, accounting = [], {}
     for budget in config.mask_budgets:
-        budget_result, labels = train_budget(config, budget, checkpoint, image_size)
+        budget_result, labels = train_budget(
+            config, build_data(config, dataset, "masks", image_size, budget), checkpoint
+        )
         budgets.append(budget_result)
         accounting[budget] = labels
-    result = RunResult(config, tuple(data.class_names), detection, tuple(budgets), accounting)
-    write_json(config.folder / "results.json", asdict(result) | {"version": __version__})
+    result = RunResult(config, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set())
+    write_json(config.folder / "results.json", result.figures())
     return result
 
 
@@ -140,14 +156,15 @@ def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str
 
 def build_data(
     config: RunConfig,
+    dataset: DataSet,
     supervision: Literal["boxes", "masks"],
-    image_size: tuple[int, int] = (320, 320),
+    image_size: tuple[int, int],
     budget: str = "all",
 ) -> MixedSupervisionDataModule:
     """The data of a stage: all boxes, or the masks inside a budget."""
     boxes = supervision == "boxes"
     batch_size = config.detector_batch_size if boxes else config.batch_size
-    return MixedSupervisionDataModule(
+    data = MixedSupervisionDataModule(
         config.data,
         image_size=image_size,
         batch_size=batch_size,
@@ -162,6 +179,8 @@ def build_data(
         allow_missing=config.allow_missing,
         fix=config.fix,
     )
+    data.use(dataset)
+    return data
 
 
 def train_detector(
@@ -184,10 +203,10 @@ def train_detector(
 
 
 def train_budget(
-    config: RunConfig, budget: str, detector_checkpoint: Path, image_size: tuple[int, int]
+    config: RunConfig, data: MixedSupervisionDataModule, detector_checkpoint: Path
 ) -> tuple[BudgetResult, Mapping[str, Mapping[str, int]]]:
     """Stage two with the masks of one budget; writes the split and the use of every label beside it."""
-    data = build_data(config, "masks", image_size, budget)
+    budget = str(data.mask_budget)
     folder = config.folder / f"masks-{budget.replace('/', '-per-')}"
     data.write_split(folder / "split.json")
     uses = (
@@ -226,8 +245,9 @@ def evaluate(
     if not path.is_file():
         say(f"{stage.name}: evaluating {checkpoint}")
         started = time.perf_counter()
-        trainer = build_trainer(stage, settings)
-        values = trainer.validate(task, data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+        content = read_checkpoint(checkpoint)
+        load_strictly(task, content["state_dict"], checkpoint, content)
+        values = build_evaluator(settings).validate(task, data, verbose=False)[0]
         write_json(path, dict(values) | {"seconds": time.perf_counter() - started})
     return json.loads(path.read_text())
 

@@ -59,6 +59,10 @@ def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule
     trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if settings.logger == "wandb":
+        import wandb
+
+        wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
     last.unlink(missing_ok=True)
     return stage.final
@@ -85,6 +89,19 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def build_evaluator(settings: TrainerSettings) -> L.Trainer:
+    """A trainer that only measures: on one device, so that no image is counted twice, and without a log."""
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=1,
+        precision=settings.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stderr.isatty(),
         use_distributed_sampler=False,
     )
 

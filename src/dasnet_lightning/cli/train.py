@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning
@@ -12,7 +13,7 @@ from dasnet_lightning.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run; `add_training_arguments` holds those that `dasnet demo` shares."""
     parser.add_argument("data", metavar="DATA", help="VOC or COCO data set: a folder, or a COCO file")
-    parser.add_argument("--out", help="folder of the run (default: runs/NAME-semantic)")
+    parser.add_argument("--out", help="folder of the run (default: runs/NAME-BUDGETS)")
     parser.add_argument(
         "--mask-budget",
         nargs="+",
@@ -66,12 +67,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate, report."""
     quiet_lightning()
-    from dasnet_lightning.cli.pages import default_run_folder, finish
+    from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.runs import RunConfig, execute
 
     config = RunConfig(
         data=args.data,
-        out=args.out or default_run_folder(args.data, "semantic"),
+        out=args.out or default_folder(args.data, args.mask_budget, args.split_seed),
         mask_budgets=tuple(args.mask_budget),
         detector=args.detector,
         detector_options=parse_options(args.detector_option),
@@ -94,6 +95,12 @@ def run(args: argparse.Namespace) -> int:
     )
     finish(config, execute(config), "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
     return 0
+
+
+def default_folder(data: str, budgets: Sequence[str], split_seed: int) -> str:
+    """Where a run goes when nobody says: a folder of its own for each data set, budgets and split seed."""
+    name = "-".join([Path(data).resolve().stem, *(budget.replace("/", "-per-") for budget in budgets)])
+    return str(Path("runs") / (f"{name}-split{split_seed}" if split_seed else name))
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

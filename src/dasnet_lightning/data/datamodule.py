@@ -106,9 +106,13 @@ class MixedSupervisionDataModule(LightningDataModule):
     def opened(self) -> Opened:
         """The data set and the split, opened when first asked for."""
         if self._opened is None:
-            dataset = open_dataset(self.data_root, allow_missing=self.allow_missing, fix=self.fix)
-            self._opened = Opened(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
+            self.use(open_dataset(self.data_root, allow_missing=self.allow_missing, fix=self.fix))
+        assert self._opened is not None
         return self._opened
+
+    def use(self, dataset: DataSet) -> None:
+        """Take a data set that is open already, so that several stages read its files once; the split is drawn anew."""
+        self._opened = Opened(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -1,0 +1,201 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dasnet_lightning.cli.main import main
+from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.inference import load
+from dasnet_lightning.tasks.checkpoints import read_checkpoint
+
+TINY = [
+    *("--detector", "ssd_tiny", "--image-size", "64", "--detector-batch-size", "4", "--batch-size", "4"),
+    *("--detector-steps", "6", "--steps", "4", "--num-workers", "0", "--accelerator", "cpu", "--precision", "32-true"),
+]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    return write_synthetic(tmp_path_factory.mktemp("shapes"), num_train=16, num_val=6, size=64)
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert main(["train", str(shapes), "--out", str(out), "--mask-budget", "6", "all", *TINY]) == 0
+    return out
+
+
+def test_a_run_leaves_everything_behind(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert [item["budget"] for item in results["budgets"]] == ["6", "all"]
+    assert results["budgets"][0]["mask_images"] == 6
+    for item in results["budgets"]:
+        assert 0 <= item["metrics"]["val/miou_ground_truth_boxes"] <= 1
+        assert 0 <= item["metrics"]["val/miou_detected_boxes"] <= 1
+    assert "val/box_ap50" in results["detection"]
+    split = json.loads((finished / "masks-6" / "split.json").read_text())
+    assert len(split["image_ids"]) == 6
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64") >= 3
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "mIoU, ground-truth boxes" in page
+    assert not (finished / "detector" / "last.ckpt").exists()
+
+
+def test_stage_two_kept_the_detector_bit_identical(finished):
+    """ssd_tiny holds BatchNorm; its buffers belong to what must not move."""
+    first = read_checkpoint(finished / "detector" / "final.ckpt")["state_dict"]
+    second = read_checkpoint(finished / "masks-all" / "final.ckpt")["state_dict"]
+    assert any("running_var" in key for key in first)
+    for key, value in first.items():
+        assert torch.equal(value, second["model.detector.frozen.module." + key.removeprefix("detector.")]), key
+
+
+def test_starting_a_finished_run_again_trains_nothing(finished, shapes, capsys):
+    before = (finished / "masks-all" / "final.ckpt").stat().st_mtime_ns
+    assert main(["train", str(shapes), "--out", str(finished), "--mask-budget", "6", "all", *TINY]) == 0
+    assert "done before" in capsys.readouterr().err
+    assert (finished / "masks-all" / "final.ckpt").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, shapes, capsys):
+    assert main(["train", str(shapes), "--out", str(finished), "--mask-budget", "5", *TINY]) == 2
+    assert "mask_budgets was ['6', 'all'] and is ['5']" in capsys.readouterr().err
+
+
+def test_a_trained_detector_is_taken_over(finished, shapes, tmp_path):
+    out = tmp_path / "second"
+    detector = str(finished / "detector" / "final.ckpt")
+    arguments = ["--out", str(out), "--mask_budget=3", "--detector-checkpoint", detector, *TINY]
+    assert main(["train", str(shapes), *arguments]) == 0
+    assert not (out / "detector" / "final.ckpt").exists()
+    results = json.loads((out / "results.json").read_text())
+    assert results["detection"]["val/box_ap50"] == pytest.approx(
+        json.loads((finished / "results.json").read_text())["detection"]["val/box_ap50"]
+    )
+
+
+def test_masks_missing_on_most_annotations_are_all_accounted_for(shapes, tmp_path):
+    """A COCO file in which 80 % of the annotations have no segmentation trains, and every label has its row."""
+    root = tmp_path / "mixed"
+    write_synthetic(root, num_train=16, num_val=6, size=64)
+    path = root / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    for number, annotation in enumerate(content["annotations"]):
+        if number % 5:
+            del annotation["segmentation"]
+    path.write_text(json.dumps(content))
+    out = tmp_path / "run"
+    assert main(["train", str(root), "--out", str(out), *TINY]) == 0
+    with (out / "masks-all" / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    total = len(content["annotations"])
+    uses = Counter(row["mask"] for row in rows)
+    assert len(rows) == total
+    assert uses == {"trained": -(-total // 5), "absent": total - -(-total // 5)}
+    assert {row["box"] for row in rows} == {"trained"}
+    results = json.loads((out / "results.json").read_text())
+    assert results["budgets"][0]["mask_objects"] == uses["trained"]
+
+
+def start(shapes: Path, out: Path) -> subprocess.Popen:
+    longer = [*TINY, "--steps", "120", "--detector-steps", "60"]
+    command = [sys.executable, "-m", "dasnet_lightning.cli.main", "train", str(shapes), "--out", str(out), *longer]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def kill_when(process: subprocess.Popen, path: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} never appeared"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_killed_run_continues_to_a_complete_result(shapes, tmp_path):
+    out = tmp_path / "run"
+    kill_when(start(shapes, out), out / "detector" / "last.ckpt")
+    assert not (out / "detector" / "final.ckpt").exists()
+    kill_when(start(shapes, out), out / "masks-all" / "last.ckpt")
+    final = (out / "detector" / "final.ckpt").read_bytes()
+    process = start(shapes, out)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    assert "continues from" in errors
+    assert (out / "detector" / "final.ckpt").read_bytes() == final
+    assert read_checkpoint(out / "masks-all" / "final.ckpt")["global_step"] == 120
+    assert (out / "report.html").is_file()
+    assert json.loads((out / "results.json").read_text())["budgets"]
+
+
+def test_the_checkpoint_segments_images(finished, shapes):
+    segmenter = load(finished / "masks-all" / "final.ckpt")
+    path = next((shapes / "val").iterdir())
+    found = segmenter.segment(path)
+    assert found.semantic.shape == found.image.shape[:2]
+    assert found.class_names[0] == "background"
+    assert len(found.class_names) == 7
+
+    array = np.zeros((50, 80, 3), dtype=np.uint8)
+    given = segmenter.segment(array, boxes=[[5, 5, 40, 30], [60, 10, 80, 50]], labels=[1, found.class_names[2]])
+    assert given.labels.tolist() == [1, 2]
+    assert torch.allclose(given.boxes, torch.tensor([[5.0, 5, 40, 30], [60, 10, 80, 50]]), atol=1e-4)
+    assert given.masks.shape == (2, 50, 80)
+    assert not given.masks[0, :, 40:].any()
+    json.dumps(given.to_coco(1))
+    assert given.draw().size[0] >= 80
+
+
+def test_wrong_questions_get_one_sentence(finished):
+    segmenter = load(finished / "masks-all" / "final.ckpt")
+    image = np.zeros((50, 80, 3), dtype=np.uint8)
+    with pytest.raises(ConfigError, match="1 boxes need 1 labels, given: none"):
+        segmenter.segment(image, boxes=[[0, 0, 10, 10]])
+    with pytest.raises(ConfigError, match="no class 'zebra'"):
+        segmenter.segment(image, boxes=[[0, 0, 10, 10]], labels=["zebra"])
+    with pytest.raises(ConfigError, match="is not x0 < x1"):
+        segmenter.segment(image, boxes=[[10, 0, 0, 10]], labels=[1])
+    with pytest.raises(ConfigError, match="must be uint8"):
+        segmenter.segment(image.astype(np.float32))
+    with pytest.raises(CheckpointError, match="holds a detector without a decoder"):
+        load(finished / "detector" / "final.ckpt")
+
+
+def test_segment_command_with_a_real_checkpoint(finished, shapes, tmp_path):
+    checkpoint = str(finished / "masks-all" / "final.ckpt")
+    assert main(["segment", str(shapes / "val"), "--checkpoint", checkpoint, "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 6
+
+
+def test_demo_walks_the_users_road(tmp_path, capsys):
+    lengths = ["--images", "12", "--detector-steps", "2", "--steps", "2", "--num-workers", "0"]
+    assert main(["demo", "--out", str(tmp_path / "demo"), *lengths]) == 0
+    printed = capsys.readouterr().out
+    assert "mIoU, ground-truth boxes" in printed
+    assert "5/class" in printed
+    assert (tmp_path / "demo" / "report.html").is_file()
+
+
+def test_wandb_logs_offline_by_option(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = tmp_path / "run"
+    assert main(["train", str(shapes), "--out", str(out), "--mask-budget", "4", *TINY, "--logger", "wandb"]) == 0
+    runs = list(out.glob("*/wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 2  # one for each stage
+    assert all(path.stat().st_size > 0 for path in runs)
