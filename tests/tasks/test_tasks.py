@@ -1,7 +1,6 @@
 import lightning as L
 import pytest
 import torch
-from toy import ToyDetector, make_batch, make_target
 from torch.utils.data import DataLoader
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO
@@ -11,6 +10,7 @@ from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
+from toy import ToyDetector, make_batch, make_target
 
 BOXES = [[2.0, 2, 14, 14], [16, 16, 30, 28]]
 TARGETS = {

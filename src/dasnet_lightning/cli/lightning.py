@@ -1,5 +1,7 @@
 """`dasnet fit | validate | test`: one stage under full control of a YAML file, by LightningCLI."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 from dasnet_lightning.cli.hardware import quiet_lightning
@@ -8,6 +10,8 @@ from dasnet_lightning.cli.hardware import quiet_lightning
 def run_cli(command: str, arguments: Sequence[str]) -> int:
     """Hand a command over to LightningCLI; tasks and data modules go by their short class names."""
     quiet_lightning()
+    # lightning 2.6.6 calls jsonargparse by its older names, which is no concern of a user
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import lightning as L
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -22,12 +26,15 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
             for name in ("num_classes", "class_names"):
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
-    DasnetCLI(
-        L.LightningModule,
-        MixedSupervisionDataModule,
-        subclass_mode_model=True,
-        args=[command, *arguments],
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={"log_every_n_steps": 10},
-    )
+    given, sys.argv = sys.argv, ["dasnet", command, *arguments]  # LightningCLI warns of arguments from elsewhere
+    try:
+        DasnetCLI(
+            L.LightningModule,
+            MixedSupervisionDataModule,
+            subclass_mode_model=True,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"log_every_n_steps": 10},
+        )
+    finally:
+        sys.argv = given
     return 0
