@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.anchors import AnchorLayout, make_anchors, ssd_shapes
+from dasnet_lightning.detectors.anchors import AnchorLayout, dense_shapes, make_anchors, ssd_shapes
 
 CPU = torch.device("cpu")
 CELLS = (40, 20, 10, 5, 3, 1)
@@ -76,3 +76,15 @@ def test_anchors_first_made_in_inference_mode_serve_training():
     with torch.inference_mode():
         anchors = make_anchors(layout, (31, 37), ((3, 3),), CPU)
     assert not anchors.is_inference()
+
+
+def test_dense_shapes_are_a_square_a_wide_and_a_tall_box_for_each_scale():
+    (shapes,) = dense_shapes([(0.2, 0.4)], ratio=4.0)
+    assert [pytest.approx(shape) for shape in shapes] == [
+        (0.2, 0.2),
+        (0.4, 0.1),
+        (0.1, 0.4),
+        (0.4, 0.4),
+        (0.8, 0.2),
+        (0.2, 0.8),
+    ]

@@ -46,6 +46,15 @@ def ssd_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> tu
     return tuple(levels)
 
 
+def dense_shapes(scales: Sequence[Sequence[float]], ratio: float = 2.0) -> tuple[tuple[Shape, ...], ...]:
+    """For every scale of every level a square, a wide and a tall box: close scales, so that small data gives positives."""
+    root = sqrt(ratio)
+    return tuple(
+        tuple(shape for s in level for shape in ((s, s), (s * root, s / root), (s / root, s * root)))
+        for level in scales
+    )
+
+
 @lru_cache(maxsize=32)
 def make_anchors(
     layout: AnchorLayout, size: tuple[int, int], cells: tuple[tuple[int, int], ...], device: torch.device

@@ -76,3 +76,12 @@ def init_predictors(heads: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def init_small(heads: nn.Module) -> None:
+    """Small weights, so that a short training does not begin by unlearning confident answers; biases 0."""
+    for layer in heads.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -6,9 +6,9 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.anchors import AnchorLayout, dense_shapes
 from dasnet_lightning.detectors.base import DETECTORS
-from dasnet_lightning.detectors.layers import init_convolutions, init_predictors, parse_size
+from dasnet_lightning.detectors.layers import init_convolutions, init_small, parse_size
 from dasnet_lightning.detectors.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, load_state_file
 
@@ -16,7 +16,7 @@ MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 STEM = 16
 WIDTHS = (32, 64, 96, 128, 128)  # strides 4 to 64
-SCALES = (0.15, 0.28, 0.42, 0.56, 0.7)  # strides 8 to 64, and the one beyond
+SCALES = ((0.16, 0.22), (0.3, 0.4), (0.5, 0.56), (0.62, 0.7))  # strides 8 to 64
 
 
 def _block(channels: int, out: int, stride: int) -> nn.Sequential:
@@ -66,13 +66,13 @@ def build_ssd_tiny(
     if backbone_weights is not None:
         fill(backbone, load_state_file(Path(backbone_weights)), backbone_weights, "the backbone of an ssd_tiny")
     head_levels = (1, 2, 3, 4)
-    anchors = AnchorLayout(ssd_shapes(SCALES, [(2.0,)] * len(head_levels)))
+    anchors = AnchorLayout(dense_shapes(SCALES))
     heads = [
         nn.Conv2d(backbone.out_channels[level], number * (num_classes + 4), 3, padding=1)
         for level, number in zip(head_levels, anchors.per_cell, strict=True)
     ]
     for head in heads:
-        init_predictors(head)
+        init_small(head)
     return SSD(
         backbone, heads, anchors, head_levels, num_classes, parse_size(image_size), MEAN, STD,
         score_threshold, nms_threshold, top_k, detections_per_image,
