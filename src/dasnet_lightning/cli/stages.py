@@ -17,6 +17,7 @@ from dasnet_lightning.callbacks import AtomicCheckpointIO, ProgressLines, Throug
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 
 FINAL = "final.ckpt"
+GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all later ones
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         check_val_every_n_epoch=None,
         val_check_interval=max(1, stage.steps // stage.validations) if stage.validations else stage.steps + 1,
         num_sanity_val_steps=0,
+        gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,
         logger=build_loggers(stage, settings),
         callbacks=[checkpoint, Throughput(), progress],

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=int, default=0, metavar="PX", help="side of the input (default: detector's)"
     )
     parser.add_argument("--detector-batch-size", type=int, default=16, metavar="B")
-    parser.add_argument("--detector-lr", type=float, default=5e-4)
+    parser.add_argument("--detector-lr", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="of stage two (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of stage two (default: %(default)s)")
     parser.add_argument(

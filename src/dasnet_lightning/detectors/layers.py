@@ -55,9 +55,10 @@ class FrozenBatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-def reduced_head(channels: int, width: int, outputs: int) -> nn.Sequential:
-    """A box head that first narrows a wide level: 1x1 to `width`, then the 3x3 that predicts."""
-    return nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, outputs, 3, padding=1))
+def reduced_head(channels: int, width: int, outputs: int, norm_groups: int) -> nn.Sequential:
+    """A box head that first narrows a wide level: 1x1 to `width`, GroupNorm, then the 3x3 that predicts."""
+    narrow = nn.Conv2d(channels, width, 1)
+    return nn.Sequential(narrow, nn.GroupNorm(norm_groups, width), nn.ReLU(), nn.Conv2d(width, outputs, 3, padding=1))
 
 
 def init_convolutions(module: nn.Module) -> None:

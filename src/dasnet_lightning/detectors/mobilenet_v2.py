@@ -14,7 +14,7 @@ from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import (
     FrozenBatchNorm,
     init_convolutions,
-    init_predictors,
+    init_small,
     parse_size,
     reduced_head,
 )
@@ -28,6 +28,7 @@ EXTRAS = ((256, 512), (128, 256), (128, 256), (64, 128))  # (narrow, out) of eac
 SCALES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)  # strides 16, 32 and the extras
 SCALE_STRIDE8 = 0.075
 HEAD_WIDTH = 128
+NORM_GROUPS = 16
 
 
 class MobileNetV2(nn.Module):
@@ -43,8 +44,10 @@ class MobileNetV2(nn.Module):
         self.extras = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, narrow, 1),
+                nn.GroupNorm(NORM_GROUPS, narrow),  # of an image by itself: small batches, cells of 1x1
                 nn.ReLU(inplace=True),
                 nn.Conv2d(narrow, out, 3, stride=2, padding=1),
+                nn.GroupNorm(NORM_GROUPS, out),
                 nn.ReLU(inplace=True),
             )
             for channels, (narrow, out) in zip(inputs, EXTRAS, strict=False)
@@ -94,11 +97,12 @@ def build_ssd320_mobilenet_v2(
     scales = (SCALE_STRIDE8, *SCALES) if head_stride8 else SCALES
     anchors = AnchorLayout(ssd_shapes(scales, [(2.0, 3.0)] * len(head_levels)))
     heads = [
-        reduced_head(backbone.out_channels[level], HEAD_WIDTH, number * (num_classes + 4))
+        reduced_head(backbone.out_channels[level], HEAD_WIDTH, number * (num_classes + 4), NORM_GROUPS)
         for level, number in zip(head_levels, anchors.per_cell, strict=True)
     ]
     for head in heads:
-        init_predictors(head)
+        init_convolutions(head)
+        init_small(head[-1])
     return SSD(
         backbone, heads, anchors, head_levels, num_classes, parse_size(image_size), MEAN, STD,
         score_threshold, nms_threshold, top_k, detections_per_image,
