@@ -12,9 +12,9 @@ from dasnet_lightning.types import Target
 
 NUM_CLASSES = 4
 SIZES = {"ssd320_vgg16": (257, 257), "ssd_tiny": (96, 128), "ssd320_mobilenet_v2": (128, 96)}  # else 64 x 64
-RATES = {"ssd320_mobilenet_v2": 5e-3, "faster_rcnn_resnet50_fpn": 5e-3}  # else 1e-3
+RATES = {"ssd320_mobilenet_v2": 1e-2, "faster_rcnn_resnet50_fpn": 5e-3}  # else 1e-3
 IMAGES = {"ssd320_vgg16": 1}  # else 2; the big ones cost seconds a step
-STEPS = {"ssd320_vgg16": 3, "faster_rcnn_resnet50_fpn": 4}  # else 6
+STEPS = {"ssd320_mobilenet_v2": 10, "ssd320_vgg16": 3, "faster_rcnn_resnet50_fpn": 4}  # else 6
 
 
 def make_target(size, number=2, ignore=False):
