@@ -45,7 +45,7 @@ def load(
     )
     load_strictly(model, state, checkpoint, content)
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
-    return Segmenter(model.to(device), class_names, options or SemanticOptions(), content.get("category_ids"))
+    return Segmenter(model.to(device), class_names, options or SemanticOptions(), saved.get("category_ids") or None)
 
 
 class Segmenter:
@@ -56,7 +56,7 @@ class Segmenter:
         model: DASNet,
         class_names: Sequence[str],
         options: SemanticOptions,
-        category_ids: Sequence[int] | None = None,
+        category_ids: Sequence[int | str] | None = None,
     ) -> None:
         self.model = model.eval()
         self.class_names = tuple(class_names)

@@ -179,7 +179,10 @@ def test_segment_command_with_a_real_checkpoint(finished, shapes, tmp_path):
     checkpoint = str(finished / "masks-all" / "final.ckpt")
     assert main(["segment", str(shapes / "val"), "--checkpoint", checkpoint, "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 6
-    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 6
+    predicted = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(predicted["images"]) == 6
+    truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    assert [row["id"] for row in predicted["categories"]] == [row["id"] for row in truth["categories"]]
 
 
 def test_demo_walks_the_users_road(tmp_path, capsys):

@@ -33,7 +33,7 @@ def _toy(monkeypatch):
 def semantic_task(**options) -> SemanticTask:
     torch.manual_seed(0)
     adam = OptimizerConfig("adamw", lr=3e-3, schedule="constant", double_bias=False)
-    return SemanticTask(3, NAMES, "toy", optimizer=adam, **options)
+    return SemanticTask(3, NAMES, detector="toy", optimizer=adam, **options)
 
 
 def trainer(tmp_path, steps: int) -> L.Trainer:
@@ -114,7 +114,7 @@ def test_a_few_shapes_can_be_learned_by_heart(tmp_path):
 
 def test_stage_two_starts_from_a_checkpoint_of_stage_one(tmp_path):
     batches = [make_batch([TARGETS["no mask"], TARGETS["no object"]])]
-    first = DetectionTask(3, NAMES, "toy")
+    first = DetectionTask(3, NAMES, detector="toy")
     fitter = trainer(tmp_path, 2)
     fitter.fit(first, loader(batches), loader(batches))
     fitter.save_checkpoint(tmp_path / "one.ckpt")
@@ -129,7 +129,7 @@ def test_stage_two_starts_from_a_checkpoint_of_stage_one(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
     torch.manual_seed(0)
-    other = SemanticTask(4, (), "toy", detector_checkpoint=str(tmp_path / "one.ckpt"))
+    other = SemanticTask(4, detector="toy", detector_checkpoint=str(tmp_path / "one.ckpt"))
     with pytest.raises(CheckpointError, match=r"one\.ckpt: "):
         other.setup("fit")
 
@@ -156,14 +156,14 @@ def test_bad_checkpoints_are_named(tmp_path, capsys):
 
 
 def test_onecycle_needs_to_know_where_it_ends(tmp_path):
-    task = SemanticTask(3, NAMES, "toy", optimizer=OptimizerConfig("adamw", schedule="onecycle"))
+    task = SemanticTask(3, NAMES, detector="toy", optimizer=OptimizerConfig("adamw", schedule="onecycle"))
     task.trainer = trainer(tmp_path, -1)
     with pytest.raises(ConfigError, match="max_steps"):
         task.configure_optimizers()
 
 
 def test_the_papers_recipe_doubles_the_rate_of_biases_without_decay():
-    task = SemanticTask(3, NAMES, "toy")
+    task = SemanticTask(3, NAMES, detector="toy")
     task.trainer = L.Trainer(accelerator="cpu", max_steps=3, logger=False, enable_checkpointing=False)
     built = task.configure_optimizers()
     weights, biases = built["optimizer"].param_groups

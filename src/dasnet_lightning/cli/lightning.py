@@ -23,7 +23,7 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
 
     class DasnetCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            for name in ("num_classes", "class_names"):
+            for name in ("num_classes", "class_names", "category_ids"):
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     given, sys.argv = sys.argv, ["dasnet", command, *arguments]  # LightningCLI warns of arguments from elsewhere
@@ -32,6 +32,7 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
             L.LightningModule,
             MixedSupervisionDataModule,
             subclass_mode_model=True,
+            seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"log_every_n_steps": 10},
         )

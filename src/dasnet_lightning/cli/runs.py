@@ -194,6 +194,7 @@ def train_detector(
     task = DetectionTask(
         data.num_classes,
         data.class_names,
+        data.category_ids,
         detector,
         options if given is None else without_weights(options),
         OptimizerConfig("adamw", config.detector_lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
@@ -218,6 +219,7 @@ def train_budget(
     task = SemanticTask(
         data.num_classes,
         data.class_names,
+        data.category_ids,
         saved["detector"],
         without_weights(saved["detector_options"]),
         str(detector_checkpoint),

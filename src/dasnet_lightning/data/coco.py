@@ -51,7 +51,7 @@ class COCOSource:
         self.annotation_file = Path(annotation_file)
         file = read_coco(self.annotation_file) if content is None else content
         self.class_names, labels = _map_categories(file, class_names)
-        self.category_ids: dict[int, int | str] = {label: key for key, label in labels.items()}
+        self.category_ids: Mapping[int, int | str] = {label: key for key, label in labels.items()}
         paths, missing = _locate(file, self.root, allow_missing)
         edges = {str(row["id"]): _edges(row) for row in file.annotations}
         _check_convention(file, edges)

@@ -125,6 +125,13 @@ class MixedSupervisionDataModule(LightningDataModule):
         return len(self.class_names)
 
     @property
+    def category_ids(self) -> tuple[int | str, ...]:
+        """The data set's own ids by label, for exports; entry 0 is the background's. Empty where it has none."""
+        dataset = self.opened().dataset
+        known = {**dataset.val.category_ids, **dataset.train.category_ids}
+        return tuple(known.get(label, label) for label in range(self.num_classes)) if known else ()
+
+    @property
     def split(self) -> Split | None:
         """The images inside the mask budget; None where the supervision is "boxes"."""
         return self.opened().split

@@ -38,6 +38,7 @@ class Selection:
     def __init__(self, source: Source, records: Sequence[ImageRecord], problems: Sequence[Problem]) -> None:
         self.source = source
         self.class_names = source.class_names
+        self.category_ids = source.category_ids
         self.records = tuple(records)
         self.problems = tuple(problems)
         self.root = source.root

@@ -4,7 +4,7 @@ Sources read annotation files into these records; nothing here touches pixels. A
 *invalid*; an absent mask is never turned into zeros, and an invalid one leaves its box in use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -80,6 +80,7 @@ class Source(Protocol):
     """A data set on disk: one split of it, read into records."""
 
     class_names: tuple[str, ...]  # class_names[0] is "background"
+    category_ids: Mapping[int, int | str]  # the data set's own id of a label, for exports; empty where it has none
     records: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...]
     root: Path

@@ -56,6 +56,7 @@ class VOCSource:
         if missing and not allow_missing:
             raise RecordsError(missing, f"{len(missing)} images cannot be used; restore them, or allow missing images.")
         xmls = {item: read_xml(_xml(self.root, item)) for item in image_ids if _xml(self.root, item).is_file()}
+        self.category_ids: Mapping[int, int | str] = {}
         self.class_names = choose_classes(self.root, class_names, list(xmls.values()))
         images = _read_raw(self.root, xmls, paths, self.class_names)
         _check_convention(list_file, images)

@@ -16,7 +16,8 @@ from dasnet_lightning.types import Batch
 class DetectionTask(L.LightningModule):
     """Trains a detector by name on boxes (paper section 6) and measures its box AP.
 
-    num_classes counts the background, `class_names` (background first) travel inside the checkpoint.
+    num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
+    travel inside the checkpoint.
     `detector_options` go to the detector's builder.
     """
 
@@ -24,6 +25,7 @@ class DetectionTask(L.LightningModule):
         self,
         num_classes: int = 21,
         class_names: Sequence[str] = (),
+        category_ids: Sequence[int | str] = (),
         detector: str = "ssd320_vgg16",
         detector_options: dict[str, Any] | None = None,
         optimizer: OptimizerConfig | None = None,

@@ -22,7 +22,8 @@ from dasnet_lightning.types import Batch
 class SemanticTask(L.LightningModule):
     """Trains the decoder on masks (paper section 4) and measures mIoU with ground-truth and with detected boxes.
 
-    num_classes counts the background, `class_names` (background first) travel inside the checkpoint.
+    num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
+    travel inside the checkpoint.
     detector_checkpoint: stage one's checkpoint, read when training starts; the task's own checkpoints hold the whole
     model. subset: a region draws a random non-empty subset of its class's boxes, else all of them.
     """
@@ -31,6 +32,7 @@ class SemanticTask(L.LightningModule):
         self,
         num_classes: int = 21,
         class_names: Sequence[str] = (),
+        category_ids: Sequence[int | str] = (),
         detector: str = "ssd320_vgg16",
         detector_options: dict[str, Any] | None = None,
         detector_checkpoint: str | None = None,
