@@ -35,6 +35,7 @@ class DetectionTask(L.LightningModule):
         self.detector = build_detector(detector, num_classes, **(detector_options or {}))
         self.to(memory_format=torch.channels_last)
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
+        self.class_names = tuple(class_names)
         self.box_ap = BoxAP()
 
     def on_fit_start(self) -> None:
@@ -51,7 +52,7 @@ class DetectionTask(L.LightningModule):
         self.box_ap.update(self.detector.detect(self.detector.features(batch.images)), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute().items()})
+        self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute(self.class_names).items()})
         self.box_ap.reset()
 
     test_step = validation_step
