@@ -1,9 +1,9 @@
 import pytest
 import torch
-from toy import make_target
 
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.types import Detections
+from toy import make_target
 
 NAMES = ("background", "cat", "dog", "never")
 

@@ -22,6 +22,8 @@ def default_workers() -> int:
 
 def quiet_lightning() -> None:
     """Keep Lightning's advertising and advice out of a command's output; its warnings about data stay."""
+    import lightning.pytorch  # noqa: F401  (it sets the levels when imported, so they are lowered after that)
+
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for advice in (
