@@ -58,7 +58,6 @@ def make_target(
         ignore=torch.zeros(len(labels), dtype=torch.bool),
         masks=masks if known.any() else None,
         semantic=semantic,
-        original_size=size,
     )
 
 

@@ -5,6 +5,7 @@ xyxy in absolute pixels of the network input; labels are 1..num_classes-1, 0 is 
 RGB float 0..1, un-normalised: normalisation belongs to the detector.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ class Target:
 
     `ignore` marks crowd and difficult objects: neither positives nor negatives in training, not counted in evaluation.
     `void` marks pixels that no loss may read. `semantic` is the class map in the original image's pixels (0 background,
-    255 void) and is filled for evaluation only; `original_size` is that image's (height, width).
+    255 void) and is filled for evaluation only, and only where the image's masks are known.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -51,7 +52,6 @@ class Target:
     masks: Bool[Tensor, "n H W"] | None = None
     void: Bool[Tensor, "H W"] | None = None
     semantic: UInt8[Tensor, "H0 W0"] | None = None
-    original_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def select(self, indices: Sequence[int]) -> "Batch":
+        """The images at these places."""
+        return Batch(
+            image_ids=tuple(self.image_ids[index] for index in indices),
+            images=self.images[list(indices)],
+            targets=tuple(self.targets[index] for index in indices),
+            seeds=tuple(self.seeds[index] for index in indices),
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))

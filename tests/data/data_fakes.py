@@ -42,6 +42,7 @@ class FakeSource:
     invalid: frozenset[str] = frozenset()  # object ids whose mask turns out to be unusable
     void: np.ndarray | None = None
     opened: list[str] = field(default_factory=list)
+    category_ids: dict[int, int | str] = field(default_factory=dict)
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         self.opened.append(record.image_id)

@@ -96,7 +96,7 @@ def test_types_of_a_batch(tmp_path: Path) -> None:
     assert not full.void[SIZE[0] // 2 :].any()
     assert full.semantic is not None
     assert full.semantic.dtype == torch.uint8
-    assert full.semantic.shape == full.original_size == (60, 80)
+    assert full.semantic.shape == (60, 80)
     assert (empty.boxes.shape, empty.labels.shape, empty.labels.dtype) == ((0, 4), (0,), torch.int64)
     assert empty.has_mask.dtype == empty.ignore.dtype == torch.bool
     assert empty.semantic is not None
@@ -176,3 +176,12 @@ def test_semantic_map() -> None:
     swapped = paint_semantic((10, 12), boxes[[1, 0]], [5, 3], [False, False], [small, large])
     assert swapped[3, 3] == 5  # the order of the objects does not matter
     assert not paint_semantic((4, 4), np.zeros((0, 4)), [], [], []).any()
+
+
+def test_objects_without_any_mask_are_no_background(tmp_path: Path) -> None:
+    """An image whose objects have no masks cannot be measured; an image without objects can: all background."""
+    source = make_source(tmp_path, [[A], []])
+    dataset = build(source, "img0", "img1", semantic=True)
+    unknown, empty = dataset[0, 0], dataset[0, 1]
+    assert unknown.target.semantic is None
+    assert empty.target.semantic is not None

@@ -40,7 +40,8 @@ class SegmentationDataset(Dataset[Sample]):
     """Map-style dataset over some records of a source; keys are (round, index) pairs (see EpochSampler).
 
     records: what is shown, a part of source.records or all. mask_ids: image ids whose masks may be opened. seed: of the
-    augmentation. with_semantic: add the class map and the size of the original image (evaluation).
+    augmentation. with_semantic: add the class map in the original image's pixels (evaluation); an image that has
+    objects but no mask gets no class map, so that it does not count as background.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class SegmentationDataset(Dataset[Sample]):
         return Sample(record.image_id, pixels, target, seed)
 
     def _semantic(self, record: ImageRecord, opened: Opened) -> UInt8[Tensor, "H0 W0"] | None:
-        if not self.with_semantic:
-            return None
+        if not self.with_semantic or (record.objects and not opened.asked):
+            return None  # objects without a single mask: there is nothing to measure against
         known = dict(zip(opened.index.tolist(), opened.masks, strict=True))
         boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
         labels, ignore = [item.label for item in record.objects], [item.ignore for item in record.objects]
@@ -118,5 +119,4 @@ def build_target(
         masks=None if masks is None else torch.from_numpy(masks),
         void=torch.from_numpy(out.void) if masks_asked else None,
         semantic=semantic,
-        original_size=record.size if semantic is not None else None,
     )

@@ -77,15 +77,18 @@ class SemanticTask(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        batch = batch.select([index for index, target in enumerate(batch.targets) if target.semantic is not None])
+        if not len(batch):
+            return
         pyramid = self.model.detector.features(batch.images)
         detected = self.model.detector.detect(pyramid)
         annotated = [ground_truth_detections(target) for target in batch.targets]
+        truth = [target.semantic for target in batch.targets if target.semantic is not None]
+        sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
         for boxes, metric in ((annotated, self.iou_ground_truth), (detected, self.iou_detected)):
-            sizes = [target.original_size or pyramid.size for target in batch.targets]
             maps = segment_semantic(self.model, pyramid, boxes, sizes, self.inference)
-            for class_map, target in zip(maps, batch.targets, strict=True):
-                if target.semantic is not None:
-                    metric.update(class_map, target.semantic)
+            for class_map, true_map in zip(maps, truth, strict=True):
+                metric.update(class_map, true_map)
 
     def on_validation_epoch_end(self) -> None:
         names = self.class_names or [str(label) for label in range(self.num_classes)]
