@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dasnet_lightning.functional.attention import attend, box_attention
+from dasnet_lightning.functional.attention import attend, box_attention, box_scores
 from dasnet_lightning.types import Pyramid, Regions
 
 IMAGE = (96, 128)
@@ -72,6 +72,19 @@ def test_cover_keeps_at_least_one_cell(box):
 def test_inside_may_keep_nothing_at_coarse_levels():
     box = torch.tensor([[33.0, 25, 60, 45]])
     assert box_attention(box, torch.tensor([0]), 1, IMAGE, (3, 4), "inside").sum() == 0
+
+
+def test_scores_of_one_are_the_attention_and_the_best_score_wins():
+    generator = torch.Generator().manual_seed(3)
+    boxes, index = random_boxes(30, generator, False), torch.randint(0, 5, (30,), generator=generator)
+    scores = torch.rand(30, generator=generator)
+    attention = box_attention(boxes, index, 6, IMAGE, (24, 32))
+    assert torch.equal(box_scores(boxes, torch.ones(30), index, 6, IMAGE, (24, 32)), attention)
+    best = torch.zeros(6, 24, 32)
+    for box, region, score in zip(boxes, index.tolist(), scores, strict=True):
+        alone = box_attention(box[None], torch.zeros(1, dtype=torch.int64), 1, IMAGE, (24, 32))[0]
+        best[region] = torch.maximum(best[region], alone * score)
+    assert torch.equal(box_scores(boxes, scores, index, 6, IMAGE, (24, 32)), best)
 
 
 def test_no_boxes_keep_nothing():

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     quiet_lightning()
     from dasnet_lightning.cli.console import say
     from dasnet_lightning.cli.pages import finish
-    from dasnet_lightning.cli.runs import RunConfig, execute
+    from dasnet_lightning.cli.run_records import RunConfig
+    from dasnet_lightning.cli.runs import execute
     from dasnet_lightning.cli.stages import TrainerSettings
     from dasnet_lightning.data.synthetic import write_synthetic
 

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from dasnet_lightning.cli.console import print_table, progress, say
-from dasnet_lightning.cli.runs import RunConfig, RunResult
+from dasnet_lightning.cli.run_records import RunConfig, RunResult
 from dasnet_lightning.cli.stages import read_curves
 from dasnet_lightning.inference import Segmenter, load
 from dasnet_lightning.report import Curve, KeyFigure, Picture, Report, Table, Value, write_report

@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, evaluate, report."""
     quiet_lightning()
     from dasnet_lightning.cli.pages import finish
-    from dasnet_lightning.cli.runs import RunConfig, execute
+    from dasnet_lightning.cli.run_records import RunConfig
+    from dasnet_lightning.cli.runs import execute
 
     config = RunConfig(
         data=args.data,

@@ -34,6 +34,22 @@ def box_attention(
     return union.clamp(max=1)
 
 
+def box_scores(
+    boxes: Float[Tensor, "n 4"],
+    scores: Float[Tensor, " n"],
+    region_index: Int64[Tensor, " n"],
+    num_regions: int,
+    image_size: tuple[int, int],
+    feature_size: tuple[int, int],
+) -> Float[Tensor, "r h w"]:
+    """For each cell the best score of the region's boxes that cover it, 0 outside: `box_attention` with scores."""
+    rows = _cells(boxes[:, 1], boxes[:, 3], image_size[0], feature_size[0], "cover")
+    columns = _cells(boxes[:, 0], boxes[:, 2], image_size[1], feature_size[1], "cover")
+    cells = (rows[:, :, None] & columns[:, None, :]) * scores[:, None, None]
+    nothing = scores.new_zeros((num_regions, *feature_size))
+    return nothing.scatter_reduce(0, region_index[:, None, None].expand_as(cells), cells, "amax")
+
+
 def attend(pyramid: Pyramid, regions: Regions, rounding: Rounding = "cover") -> Pyramid:
     """The pyramid of each region: its image's levels, zero outside its boxes; switches are those of the whole image."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,16 +23,17 @@ def semantic_loss(logits: Float[Tensor, "r 2 H W"], labels: Int64[Tensor, "r H W
 
 def merge_regions(
     foreground: Float[Tensor, "r H W"],
-    windows: Bool[Tensor, "r H W"],
+    weights: Float[Tensor, "r H W"],
     labels: Int64[Tensor, " r"],
     foreground_threshold: float,
 ) -> Int64[Tensor, "H W"]:
     """One class map from the foreground probabilities of the regions of an image: the best region wins a pixel.
 
-    Pixels outside a region's window, and probabilities below the threshold, do not count; what no region wins is 0.
+    A pixel's probabilities below the threshold do not count; the others compete after multiplication with `weights`,
+    which are 0 where a region may not answer. What no region wins is 0.
     """
     if not len(labels):
         return torch.zeros(foreground.shape[1:], dtype=torch.int64, device=foreground.device)
-    kept = torch.where(windows & (foreground >= foreground_threshold), foreground, torch.zeros_like(foreground))
+    kept = (foreground * weights).masked_fill(foreground < foreground_threshold, 0)
     best, winner = kept.max(dim=0)
     return torch.where(best > 0, labels[winner], torch.zeros_like(winner))

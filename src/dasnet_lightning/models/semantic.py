@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasnet_lightning.functional.attention import box_attention
+from dasnet_lightning.functional.attention import box_scores
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.semantic import merge_regions
 from dasnet_lightning.models.dasnet import DASNet
@@ -17,17 +17,19 @@ from dasnet_lightning.types import Detections, Pyramid, Regions
 
 @dataclass(frozen=True)
 class SemanticOptions:
-    """The four choices of semantic inference; the paper's values are 0.5, 5, 0.2 and 5 px.
+    """The choices of semantic inference; the paper's values are 0.5, 5, 0.2, 5 px and no weighting.
 
     score_threshold: detections below it are not decoded. max_classes: of the best-scored detections, in an image.
     foreground_threshold: a pixel's probability must reach it. box_margin: a class counts only inside its boxes, widened
-    by so many input pixels. regions_at_once bounds the memory of a decode.
+    by so many input pixels. weight_by_score: where two classes claim a pixel, the detector's scores weigh in; the decoder
+    knows no classes and cannot tell which of two boxes around one object is right. regions_at_once bounds the memory of a decode.
     """
 
-    score_threshold: float = 0.5
+    score_threshold: float = 0.3
     max_classes: int = 5
     foreground_threshold: float = 0.5
     box_margin: float = 0.0
+    weight_by_score: bool = True
     regions_at_once: int = 16
 
 
@@ -42,11 +44,14 @@ def segment_semantic(
     kept = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
     regions = regions_by_class(kept)
     foreground = decode_foreground(model, pyramid, regions, options.regions_at_once)
-    maps, start = [], 0
+    scores = torch.cat([item.scores for item in kept])
+    scores = scores if options.weight_by_score else torch.ones_like(scores)
+    maps, start, first_box = [], 0, 0
     for image, size in enumerate(sizes):
-        stop = start + int((regions.image_index == image).sum())
-        maps.append(_class_map(foreground[start:stop], regions.select(start, stop), pyramid.size, size, options))
-        start = stop
+        stop, last_box = start + int((regions.image_index == image).sum()), first_box + len(kept[image].labels)
+        part = regions.select(start, stop)
+        maps.append(_class_map(foreground[start:stop], part, scores[first_box:last_box], pyramid.size, size, options))
+        start, first_box = stop, last_box
     return tuple(maps)
 
 
@@ -65,6 +70,7 @@ def decode_foreground(
 def _class_map(
     foreground: Float[Tensor, "r H W"],
     regions: Regions,
+    scores: Float[Tensor, " n"],
     input_size: tuple[int, int],
     size: tuple[int, int],
     options: SemanticOptions,
@@ -72,6 +78,7 @@ def _class_map(
     if not len(regions):
         return torch.zeros(size, dtype=torch.int64, device=foreground.device)
     margin = torch.tensor([-1, -1, 1, 1], device=foreground.device) * options.box_margin
-    windows = box_attention(regions.boxes + margin, regions.region_index, len(regions), input_size, size) > 0
+    widened = regions.boxes + margin
+    weights = box_scores(widened, scores, regions.region_index, len(regions), input_size, size)
     resized = F.interpolate(foreground[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    return merge_regions(resized, windows, regions.labels, options.foreground_threshold)
+    return merge_regions(resized, weights, regions.labels, options.foreground_threshold)

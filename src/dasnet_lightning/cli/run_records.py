@@ -1,0 +1,105 @@
+"""What a run depends on and what it gave, and how both are kept in its folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dasnet_lightning import __version__
+from dasnet_lightning.cli.stages import TrainerSettings
+from dasnet_lightning.data.dataset import SegmentationDataset
+from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.files import write_text
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run depends on; the fields are the options of `dasnet train` and are explained there.
+
+    detector_steps and steps of 0 mean: chosen from the number of images.
+    """
+
+    data: str
+    out: str
+    mask_budgets: tuple[str, ...] = ("all",)
+    detector: str = "ssd320_vgg16"
+    detector_options: Mapping[str, Any] = field(default_factory=dict)
+    backbone_weights: str | None = None
+    detector_checkpoint: str | None = None
+    decoder: str = "light"
+    image_size: int = 0
+    detector_steps: int = 0
+    steps: int = 0
+    detector_batch_size: int = 16
+    batch_size: int = 8
+    detector_augmentation: str = "ssd"
+    detector_lr: float = 5e-4
+    lr: float = 1e-3
+    seed: int = 0
+    split_seed: int = 0
+    num_workers: int = 0
+    allow_missing: bool = False
+    fix: Literal["error", "drop"] = "error"
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out)
+
+
+# what may change between two starts of the same run: where and how fast, not what
+FREE_TO_CHANGE = ("out", "num_workers", "trainer")
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """What one mask budget gave: `metrics` are the validation figures of the semantic task, in 0..1."""
+
+    budget: str
+    mask_images: int
+    mask_objects: int
+    metrics: Mapping[str, float]
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave; `detection` holds the box AP of the detector, `val_set` the images that were evaluated."""
+
+    config: RunConfig
+    class_names: tuple[str, ...]
+    detection: Mapping[str, float]
+    budgets: tuple[BudgetResult, ...]
+    accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
+    val_set: SegmentationDataset
+
+    def figures(self) -> dict[str, Any]:
+        """All figures, as `results.json` holds them."""
+        return {
+            "version": __version__,
+            "config": asdict(self.config),
+            "class_names": self.class_names,
+            "detection": self.detection,
+            "budgets": [asdict(item) for item in self.budgets],
+            "accounting": self.accounting,
+        }
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Write the settings into a new folder, or compare with those that are there. Raises ConfigError where they differ."""
+    path = config.folder / "run.json"
+    settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
+            raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")
+    write_json(path, settings)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
