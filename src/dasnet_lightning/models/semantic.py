@@ -22,7 +22,8 @@ class SemanticOptions:
     score_threshold: detections below it are not decoded. max_classes: of the best-scored detections, in an image.
     foreground_threshold: a pixel's probability must reach it. box_margin: a class counts only inside its boxes, widened
     by so many input pixels. weight_by_score: where two classes claim a pixel, the detector's scores weigh in; the decoder
-    knows no classes and cannot tell which of two boxes around one object is right. regions_at_once bounds the memory of a decode.
+    knows no classes and cannot tell which of two boxes around one object is right. regions_at_once: how many are decoded
+    together, which bounds the memory.
     """
 
     score_threshold: float = 0.3

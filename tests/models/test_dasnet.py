@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+
+from dasnet_lightning.detectors.frozen import FrozenDetector
+from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class, regions_by_instance
+from dasnet_lightning.models.dasnet import DASNet
+from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
+from dasnet_lightning.nn.decoder import build_decoder
+from dasnet_lightning.nn.heads import SemanticHead
+from dasnet_lightning.types import Detections, Pyramid
+from toy import ToyDetector, make_batch, make_target
+
+
+@pytest.fixture
+def model() -> DASNet:
+    torch.manual_seed(0)
+    detector = FrozenDetector(ToyDetector(4))
+    decoder = build_decoder("light", detector.out_channels, detector.strides, widths=(8, 8, 8))
+    return DASNet(detector, decoder, SemanticHead(decoder.out_channels)).eval()
+
+
+class Foreground(nn.Module):
+    """A decoder and head in one that calls every pixel foreground where its region's attended level is not zero."""
+
+    out_channels, out_stride = 1, 4
+
+    def forward(self, pyramid: Pyramid) -> torch.Tensor:
+        return (pyramid.levels[0].abs().sum(dim=1, keepdim=True) > 0).float()
+
+
+class Score(nn.Module):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat([-20 * (features - 0.5), 20 * (features - 0.5)], dim=1)
+
+
+def everywhere() -> DASNet:
+    return DASNet(FrozenDetector(ToyDetector(4)), Foreground(), Score())
+
+
+def found(boxes, labels, scores) -> Detections:
+    return Detections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64), torch.tensor(scores))
+
+
+TARGETS = [make_target([[4.0, 4, 20, 20], [16, 16, 30, 30]], [1, 2]), make_target([], [])]
+
+
+def test_one_backbone_pass_and_one_decode_answer_for_all_regions(model):
+    batch = make_batch(TARGETS)
+    detections = [ground_truth_detections(target) for target in batch.targets]
+    for regions in (regions_by_class(detections), regions_by_instance(detections)):
+        assert model(batch.images, regions).shape == (2, 2, 32, 32)
+    nothing = regions_by_class([found([], [], [])])
+    assert model(batch.images, nothing).shape == (0, 2, 32, 32)
+
+
+def test_what_lies_outside_the_boxes_changes_nothing(model):
+    """The attention cuts it off: other features outside, the same logits."""
+    images = make_batch(TARGETS[:1]).images
+    pyramid = model.detector.features(images)
+    regions = regions_by_class([found([[8.0, 8, 16, 16]], [1], [1.0])])
+    before = model.decode(pyramid, regions)
+    levels = [level.clone() for level in pyramid.levels]
+    for level, stride in zip(levels, pyramid.strides, strict=True):
+        level[:, :, 16 // stride :] += 5
+        level[:, :, :, : 8 // stride] -= 3
+    after = model.decode(Pyramid(tuple(levels), pyramid.strides, pyramid.size), regions)
+    assert torch.equal(before, after)
+
+
+def test_class_maps_fill_the_boxes_at_each_images_own_size():
+    model, batch = everywhere(), make_batch(TARGETS)
+    pyramid = model.detector.features(batch.images)
+    boxes = [found([[0.0, 0, 16, 16]], [3], [0.9]), found([], [], [])]
+    first, second = segment_semantic(model, pyramid, boxes, [(64, 48), (10, 20)], SemanticOptions())
+    assert first.shape == (64, 48)
+    assert (first[:32, :24] == 3).float().mean() > 0.95
+    assert not first[32:].any()
+    assert not first[:, 24:].any()
+    assert torch.equal(second, torch.zeros(10, 20, dtype=torch.int64))
+
+
+def test_the_options_of_inference_do_what_they_say():
+    model, batch = everywhere(), make_batch(TARGETS[:1])
+    pyramid = model.detector.features(batch.images)
+    # two classes around one object, a third elsewhere that the detector hardly believes in
+    boxes = [found([[0.0, 0, 16, 16], [0, 0, 16, 16], [20, 20, 32, 32]], [1, 2, 3], [0.4, 0.8, 0.2])]
+
+    def labels(**options) -> set[int]:
+        return set(segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions(**options))[0].unique().tolist())
+
+    assert labels() == {0, 2}
+    assert labels(score_threshold=0.1) == {0, 2, 3}
+    assert labels(score_threshold=0.1, max_classes=1) == {0, 2}
+    assert labels(weight_by_score=False) == {0, 1}  # of equal probabilities the first region wins
+    assert labels(regions_at_once=1, score_threshold=0.1) == {0, 2, 3}
+    assert labels(foreground_threshold=1.1) == {0}
+    narrow = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions())[0]
+    wide = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions(box_margin=4.0))[0]
+    assert (wide > 0).sum() >= (narrow > 0).sum()
