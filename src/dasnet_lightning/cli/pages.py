@@ -11,6 +11,7 @@ import yaml
 from dasnet_lightning.cli.console import print_table, progress, say
 from dasnet_lightning.cli.run_records import RunConfig, RunResult
 from dasnet_lightning.cli.stages import read_curves
+from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.inference import Segmenter, load
 from dasnet_lightning.report import Curve, KeyFigure, Picture, Report, Table, Value, write_report
 from dasnet_lightning.visualization import draw_boxes, draw_semantic, readable_scale, side_by_side
@@ -103,33 +104,36 @@ def run_curves(result: RunResult) -> list[Curve]:
 
 
 def draw_pictures(result: RunResult, count: int) -> list[Picture]:
-    """Validation images spread over the set: image with detections, masks of the first and the last budget, truth."""
-    chosen = {item.budget: load(item.checkpoint) for item in (result.budgets[0], result.budgets[-1])}
+    """Validation images spread over the set: what was detected, the masks of the first and the last budget, the truth."""
+    segmenters = {item.budget: load(item.checkpoint) for item in (result.budgets[0], result.budgets[-1])}
     val_set = result.val_set
     masked = [index for index, record in enumerate(val_set.records) if record.has_masks]
     step = max(1, len(masked) // max(1, count))
     pictures = []
     for index in progress(masked[::step][:count], "pictures"):
         semantic = val_set[(0, index)].target.semantic
-        assert semantic is not None
-        pictures.append(draw_row(chosen, val_set.records[index].path, semantic.numpy()))
+        if semantic is not None:
+            pictures.append(draw_row(segmenters, val_set.records[index], semantic.numpy()))
     return pictures
 
 
-def draw_row(segmenters: Mapping[str, Segmenter], path: Path, truth: np.ndarray) -> Picture:
-    """One image in panels: detected boxes, class map by budget, ground truth."""
-    found = {budget: segmenter.segment(path) for budget, segmenter in segmenters.items()}
-    first = next(iter(found.values()))
-    scale = readable_scale(first.image)
+def draw_row(segmenters: Mapping[str, Segmenter], record: ImageRecord, truth: np.ndarray) -> Picture:
+    """One image in panels: detected boxes and their class map, class maps from ground-truth boxes by budget, the truth."""
+    first = next(iter(segmenters))
+    found = segmenters[first].segment(record.path)
+    image, names = found.image, found.class_names
+    scale = readable_scale(image)
     panels = {
-        "detected boxes": draw_boxes(
-            first.image, first.boxes, first.labels, first.scores, first.class_names, scale=scale
-        )
+        "detected boxes": draw_boxes(image, found.boxes, found.labels, found.scores, names, scale=scale),
+        f"{first} masks, detected boxes": draw_semantic(image, found.semantic, names, scale=scale),
     }
-    for budget, item in found.items():
-        panels[f"{budget} masks"] = draw_semantic(item.image, item.semantic, item.class_names, scale=scale)
-    panels["ground truth"] = draw_semantic(first.image, truth, first.class_names, scale=scale)
-    return Picture(path.name, side_by_side(list(panels.values()), list(panels)))
+    known = [item for item in record.objects if not item.ignore]
+    boxes, labels = [item.box for item in known], [item.label for item in known]
+    for budget, segmenter in segmenters.items():
+        given = segmenter.segment(record.path, boxes=boxes, labels=labels)
+        panels[f"{budget} masks, true boxes"] = draw_semantic(image, given.semantic, names, scale=scale)
+    panels["ground truth"] = draw_semantic(image, truth, names, scale=scale)
+    return Picture(record.path.name, side_by_side(list(panels.values()), list(panels)))
 
 
 def accounting_table(result: RunResult) -> Table:

@@ -34,7 +34,7 @@ class RunConfig:
     detector_batch_size: int = 16
     batch_size: int = 8
     detector_augmentation: str = "ssd"
-    detector_lr: float = 5e-4
+    detector_lr: float = 1e-3
     lr: float = 1e-3
     seed: int = 0
     split_seed: int = 0

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=int, default=0, metavar="PX", help="side of the input (default: detector's)"
     )
     parser.add_argument("--detector-batch-size", type=int, default=16, metavar="B")
-    parser.add_argument("--detector-lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--detector-lr", type=float, default=None, help="of stage one (default: 2e-4 for VGG and ResNet, else 1e-3)"
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="of stage two (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of stage two (default: %(default)s)")
     parser.add_argument(
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         detector_batch_size=args.detector_batch_size,
         batch_size=args.batch_size,
         detector_augmentation=args.detector_augmentation,
-        detector_lr=args.detector_lr,
+        detector_lr=default_detector_lr(args.detector) if args.detector_lr is None else args.detector_lr,
         lr=args.lr,
         seed=args.seed,
         split_seed=args.split_seed,
@@ -96,6 +98,11 @@ def run(args: argparse.Namespace) -> int:
     )
     finish(config, execute(config), "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
     return 0
+
+
+def default_detector_lr(detector: str) -> float:
+    """AdamW's rate: deep pretrained backbones without normalisation that learns want a small one."""
+    return 2e-4 if "vgg" in detector or "resnet" in detector else 1e-3
 
 
 def default_folder(data: str, budgets: Sequence[str], split_seed: int) -> str:
