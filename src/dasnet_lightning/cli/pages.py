@@ -48,7 +48,7 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
         title=title,
         summary=(
             f"Boxes on every training image, masks on {_join([str(item.mask_images) for item in result.budgets])} of them. "
-            f"Detector {config.detector}, decoder {config.decoder}."
+            f"Detector {result.detector}, decoder {config.decoder}."
         ),
         key_figures=[
             *(

@@ -68,6 +68,7 @@ class RunResult:
     """What a run gave; `detection` holds the box AP of the detector, `val_set` the images that were evaluated."""
 
     config: RunConfig
+    detector: str
     class_names: tuple[str, ...]
     detection: Mapping[str, float]
     budgets: tuple[BudgetResult, ...]
@@ -79,6 +80,7 @@ class RunResult:
         return {
             "version": __version__,
             "config": asdict(self.config),
+            "detector": self.detector,
             "class_names": self.class_names,
             "detection": self.detection,
             "budgets": [asdict(item) for item in self.budgets],

@@ -41,7 +41,9 @@ def execute(config: RunConfig) -> RunResult:
         )
         budgets.append(budget_result)
         accounting[budget] = labels
-    result = RunResult(config, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set())
+    result = RunResult(
+        config, detector, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set()
+    )
     write_json(config.folder / "results.json", result.figures())
     return result
 
