@@ -130,7 +130,9 @@ def test_a_killed_run_continues_to_a_complete_result(shapes, tmp_path):
     out = tmp_path / "run"
     kill_when(start(shapes, out), out / "detector" / "last.ckpt")
     assert not (out / "detector" / "final.ckpt").exists()
+    assert read_checkpoint(out / "detector" / "last.ckpt")["global_step"] < 60  # in the middle of stage one
     kill_when(start(shapes, out), out / "masks-all" / "last.ckpt")
+    assert read_checkpoint(out / "masks-all" / "last.ckpt")["global_step"] < 120  # in the middle of stage two
     final = (out / "detector" / "final.ckpt").read_bytes()
     process = start(shapes, out)
     errors = process.communicate(timeout=300)[1]

@@ -71,8 +71,9 @@ def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
     """The trainer of a stage, with its log below the stage's folder."""
+    # without a monitored value the newest epoch is kept; `save_last` alone would save nothing before the end
     checkpoint = ModelCheckpoint(
-        stage.folder, save_last=True, save_top_k=0, every_n_epochs=1, save_on_train_epoch_end=True
+        stage.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
     )
     progress: Callback = TQDMProgressBar() if sys.stderr.isatty() else ProgressLines(stage.name)
     return L.Trainer(
