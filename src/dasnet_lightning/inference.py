@@ -29,7 +29,8 @@ def load(
 ) -> "Segmenter":
     """Read a checkpoint of stage two and make it ready to segment.
 
-    Nothing but the checkpoint is needed: it holds the detector, the decoder and the class names. Raises CheckpointError
+    Nothing but the checkpoint is needed: it holds the detector, the decoder, the class names, and the options that its
+    training chose (`options` replaces them). Raises CheckpointError
     where the file is damaged, foreign, or holds a detector alone.
     """
     content = read_checkpoint(checkpoint)
@@ -45,7 +46,12 @@ def load(
     )
     load_strictly(model, state, checkpoint, content)
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
-    return Segmenter(model.to(device), class_names, options or SemanticOptions(), saved.get("category_ids") or None)
+    return Segmenter(
+        model.to(device),
+        class_names,
+        options or SemanticOptions(**saved.get("inference", {})),
+        saved.get("category_ids") or None,
+    )
 
 
 class Segmenter:

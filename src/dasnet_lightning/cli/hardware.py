@@ -12,7 +12,9 @@ def default_precision(accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     # processors with AVX-512 bf16 but without AMX convolve more slowly in bf16 than in fp32 (experiments/benchmarks)
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    capabilities: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older versions of torch cannot tell
     return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
 
 

@@ -21,7 +21,10 @@ MIOU_NOTE = (
     "Mean IoU over the background and all classes that occur in the validation set, at the images' own resolution; "
     "pixels marked 255 (void) are not counted. The difference between the two columns is the detector's share of the error."
 )
-AP_NOTE = "COCO protocol: 101-point interpolation; AP is the mean over IoU 0.50 to 0.95."
+AP_NOTE = (
+    "COCO protocol: 101-point interpolation; AP is the mean over IoU 0.50 to 0.95. "
+    "Detections below the score threshold are not decoded."
+)
 
 
 def results_table(result: RunResult) -> Table:
@@ -36,8 +39,8 @@ def results_table(result: RunResult) -> Table:
 
 def detection_table(result: RunResult) -> Table:
     """Box AP of the detector."""
-    values = [result.detection[f"val/box_{name}"] for name in ("ap50", "ap75", "ap")]
-    return Table("Detection", ["AP50", "AP75", "AP"], [values], AP_NOTE)
+    values = [result.detection[name] for name in ("val/box_ap50", "val/box_ap75", "val/box_ap", "score_threshold")]
+    return Table("Detection", ["AP50", "AP75", "AP", "score threshold"], [values], AP_NOTE)
 
 
 def write_page(result: RunResult, title: str, command: Sequence[str], pictures: int = 8) -> Path:

@@ -17,7 +17,8 @@ from dasnet_lightning.files import write_text
 class RunConfig:
     """What a run depends on; the fields are the options of `dasnet train` and are explained there.
 
-    detector_steps and steps of 0 mean: chosen from the number of images.
+    detector_steps and steps of 0 mean: chosen from the number of images; score_threshold of 0: the best F1 on training
+    images.
     """
 
     data: str
@@ -36,6 +37,7 @@ class RunConfig:
     detector_augmentation: str = "ssd"
     detector_lr: float = 1e-3
     lr: float = 1e-3
+    score_threshold: float = 0.0
     seed: int = 0
     split_seed: int = 0
     num_workers: int = 0
@@ -95,7 +97,7 @@ def claim_folder(config: RunConfig) -> None:
     settings = json.loads(json.dumps(settings))
     if path.is_file():
         before = json.loads(path.read_text())
-        changed = [key for key in settings if before.get(key) != settings[key]]
+        changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
         if changed:
             what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
             raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 
-from dasnet_lightning.cli.console import say
+from dasnet_lightning.cli.console import progress, say
 from dasnet_lightning.cli.run_records import BudgetResult, RunConfig, RunResult, claim_folder, write_json
 from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_evaluator, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
@@ -20,10 +21,15 @@ from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.detectors import DETECTORS, build_detector
 from dasnet_lightning.errors import CheckpointError
-from dasnet_lightning.tasks.checkpoints import load_strictly, read_checkpoint, without_weights
+from dasnet_lightning.metrics.threshold import best_score_threshold
+from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
+from dasnet_lightning.types import Detections, Target
+
+CALIBRATION_IMAGES = 200
 
 
 def execute(config: RunConfig) -> RunResult:
@@ -36,9 +42,8 @@ def execute(config: RunConfig) -> RunResult:
     checkpoint, detection = train_detector(config, boxes, detector, options)
     budgets, accounting = [], {}
     for budget in config.mask_budgets:
-        budget_result, labels = train_budget(
-            config, build_data(config, dataset, "masks", image_size, budget), checkpoint
-        )
+        masks = build_data(config, dataset, "masks", image_size, budget)
+        budget_result, labels = train_budget(config, masks, checkpoint, detection["score_threshold"])
         budgets.append(budget_result)
         accounting[budget] = labels
     result = RunResult(
@@ -112,11 +117,34 @@ def train_detector(
         OptimizerConfig("adamw", config.detector_lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     )
     checkpoint = Path(given) if given else run_stage(stage, task, data, config.trainer)
-    return checkpoint, evaluate(stage, task, data, checkpoint, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    return checkpoint, {**metrics, "score_threshold": choose_threshold(stage, task, data, checkpoint, config)}
+
+
+def choose_threshold(
+    stage: Stage, task: DetectionTask, data: MixedSupervisionDataModule, checkpoint: Path, config: RunConfig
+) -> float:
+    """The score from which on detections are believed: given, or the best F1 on training images, found once."""
+    path = stage.folder / "threshold.json"
+    if config.score_threshold:
+        return config.score_threshold
+    if not path.is_file():
+        say(f"{stage.name}: choosing the score threshold on training images")
+        load_checkpoint(task, checkpoint)
+        device = build_evaluator(config.trainer).strategy.root_device
+        task.eval().to(device)
+        detections: list[Detections] = []
+        targets: list[Target] = []
+        with torch.inference_mode():
+            for batch in progress(data.calibration_dataloader(CALIBRATION_IMAGES), stage.name):
+                detections += task.detector.detect(task.detector.features(batch.images.to(device)))
+                targets += batch.targets
+        write_json(path, {"score_threshold": best_score_threshold(detections, targets), "images": len(targets)})
+    return float(json.loads(path.read_text())["score_threshold"])
 
 
 def train_budget(
-    config: RunConfig, data: MixedSupervisionDataModule, detector_checkpoint: Path
+    config: RunConfig, data: MixedSupervisionDataModule, detector_checkpoint: Path, score_threshold: float
 ) -> tuple[BudgetResult, Mapping[str, Mapping[str, int]]]:
     """Stage two with the masks of one budget; writes the split and the use of every label beside it."""
     budget = str(data.mask_budget)
@@ -137,6 +165,7 @@ def train_budget(
         str(detector_checkpoint),
         config.decoder,
         optimizer=OptimizerConfig("adamw", config.lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+        inference=SemanticOptions(score_threshold=score_threshold),
     )
     steps = config.steps or 1500
     stage = Stage(f"stage two: {budget} masks", folder, steps, validations=2)
@@ -159,8 +188,7 @@ def evaluate(
     if not path.is_file():
         say(f"{stage.name}: evaluating {checkpoint}")
         started = time.perf_counter()
-        content = read_checkpoint(checkpoint)
-        load_strictly(task, content["state_dict"], checkpoint, content)
+        load_checkpoint(task, checkpoint)
         values = build_evaluator(settings).validate(task, data, verbose=False)[0]
         write_json(path, dict(values) | {"seconds": time.perf_counter() - started})
     return json.loads(path.read_text())

@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="ssd",
         help="of stage one; ssd zooms out up to 4 times, segment up to 2, for short trainings (default: %(default)s)",
     )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="detections to believe when measuring with detected boxes (default: best F1 on training images)",
+    )
     parser.add_argument("--allow-missing", action="store_true", help="leave out images whose file does not exist")
     parser.add_argument("--fix", choices=["error", "drop"], default="error", help="what to do with unusable boxes")
     add_training_arguments(parser)
@@ -89,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         detector_augmentation=args.detector_augmentation,
         detector_lr=default_detector_lr(args.detector) if args.detector_lr is None else args.detector_lr,
         lr=args.lr,
+        score_threshold=args.score_threshold,
         seed=args.seed,
         split_seed=args.split_seed,
         num_workers=default_workers() if args.num_workers is None else args.num_workers,

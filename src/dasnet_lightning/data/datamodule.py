@@ -162,6 +162,13 @@ class MixedSupervisionDataModule(LightningDataModule):
         mask_ids = frozenset(record.image_id for record in source.records)
         return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_semantic=True)
 
+    def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
+        """At most `count` training images, spread over the set and not augmented, with their boxes alone."""
+        source = self.opened().dataset.train
+        step = -(-len(source.records) // count)
+        dataset = SegmentationDataset(source, source.records[::step], frozenset(), self.eval_transform, self.seed)
+        return self._loader(dataset, EpochSampler(len(dataset), self.seed, False), drop_last=False)
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Full batches only, in an order that depends on the seed and the epoch alone."""
         dataset, (rank, world_size) = self.train_set(), self._processes()

@@ -68,6 +68,12 @@ def load_strictly(
     module.load_state_dict(state)
 
 
+def load_checkpoint(task: nn.Module, path: str | Path) -> None:
+    """Fill a whole task from a checkpoint of its kind. Raises CheckpointError where it does not fit."""
+    content = read_checkpoint(path)
+    load_strictly(task, content["state_dict"], path, content)
+
+
 def without_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Detector options for a network whose weights come from a checkpoint: the backbone's file need not exist any more."""
     return {**(options or {}), "backbone_weights": None}

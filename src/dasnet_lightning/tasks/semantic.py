@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -52,6 +53,7 @@ class SemanticTask(L.LightningModule):
         self.subset = subset
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
         self.inference = inference or SemanticOptions()
+        self.save_hyperparameters({"inference": asdict(self.inference)})
         self.iou_ground_truth = SemanticIoU(num_classes)
         self.iou_detected = SemanticIoU(num_classes)
 
