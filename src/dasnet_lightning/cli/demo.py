@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning
+from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the data, run both stages for both budgets, print the table, write the page."""
     quiet_lightning()
+    workers = default_workers() if args.num_workers is None else args.num_workers
+    share_processors(workers)
     from dasnet_lightning.cli.console import say
     from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.run_records import RunConfig
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         detector_lr=4e-3,
         lr=2e-3,
         seed=args.seed,
-        num_workers=default_workers() if args.num_workers is None else args.num_workers,
+        num_workers=workers,
         trainer=TrainerSettings(args.accelerator, precision=args.precision or default_precision(args.accelerator)),
     )
     finish(config, execute(config), "dasnet demo", ["dasnet", *sys.argv[1:]])

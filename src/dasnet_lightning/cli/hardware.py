@@ -20,7 +20,23 @@ def default_precision(accelerator: str) -> str:
 
 def default_workers() -> int:
     """Loader processes: half of the processors, at most 8, so that training keeps the others."""
-    return min(8, max(1, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 1))
+    return min(8, max(1, count_processors() // 2))
+
+
+def share_processors(num_workers: int) -> None:
+    """Leave a processor to each loader process: threads that wait for one another on a busy core are slower than one.
+
+    OMP_NUM_THREADS, where it is set, is somebody's decision and stays.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, count_processors() - num_workers))
+
+
+def count_processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quiet_lightning() -> None:

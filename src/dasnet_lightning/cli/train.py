@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning
+from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
 from dasnet_lightning.errors import ConfigError
 
 
@@ -76,6 +76,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate, report."""
     quiet_lightning()
+    workers = default_workers() if args.num_workers is None else args.num_workers
+    share_processors(workers)
     from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.run_records import RunConfig
     from dasnet_lightning.cli.runs import execute
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         seed=args.seed,
         split_seed=args.split_seed,
-        num_workers=default_workers() if args.num_workers is None else args.num_workers,
+        num_workers=workers,
         allow_missing=args.allow_missing,
         fix=args.fix,
         trainer=trainer_settings(args),
