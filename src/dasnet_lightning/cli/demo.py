@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_lightning()
     workers = default_workers() if args.num_workers is None else args.num_workers
     share_processors(workers)
-    from dasnet_lightning.cli.console import say
+    from dasnet_lightning.cli.console import counter, say
     from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.run_records import RunConfig
     from dasnet_lightning.cli.runs import execute
@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     say(f"demo: {args.images} made-up pictures with boxes; masks on {' and on '.join(args.mask_budget)}; in {out}")
-    data = write_synthetic(out / "data", num_train=args.images, num_val=max(20, args.images // 10), seed=args.seed)
+    num_val = max(20, args.images // 10)
+    with counter("drawing pictures") as tick:
+        data = write_synthetic(out / "data", args.images, num_val, seed=args.seed, progress=tick)
     config = RunConfig(
         data=str(data),
         out=str(out),
