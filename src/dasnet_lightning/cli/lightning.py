@@ -26,6 +26,7 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
             for name in ("num_classes", "class_names", "category_ids"):
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
+    csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "fit"}}
     given, sys.argv = sys.argv, ["dasnet", command, *arguments]  # LightningCLI warns of arguments from elsewhere
     try:
         DasnetCLI(
@@ -34,7 +35,7 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
             subclass_mode_model=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"log_every_n_steps": 10},
+            trainer_defaults={"log_every_n_steps": 10, "logger": csv_logger},
         )
     finally:
         sys.argv = given
