@@ -10,10 +10,10 @@ from dasnet_lightning.cli.hardware import default_precision, default_workers, qu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything has a default that finishes within minutes on two processors."""
     parser.add_argument("--out", default="dasnet_demo", help="folder for data, checkpoints and report")
-    parser.add_argument("--images", type=int, default=2400, help="training pictures to make (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="training pictures to make (default: %(default)s)")
     parser.add_argument("--mask-budget", nargs="+", default=["5/class", "all"], metavar="N")
-    parser.add_argument("--detector-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=350, help="of stage two, for each budget")
+    parser.add_argument("--detector-steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=250, help="of stage two, for each budget")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-workers", type=int, default=None)
     parser.add_argument("--accelerator", default="auto")
