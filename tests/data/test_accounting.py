@@ -15,7 +15,7 @@ from data_builders import (
     write_index_picture,
 )
 
-from dasnet_lightning.data.accounting import COLUMNS, LabelUse, account, format_summary, summarise, write_accounting
+from dasnet_lightning.data.accounting import COLUMNS, LabelUse, account, summarise, write_accounting
 from dasnet_lightning.data.coco import COCOSource
 from dasnet_lightning.data.voc import VOCSource
 from dasnet_lightning.errors import ConfigError
@@ -110,15 +110,6 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
     assert (total["masks"], total["invalid"], total["ignored"]) == (19, 1, 1)
     assert total["trained"] + total["outside budget"] == 18
     assert total["masks"] + total["invalid"] + total["absent"] + total["refused"] == 100
-
-
-def test_the_summary_is_a_table_of_text(tmp_path: Path) -> None:
-    lines = format_summary(summarise(account(mixed_coco(tmp_path), None, "train"))).splitlines()
-    assert lines[0].split()[:3] == ["class", "boxes", "refused"]
-    assert "evaluated" not in lines[0], "columns of nothing but zeros are left out"
-    assert lines[-1].split()[:2] == ["all", "100"]
-    assert len({len(line) for line in lines}) == 1
-    assert format_summary(summarise([])).splitlines()[-1].split() == ["all", "0"]
 
 
 def test_rows_are_written_as_csv(tmp_path: Path) -> None:

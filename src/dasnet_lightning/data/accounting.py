@@ -5,7 +5,7 @@ The number of rows is the number of annotations in the files: also refused objec
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -78,19 +78,6 @@ def summarise(rows: Iterable[LabelUse]) -> Table:
             for column in _columns(row):
                 counts[column] += 1
     return {**{name: table[name] for name in sorted(table)}, "all": total}
-
-
-def format_summary(table: Mapping[str, Mapping[str, int]]) -> str:
-    """The summary as text, columns aligned; columns that are 0 everywhere are left out, the first never."""
-    shown = [column for column in COLUMNS if column == COLUMNS[0] or any(row[column] for row in table.values())]
-    lines = [["class", *shown], *([name, *(str(row[column]) for column in shown)] for name, row in table.items())]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(shown) + 1)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
 
 
 def write_accounting(rows: Sequence[LabelUse], path: Path) -> None:
