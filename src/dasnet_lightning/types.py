@@ -66,6 +66,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """A fresh generator on the CPU for each image, from its seed: all random draws of a step come from these."""
+        return tuple(torch.Generator().manual_seed(seed) for seed in self.seeds)
+
     def select(self, indices: Sequence[int]) -> "Batch":
         """The images at these places."""
         return Batch(
