@@ -79,13 +79,13 @@ class SemanticTask(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        batch = batch.select([index for index, target in enumerate(batch.targets) if target.semantic is not None])
+        batch = batch.select([index for index, target in enumerate(batch.targets) if target.truth is not None])
         if not len(batch):
             return
         pyramid = self.model.detector.features(batch.images)
         detected = self.model.detector.detect(pyramid)
         annotated = [ground_truth_detections(target) for target in batch.targets]
-        truth = [target.semantic for target in batch.targets if target.semantic is not None]
+        truth = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
         for boxes, metric in ((annotated, self.iou_ground_truth), (detected, self.iou_detected)):
             maps = segment_semantic(self.model, pyramid, boxes, sizes, self.inference)
