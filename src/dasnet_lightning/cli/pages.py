@@ -114,9 +114,9 @@ def draw_pictures(result: RunResult, count: int) -> list[Picture]:
     step = max(1, len(masked) // max(1, count))
     pictures = []
     for index in progress(masked[::step][:count], "pictures"):
-        semantic = val_set[(0, index)].target.semantic
-        if semantic is not None:
-            pictures.append(draw_row(segmenters, val_set.records[index], semantic.numpy()))
+        truth = val_set[(0, index)].target.truth
+        if truth is not None:
+            pictures.append(draw_row(segmenters, val_set.records[index], truth.semantic.numpy()))
     return pictures
 
 
