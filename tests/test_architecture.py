@@ -28,7 +28,7 @@ ALLOWED = {
     "visualization": BASE,
     "report": BASE,
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "segmentation"},
-    "callbacks": BASE | {"visualization"},
+    "callbacks": BASE | {"metrics"},
 }
 LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}
 

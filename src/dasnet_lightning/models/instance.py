@@ -29,7 +29,7 @@ class InstanceOptions:
 
     score_threshold: detections from which on the class map is made, and what `Segmenter` shows. lowest_score: detections
     from which on masks are made at all; average precision wants the unsure ones as well. max_detections: the best of an
-    image. mask_threshold: a pixel's probability of being inside must exceed it (0.5: inside > outside; FCIS: 0.4).
+    image. foreground_threshold: a pixel's probability of being inside must exceed it (0.5: inside > outside; FCIS: 0.4).
     weight_by_instance_score: multiply the detector's score by the instance score, which ranks boxes that fit badly lower.
     grouping: "instance" gives each box alone to the attention (the paper), "class" all boxes of a class at once, as in
     training, with fewer decodes. regions_at_once: how many are decoded together, which bounds the memory.
@@ -38,7 +38,7 @@ class InstanceOptions:
     score_threshold: float = 0.3
     lowest_score: float = 0.05
     max_detections: int = 100
-    mask_threshold: float = 0.5
+    foreground_threshold: float = 0.5
     weight_by_instance_score: bool = True
     grouping: Literal["instance", "class"] = "instance"
     regions_at_once: int = 16
@@ -102,9 +102,7 @@ def cut_out(maps: Float[Tensor, "c h w"], box: Float[Tensor, "1 4"], size: tuple
     return Cutout((x0, y0, x1, y1), inside, instance_scores(scores, grid.valid).sigmoid()[0])
 
 
-def _answer(
-    found: Detections, cutouts: Sequence[Cutout], size: tuple[int, int], options: InstanceOptions
-) -> Answer:
+def _answer(found: Detections, cutouts: Sequence[Cutout], size: tuple[int, int], options: InstanceOptions) -> Answer:
     semantic = class_map(cutouts, found, size, options)
     scores = found.scores
     if options.weight_by_instance_score and len(cutouts):
@@ -117,7 +115,7 @@ def _paint(
 ) -> Bool[Tensor, "n H0 W0"]:
     masks = torch.zeros(len(cutouts), *size, dtype=torch.bool, device=found.boxes.device)
     for mask, cutout in zip(masks, cutouts, strict=True):
-        mask[cutout.place] = cutout.inside > options.mask_threshold
+        mask[cutout.place] = cutout.inside > options.foreground_threshold
     return masks
 
 
@@ -127,7 +125,7 @@ def class_map(
     """The class map that the instances of an image make: a pixel belongs to the class of its best instance.
 
     Instances with a detector's score of at least `score_threshold` compete with their probability times that score; a
-    probability that does not exceed `mask_threshold` does not count.
+    probability that does not exceed `foreground_threshold` does not count.
     """
     best = torch.zeros(size, device=found.boxes.device)
     semantic = torch.zeros(size, dtype=torch.int64, device=found.boxes.device)
@@ -135,7 +133,7 @@ def class_map(
         if score < options.score_threshold:
             continue
         place = cutout.place
-        strength = (cutout.inside * score).masked_fill(cutout.inside <= options.mask_threshold, 0)
+        strength = (cutout.inside * score).masked_fill(cutout.inside <= options.foreground_threshold, 0)
         wins = strength > best[place]
         best[place] = torch.where(wins, strength, best[place])
         semantic[place] = torch.where(wins, label, semantic[place])

@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
@@ -132,13 +131,12 @@ class SegmentationTask(L.LightningModule, ABC):
             predictions = [InstancePrediction(a.found.labels, a.found.scores, a.masks) for a in answers]
             self.mask_ap[kind].update(batch.image_ids, predictions, batch.targets, pyramid.size)
             for answer, true_map in zip(answers, truth, strict=True):
-                self.iou[kind].update(answer.semantic, true_map)
+                self._iou(kind).update(answer.semantic, true_map)
 
     def on_validation_epoch_end(self) -> None:
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
         for kind in BOX_KINDS:
-            iou, mask_ap = self.iou[kind], self.mask_ap[kind]
-            assert isinstance(iou, SemanticIoU)
+            iou, mask_ap = self._iou(kind), self.mask_ap[kind]
             per_class = {f"iou/{name}": value for name, value in iou.per_class(names).items()}
             figures = {"miou": float(iou.compute())} | per_class | dict(mask_ap.compute(names))
             self.log_dict({_name(key, kind): value for key, value in figures.items()})
@@ -148,6 +146,11 @@ class SegmentationTask(L.LightningModule, ABC):
             self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()})
             self.box_ap.reset()
 
+    def _iou(self, kind: str) -> SemanticIoU:
+        metric = self.iou[kind]
+        assert isinstance(metric, SemanticIoU)
+        return metric
+
     def test_step(self, batch: Batch, batch_index: int) -> None:
         self.validation_step(batch, batch_index)
 
@@ -155,8 +158,9 @@ class SegmentationTask(L.LightningModule, ABC):
         self.on_validation_epoch_end()
 
     def configure_optimizers(self) -> Any:
-        slow = None if isinstance(self.model.detector, FrozenDetector) else self.model.detector
-        return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow)
+        detector = self.model.detector
+        assert isinstance(detector, nn.Module)  # frozen, it has no parameter that could learn
+        return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=detector)
 
 
 def _name(figure: str, kind: str) -> str:
