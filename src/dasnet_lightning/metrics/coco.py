@@ -89,7 +89,7 @@ def summarize_coco(scenes: Mapping[str, Scene], kind: Kind, class_names: Sequenc
 def _precision(scenes: Mapping[str, Scene], kind: Kind, labels: Sequence[int]) -> Float[np.ndarray, "t r k"]:
     """Precision by IoU threshold, recall and class; -1 for a class that was never annotated."""
     ordered = list(scenes.values())
-    images = [{"id": number} for number in range(len(ordered))]
+    images = [{"id": number, "height": s.size[0], "width": s.size[1]} for number, s in enumerate(ordered)]
     truth = [_annotations(s.size, s.labels, s.shapes) for s in ordered]
     found = [_annotations(s.size, s.found_labels, s.found_shapes) for s in ordered]
     for rows, scene in zip(truth, ordered, strict=True):

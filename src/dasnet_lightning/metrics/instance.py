@@ -7,6 +7,7 @@ of its class, as a crowd's mask is; a class whose objects all lack masks enters 
 matches nothing and counts as false.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from dasnet_lightning.metrics.coco import Scene, as_array, summarize_coco
 from dasnet_lightning.metrics.gather import evaluate_gathered
 from dasnet_lightning.metrics.region_ap import summarize_regions
-from dasnet_lightning.metrics.run_lengths import decode, encode
+from dasnet_lightning.metrics.run_lengths import areas, decode, encode, intersect
 from dasnet_lightning.types import InstancePrediction, Target, Truth
 
 SLACK = 0.01  # pixels: a box that went to the input's size and back touches no pixel for that
@@ -68,7 +69,7 @@ def _scene(prediction: InstancePrediction, target: Target, truth: Truth, input_s
         raise ValueError(
             f"masks of {tuple(prediction.masks.shape[1:])} pixels for an image of {size}: expected the same"
         )
-    masks, counted = remove_void(prediction.masks, truth.void, size)
+    found, counted = remove_void(encode(prediction.masks), truth.void, size)
     missing = np.array([counts is None for counts in truth.masks], dtype=bool)
     scale = torch.tensor([size[1] / input_size[1], size[0] / input_size[0]] * 2, dtype=torch.float64)
     boxes = target.boxes.cpu().double() * scale
@@ -79,21 +80,21 @@ def _scene(prediction: InstancePrediction, target: Target, truth: Truth, input_s
             fill_box(box, size) if counts is None else counts for box, counts in zip(boxes, truth.masks, strict=True)
         ),
         ignored=as_array(target.ignore) | missing,
-        found_labels=as_array(prediction.labels[counted]),
-        found_scores=as_array(prediction.scores[counted].double()),
-        found_shapes=tuple(encode(masks[counted])),
+        found_labels=as_array(prediction.labels)[counted],
+        found_scores=as_array(prediction.scores.double())[counted],
+        found_shapes=tuple(itertools.compress(found, counted)),
     )
 
 
 def remove_void(
-    masks: Bool[Tensor, "n H W"], void: bytes | None, size: tuple[int, int]
-) -> tuple[Bool[Tensor, "n H W"], Bool[Tensor, " n"]]:
+    counts: Sequence[bytes], void: bytes | None, size: tuple[int, int]
+) -> tuple[list[bytes], Bool[np.ndarray, " n"]]:
     """The masks without their void pixels, and which of them count: those that were void by half or less."""
     if void is None:
-        return masks, torch.ones(len(masks), dtype=torch.bool, device=masks.device)
-    known = torch.from_numpy(~decode([void], size)[0]).to(masks.device)
-    remaining = masks & known
-    return remaining, 2 * remaining.sum(dim=(1, 2)) >= masks.sum(dim=(1, 2))
+        return list(counts), np.ones(len(counts), dtype=bool)
+    known = encode(~decode([void], size))[0]
+    remaining = intersect(counts, known, size)
+    return remaining, 2 * areas(remaining, size) >= areas(counts, size)
 
 
 def fill_box(box: Float[Tensor, " 4"], size: tuple[int, int]) -> bytes:

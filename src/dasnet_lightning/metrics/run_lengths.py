@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -25,6 +25,17 @@ def decode(counts: Sequence[bytes], size: tuple[int, int]) -> Bool[np.ndarray, "
     if not len(counts):
         return np.zeros((0, *size), dtype=bool)
     return np.asarray(coco_mask.decode(as_coco(counts, size)).transpose(2, 0, 1), dtype=bool)
+
+
+def areas(counts: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, " n"]:
+    """How many pixels each mask has."""
+    return np.asarray(coco_mask.area(as_coco(counts, size)), dtype=np.int64)
+
+
+def intersect(counts: Sequence[bytes], other: bytes, size: tuple[int, int]) -> list[bytes]:
+    """What each mask has in common with another one, without decoding any."""
+    pairs = [as_coco([item, other], size) for item in counts]
+    return [coco_mask.merge(pair, intersect=True)["counts"] for pair in pairs]
 
 
 def as_coco(counts: Sequence[bytes], size: tuple[int, int]) -> list[dict[str, Any]]:
