@@ -14,6 +14,7 @@ from dasnet_lightning.data.sampling import EpochSampler, sample_seed
 from dasnet_lightning.data.semantic_map import paint_semantic
 from dasnet_lightning.data.transforms import build_transform
 from dasnet_lightning.errors import DataError
+from dasnet_lightning.metrics.run_lengths import decode
 
 P, A, I = MaskState.PRESENT, MaskState.ABSENT, MaskState.INVALID  # noqa: E741
 SIZE = (48, 64)
@@ -103,6 +104,8 @@ def test_types_of_a_batch(tmp_path: Path) -> None:
     assert not empty.truth.semantic.any()
     moved = batch.to("cpu")
     assert torch.equal(moved.images, batch.images)
+    assert moved.targets[0].truth is not None
+    assert moved.targets[0].truth.masks == full.truth.masks
 
 
 def test_colours_and_places_survive(tmp_path: Path) -> None:
@@ -185,3 +188,34 @@ def test_objects_without_any_mask_are_no_background(tmp_path: Path) -> None:
     unknown, empty = dataset[0, 0], dataset[0, 1]
     assert unknown.target.truth is None
     assert empty.target.truth is not None
+
+
+def test_the_truth_holds_every_mask_in_original_pixels(tmp_path: Path) -> None:
+    source = make_source(tmp_path, [[P, A, P, I, P]])
+    source.invalid = frozenset({"0-2"})
+    source.void = np.zeros((60, 80), bool)
+    source.void[50:] = True
+    dataset = build(source, "img0", truth=True)
+    loader = DataLoader(dataset, None, sampler=[(0, 0)], num_workers=1)  # through a process, as bytes
+    for sample in (dataset[0, 0], next(iter(loader))):
+        truth = sample.target.truth
+        assert truth is not None
+        assert [counts is not None for counts in truth.masks] == sample.target.has_mask.tolist()
+        assert truth.void is not None
+        for counts, expected in ((truth.masks[0], source.masks["img0"][0]), (truth.void, source.void)):
+            np.testing.assert_array_equal(decode([counts], (60, 80))[0], expected)
+    source.void = None
+    assert build(source, "img0", truth=True)[0, 0].target.truth.void is None
+
+
+def test_training_does_not_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(mask: np.ndarray) -> bytes:
+        raise AssertionError("a mask was encoded")
+
+    monkeypatch.setattr("dasnet_lightning.data.dataset.encode_mask", refuse)
+    source = make_source(tmp_path, [[P, P], [P]])
+    assert build(source, "img0")[0, 0].target.truth is None
+    with pytest.raises(AssertionError, match="encoded"):
+        build(source, "img0", truth=True)[0, 0]
+    assert build(source, "img0", truth=True)[0, 1].target.truth is None  # outside the budget
+    assert source.opened == ["img0", "img0"]
