@@ -3,7 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dasnet_lightning.errors import UnknownNameError
-from dasnet_lightning.nn.decoder import DECODERS, Decoder, PositionNorm, build_decoder
+from dasnet_lightning.nn.decoder import DECODERS, Decoder, build_decoder
+from dasnet_lightning.nn.decoder.light import PositionNorm
 from dasnet_lightning.types import Pyramid
 
 PYRAMIDS = {

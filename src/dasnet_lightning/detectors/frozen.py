@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dasnet_lightning.detectors.base import Detector
+from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.nn.frozen import Frozen
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
@@ -21,6 +22,7 @@ class FrozenDetector(nn.Module):
         self.image_size = detector.image_size
         self.strides = detector.strides
         self.out_channels = detector.out_channels
+        self.pool_shapes: tuple[PoolShape, ...] | None = getattr(detector, "pool_shapes", None)
 
     @property
     def detector(self) -> Detector:

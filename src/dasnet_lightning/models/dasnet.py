@@ -52,6 +52,6 @@ def build_dasnet(
 ) -> DASNet:
     """The network of stage two: a frozen detector by name, a decoder by name that fits its pyramid, the semantic head."""
     frozen = FrozenDetector(build_detector(detector, num_classes, **(detector_options or {})))
-    built = build_decoder(decoder, frozen.out_channels, frozen.strides, **(decoder_options or {}))
+    built = build_decoder(decoder, frozen.out_channels, frozen.strides, frozen.pool_shapes, **(decoder_options or {}))
     assert isinstance(built, Decoder)
     return DASNet(frozen, built, SemanticHead(built.out_channels), rounding).to(memory_format=torch.channels_last)
