@@ -38,7 +38,7 @@ def build_decoder(
 ) -> nn.Module:
     """Build a decoder by name for a pyramid with these channels and strides (finest first).
 
-    pool_shapes: of the max-poolings whose switches the pyramid holds, finest first; None where it holds none. Options
-    go to the builder. Raises UnknownNameError for a name that nobody registered.
+    pool_shapes: of the max-poolings whose switches the pyramid holds, finest first; None where it holds none. The builder
+    gets these three by their names, and the options. Raises UnknownNameError for a name that nobody registered.
     """
     return DECODERS.get(name)(in_channels=in_channels, strides=strides, pool_shapes=pool_shapes, **options)

@@ -1,8 +1,9 @@
 """What both decoders of the paper are made of: transposed convolutions to a given size, and the coarse blocks.
 
-BatchNorm stands in the coarse blocks only. It learns with the decoder and then mixes positions and regions; in
-evaluation it is one scale and shift for each channel, position by position. So is all else above it but convolutions,
-which is what lets a later, box-local decode of the finer levels be exact.
+BatchNorm stands in the coarse blocks only. While the decoder trains it takes its statistics from all positions and
+regions of a batch; in evaluation it is a fixed scale and shift of each channel, for each position by itself. The finer
+layers have no normalisation at all, so in evaluation a value depends on its receptive field and on nothing else, which
+is what lets a later, box-local decode be exact.
 """
 
 import torch

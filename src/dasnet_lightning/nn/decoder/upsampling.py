@@ -1,9 +1,9 @@
 """The paper's decoder where an encoder has no switches: stride-2 transposed convolutions instead of unpooling.
 
 paper.md section 3: up-sample the coarser map to the size and channel count of the next finer masked map, concatenate,
-repeat; the output has the size of the image. Strides 16 and coarser follow the letter. Finer ones take the widths of the
-table instead of the level's: modern encoders are thin there (24 channels at stride 4), and all shape would have to
-pass through.
+repeat; the output has the size of the image. Strides 16 and coarser follow the letter. Finer ones take the table's
+widths instead of the level's channel count: modern encoders are thin there (24 channels at stride 4), too thin for all
+that comes from the coarser levels.
 """
 
 import math
