@@ -60,8 +60,10 @@ def build_dasnet(
 
     head: makes the head for the decoder's channels. frozen: the detector cannot learn; False is for joint training.
     """
-    built = build_detector(detector, num_classes, **(detector_options or {}))
-    built = FrozenDetector(built) if frozen else built
-    shape = build_decoder(decoder, built.out_channels, built.strides, **(decoder_options or {}))
-    assert isinstance(shape, Decoder)
-    return DASNet(built, shape, head(shape.out_channels), rounding).to(memory_format=torch.channels_last)
+    found = build_detector(detector, num_classes, **(detector_options or {}))
+    # only detectors whose pyramids hold switches have it
+    pool_shapes = getattr(found, "pool_shapes", None)
+    built = build_decoder(decoder, found.out_channels, found.strides, pool_shapes, **(decoder_options or {}))
+    assert isinstance(built, Decoder)
+    eyes = FrozenDetector(found) if frozen else found
+    return DASNet(eyes, built, head(built.out_channels), rounding).to(memory_format=torch.channels_last)
