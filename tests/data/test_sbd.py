@@ -200,5 +200,5 @@ def test_class_names_may_be_given_in_another_order(tmp_path: Path) -> None:
     names = ("background", "zebra", *VOC_CLASSES[:0:-1])
     source = SBDSource(root, "train", class_names=names)
     assert names[source.records[0].objects[0].label] == "cat"
-    with pytest.raises(DataError, match="'aeroplane'.* are not among the classes"):
+    with pytest.raises(DataError, match=r"'aeroplane'.* are not among the classes"):
         SBDSource(root, "train", class_names=("background", "cat"))

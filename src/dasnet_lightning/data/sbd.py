@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Integer
 
 from dasnet_lightning.data.checks import Box, Fix, RecordsError, check_fix, locate_files
 from dasnet_lightning.data.masks import collect_masks
@@ -61,7 +61,7 @@ class SBDSource:
         return collect_masks(masks, [item.box for item in objects], [""] * len(objects), record.size)
 
 
-def mask_boxes(picture: Int64[np.ndarray, "H W"], count: int) -> list[Box | None]:
+def mask_boxes(picture: Integer[np.ndarray, "H W"], count: int) -> list[Box | None]:
     """The bounding boxes (edges) of the objects 1 to `count` of an index map, None for one without a pixel."""
     from scipy.ndimage import find_objects
 
@@ -100,7 +100,7 @@ def _locate(root: Path, list_file: Path, image_ids: Sequence[str]) -> tuple[dict
     """Paths of the images that have both files, and a problem for each of the others."""
     wanted = {f"{image_id}.jpg": image_id for image_id in image_ids}
     found, faults = locate_files(root / "img", wanted)
-    maps, lacking = locate_files(root / "inst", [f"{image_id}.mat" for image_id in image_ids])
+    maps = locate_files(root / "inst", [f"{image_id}.mat" for image_id in image_ids])[0]
     faults |= {name: f"has no usable instance file {_inst(root, wanted[name])}" for name in found
                if f"{wanted[name]}.mat" not in maps}  # fmt: skip
     paths = {wanted[name]: path for name, path in found.items() if name not in faults}

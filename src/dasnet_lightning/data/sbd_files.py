@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Integer
 
 from dasnet_lightning.data.images import describe_file
 from dasnet_lightning.data.voc_files import VOC_CLASSES, read_ids
@@ -29,7 +29,7 @@ MAX_BYTES = 256_000_000  # inflated
 class Instances:
     """What one file of inst/ says: the index of every pixel's object (0 background), and the class of object 1, 2, ..."""
 
-    picture: Int64[np.ndarray, "H W"]
+    picture: Integer[np.ndarray, "H W"]
     labels: tuple[int, ...]
 
 
@@ -41,7 +41,7 @@ def find_sbd_root(folder: Path) -> Path | None:
 
 def list_sbd_splits(root: Path) -> dict[str, tuple[Path, ...]]:
     """The list files of each split; "all" joins train and val where both exist."""
-    found = {path.stem: (path,) for path in sorted(root.glob("*.txt"))}
+    found: dict[str, tuple[Path, ...]] = {path.stem: (path,) for path in sorted(root.glob("*.txt"))}
     if BOTH not in found and {"train", "val"} <= set(found):
         found[BOTH] = (*found["train"], *found["val"])
     return found
@@ -80,7 +80,7 @@ def read_instances(file: Path) -> Instances:
     strange = [int(label) for label in labels if not 1 <= label < len(VOC_CLASSES)]
     if strange:
         raise DataError(f"{file}: category {strange[0]} is unknown, expected VOC's 1 to {len(VOC_CLASSES) - 1}")
-    return Instances(picture.astype(np.int64), tuple(int(label) for label in labels))
+    return Instances(picture, tuple(int(label) for label in labels))
 
 
 def _has_maps(root: Path) -> bool:
