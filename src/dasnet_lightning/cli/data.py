@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of a VOC or COCO data set, or a COCO file")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        type=Path,
+        help="folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several",
+    )
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for every label")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts and all problems")
     parser.add_argument("--fix", choices=["drop"], help="accept that labels that cannot be used are left out")
