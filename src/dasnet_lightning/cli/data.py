@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        type=Path,
-        help="folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several",
-    )
+    about = "folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several"
+    parser.add_argument("data", metavar="DATA", type=Path, help=about)
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for every label")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts and all problems")
     parser.add_argument("--fix", choices=["drop"], help="accept that labels that cannot be used are left out")

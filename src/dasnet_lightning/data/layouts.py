@@ -58,8 +58,9 @@ def image_folders(file: Path, root: Path) -> list[Path]:
 def describe_folder(root: Path) -> str:
     """Say why a path is no data set that can be opened: what it is, what was found, what is missing."""
     expected = (
-        "expected VOC (Annotations, JPEGImages, ImageSets), SBD (img, inst, train.txt, val.txt) or COCO (annotations/instances_train*.json and "
-        "instances_val*.json, train.json and val.json, or train/_annotations.coco.json)"
+        "expected VOC (Annotations, JPEGImages, ImageSets), SBD (img, inst, train.txt, val.txt) or COCO "
+        "(annotations/instances_train*.json and instances_val*.json, train.json and val.json, or "
+        "train/_annotations.coco.json)"
     )
     if root.is_file():
         return f"{root}: is no data set, {expected}, one COCO .json file, or a YAML list of parts"
