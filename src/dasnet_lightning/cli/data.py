@@ -86,7 +86,8 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     from dasnet_lightning.data.accounting import account
     from dasnet_lightning.data.checks import parse_object
 
-    problems = (*data.train.problems, *data.val.problems, *data.problems)
+    found = (*data.train.problems, *data.val.problems, *data.problems)
+    problems = tuple({str(problem): problem for problem in found}.values())  # both splits may say the same of a file
     refused = [problem for problem in problems if problem.action == "refused"]
     missing = [problem for problem in refused if parse_object(problem.record) is None]
     gone = {problem.record for problem in missing}
