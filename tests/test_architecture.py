@@ -26,6 +26,7 @@ ALLOWED = {
     "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics"},
     "segmentation": BASE | {"visualization"},
     "visualization": BASE,
+    "results": BASE | {"segmentation", "visualization"},
     "report": BASE,
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "segmentation"},
     "callbacks": BASE | {"metrics"},

@@ -12,7 +12,8 @@ from dasnet_lightning.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run; `add_training_arguments` holds those that `dasnet demo` shares."""
-    parser.add_argument("data", metavar="DATA", help="VOC or COCO data set: a folder, or a COCO file")
+    about = "VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several"
+    parser.add_argument("data", metavar="DATA", help=about)
     parser.add_argument("--out", help="folder of the run (default: runs/NAME-BUDGETS)")
     parser.add_argument(
         "--mask-budget",
