@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.faster_rcnn import _torchvision_target
+from dasnet_lightning.detectors.truth import torchvision_target
 from dasnet_lightning.types import Target
 
 
@@ -25,7 +25,7 @@ def test_ignored_objects_are_neither_positives_nor_negatives(detector):
     target = make_target(
         [[0.0, 0.0, 30.0, 30.0], [40.0, 40.0, 60.0, 60.0], [5.0, 5.0, 5.0, 9.0]], [2, 3, 1], [True, False, False]
     )
-    truth = _torchvision_target(target)
+    truth = torchvision_target(target)
     assert truth["labels"].tolist() == [3, -1]  # the real one first; the one without area is gone
     proposals = torch.tensor(
         [[1.0, 1.0, 29.0, 29.0], [5.0, 5.0, 9.0, 9.0], [41.0, 40.0, 60.0, 60.0], [0.0, 40.0, 20.0, 60.0]]

@@ -63,7 +63,7 @@ def body_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if number.isdigit() and int(number) > C4:
             key = f"1.{int(number) - C4}.{rest}"
         elif number == str(C4) and layer:
-            key = f"1.0.{int(layer[1]) - 1}.{layer[2]}"
+            key = f"1.0.{layer[1]}.{layer[2]}"
         else:
             key = f"0.{key.replace(f'{C4}.block.0.', f'{C4}.')}"
         renamed[key] = value
