@@ -27,16 +27,17 @@ LIGHT_WIDTH = 512
 class Choices:
     """What the proposal network and the box head keep.
 
-    candidates: proposals that enter the NMS, in training and in `detect`; proposals: that leave it. samples: proposals
-    of each image that the box head learns from. proposal_threshold: least objectness. The rest is about `detect`.
+    candidates: proposals that enter the NMS, in training and in `detect`; proposals: that leave it. box_samples:
+    proposals of each image that the box head learns from. proposal_threshold: least objectness. The rest is about
+    `detect`.
     """
 
     candidates: tuple[int, int]
     proposals: tuple[int, int]
+    box_samples: int
     score_threshold: float
     nms_threshold: float
     detections_per_image: int
-    samples: int = 256
     proposal_threshold: float = 0.0
 
 
@@ -73,7 +74,7 @@ def compose(
         FastRCNNPredictor(width, num_classes),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
-        batch_size_per_image=choices.samples,
+        batch_size_per_image=choices.box_samples,
         positive_fraction=0.25,
         bbox_reg_weights=None,
         score_thresh=choices.score_threshold,
@@ -104,6 +105,7 @@ def build_faster_rcnn_resnet50_fpn(
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     top_k: int = 300,
+    box_samples: int = 256,
     detections_per_image: int = 100,
 ) -> FasterRCNN:
     """Faster R-CNN with ResNet50 and a feature pyramid.
@@ -112,7 +114,7 @@ def build_faster_rcnn_resnet50_fpn(
     of fasterrcnn_resnet50_fpn or resnet50. freeze_norm: hold BatchNorm; None means where backbone_weights are given.
     trainable_layers: how many of ResNet's five stages learn; None means three with weights and all without.
     anchor_sides: in pixels, for each of the five levels; torchvision's, for images of 800 pixels, are 32 to 512. top_k:
-    proposals that the box head looks at in `detect`.
+    proposals that the box head looks at in `detect`. box_samples: of each image, that it learns from.
     """
     pretrained = backbone_weights is not None
     backbone = resnet50_fpn(
@@ -120,7 +122,7 @@ def build_faster_rcnn_resnet50_fpn(
         (3 if pretrained else 5) if trainable_layers is None else trainable_layers,
         RESNET_STRIDES,
     )
-    choices = Choices((1000, 1000), (1000, top_k), score_threshold, nms_threshold, detections_per_image)
+    choices = Choices((1000, 1000), (1000, top_k), box_samples, score_threshold, nms_threshold, detections_per_image)
     head = TwoMLPHead(CHANNELS * POOLED**2, WIDTH)
     anchors = _one_side_a_level(anchor_sides)
     detector = compose(backbone, anchors, head, WIDTH, num_classes, image_size, choices)
@@ -138,6 +140,7 @@ def build_faster_rcnn_resnet50_fpn_v2(
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     top_k: int = 300,
+    box_samples: int = 256,
     detections_per_image: int = 100,
 ) -> FasterRCNN:
     """Faster R-CNN with BatchNorm in the pyramid, two convolutions for proposals and four in the box head.
@@ -152,7 +155,7 @@ def build_faster_rcnn_resnet50_fpn_v2(
         RESNET_STRIDES,
         norm_layer=nn.BatchNorm2d,
     )
-    choices = Choices((1000, 1000), (1000, top_k), score_threshold, nms_threshold, detections_per_image)
+    choices = Choices((1000, 1000), (1000, top_k), box_samples, score_threshold, nms_threshold, detections_per_image)
     head = FastRCNNConvFCHead((CHANNELS, POOLED, POOLED), [CHANNELS] * 4, [WIDTH], norm_layer=nn.BatchNorm2d)
     anchors = _one_side_a_level(anchor_sides)
     detector = compose(backbone, anchors, head, WIDTH, num_classes, image_size, choices, rpn_depth=2)
@@ -171,6 +174,7 @@ def build_faster_rcnn_mobilenet_v3_large_320_fpn(
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     top_k: int = 150,
+    box_samples: int = 512,
     detections_per_image: int = 100,
 ) -> FasterRCNN:
     """torchvision's quick Faster R-CNN: boxes at strides 32 and 64 only, so it finds large objects.
@@ -179,10 +183,17 @@ def build_faster_rcnn_mobilenet_v3_large_320_fpn(
     or mobilenet_v3_large. freeze_norm: hold BatchNorm; None means where backbone_weights are given. frozen_blocks: how
     many of MobileNetV3's 17 blocks do not learn, from the input on. anchor_sides: in pixels, all at every level.
     proposal_threshold: least objectness of a proposal. top_k: proposals that the box head looks at in `detect`.
+    box_samples: of each image, that it learns from.
     """
     backbone = mobilenet_v3_fpn(backbone_weights is not None if freeze_norm is None else freeze_norm, frozen_blocks)
     choices = Choices(
-        (2000, 150), (2000, top_k), score_threshold, nms_threshold, detections_per_image, 512, proposal_threshold
+        (2000, 150),
+        (2000, top_k),
+        box_samples,
+        score_threshold,
+        nms_threshold,
+        detections_per_image,
+        proposal_threshold,
     )
     head = TwoMLPHead(CHANNELS * POOLED**2, WIDTH)
     anchors = AnchorGenerator((tuple(anchor_sides),) * 3, (RATIOS,) * 3)
@@ -202,6 +213,7 @@ def build_faster_rcnn_mobilenet_v2_fpn(
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     top_k: int = 300,
+    box_samples: int = 128,
     detections_per_image: int = 100,
 ) -> FasterRCNN:
     """A light Faster R-CNN for small data on a processor: MobileNetV2, a narrow pyramid at strides 4 to 64, a small head.
@@ -209,11 +221,11 @@ def build_faster_rcnn_mobilenet_v2_fpn(
     backbone_weights: torchvision's name ("IMAGENET1K_V1") or a file of mobilenet_v2. channels: of the pyramid, 128 or
     256. freeze_norm: hold BatchNorm; None means where backbone_weights are given. frozen_blocks: how many of
     MobileNetV2's 19 blocks do not learn, from the input on. anchor_sides: in pixels, for each of the five levels. top_k:
-    proposals that the box head looks at in `detect`; in training it has 1000 to draw from.
+    proposals that the box head looks at in `detect`. box_samples: of each image, that it learns from.
     """
     frozen = backbone_weights is not None if freeze_norm is None else freeze_norm
     backbone = mobilenet_v2_fpn(frozen, frozen_blocks, channels)
-    choices = Choices((1000, 500), (1000, top_k), score_threshold, nms_threshold, detections_per_image, samples=128)
+    choices = Choices((1000, 500), (1000, top_k), box_samples, score_threshold, nms_threshold, detections_per_image)
     head = TwoMLPHead(channels * POOLED**2, LIGHT_WIDTH)
     anchors = _one_side_a_level(anchor_sides)
     detector = compose(backbone, anchors, head, LIGHT_WIDTH, num_classes, image_size, choices)

@@ -38,7 +38,7 @@ class MobileNetV3Lite(nn.Module):
         norm = partial(LoneBatchNorm, eps=EPS, momentum=0.03)
         held = partial(FrozenBatchNorm, eps=EPS)
         body = mobilenet_v3_large(norm_layer=held if freeze_norm else norm, reduced_tail=reduced_tail).features
-        self.out_channels = (24, 40, 672, body[-1].out_channels, *EXTRAS)
+        self.out_channels: tuple[int, ...] = (24, 40, 672, body[-1].out_channels, *EXTRAS)
         self.extractor = SSDLiteFeatureExtractorMobileNet(body, C4, norm)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
