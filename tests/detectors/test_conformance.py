@@ -30,11 +30,18 @@ RATES = {  # else 5e-3
     "ssd320_mobilenet_v2": 1e-2,
     "retinanet_resnet50_fpn_v2": 1e-2,
     "fcos_resnet50_fpn": 3e-2,
+    "faster_rcnn_resnet50_fpn_v2": 2e-2,
     "ssd320_vgg16": 1e-3,
     "ssd300_vgg16": 1e-3,
 }
 IMAGES = {"ssd320_vgg16": 1, "ssd300_vgg16": 1}  # else 2
-STEPS = {"ssd320_mobilenet_v2": 10, "ssd_tiny": 6, "retinanet_resnet50_fpn_v2": 7, "fcos_resnet50_fpn": 4}  # else 3
+STEPS = {  # else 3
+    "ssd320_mobilenet_v2": 10,
+    "ssd_tiny": 6,
+    "retinanet_resnet50_fpn_v2": 7,
+    "fcos_resnet50_fpn": 4,
+    "faster_rcnn_resnet50_fpn_v2": 5,
+}
 OPTIONS = {  # few regions for the costly box heads; an untrained focal loss believes in nothing
     "faster_rcnn_resnet50_fpn": {"top_k": 50, "box_samples": 64},
     "faster_rcnn_resnet50_fpn_v2": {"top_k": 20, "box_samples": 32},
