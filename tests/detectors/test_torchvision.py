@@ -112,6 +112,20 @@ def test_whole_detectors_load_and_answer_the_same(name, tmp_path, quick_init):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
+def test_only_another_number_of_classes_is_excused(tmp_path, quick_init):
+    state = reference("ssdlite320_mobilenet_v3_large", 91).state_dict()
+    key = "head.regression_head.module_list.2.1.weight"
+    torch.save({**state, key: state[key][:8]}, tmp_path / "anchors.pth")
+    with pytest.raises(CheckpointError, match=r"of another shape: heads\.2\.regression\.1\.weight \(8, 256, 1, 1\)"):
+        build_detector("ssdlite320_mobilenet_v3_large", 4, backbone_weights=str(tmp_path / "anchors.pth"))
+    key = "head.classification_head.module_list.2.1.weight"
+    torch.save({**state, key: state[key][:, :8]}, tmp_path / "width.pth")
+    with pytest.raises(
+        CheckpointError, match=r"of another shape: heads\.2\.classification\.1\.weight \(546, 8, 1, 1\)"
+    ):
+        build_detector("ssdlite320_mobilenet_v3_large", 4, backbone_weights=str(tmp_path / "width.pth"))
+
+
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "faster_rcnn_mobilenet_v3_large_320_fpn"])
 def test_other_classes_keep_their_own_predictors(name, tmp_path, quick_init):
     state = reference(name, 91).state_dict()
@@ -239,3 +253,12 @@ def test_trainable_layers_of_resnet():
         assert learning == {"layer3", "layer4"}
         with pytest.raises(ConfigError, match="trainable_layers is 6, expected 0 to 5"):
             build_detector("fcos_resnet50_fpn", 4, trainable_layers=6)
+
+
+@pytest.mark.parametrize(
+    "name", ["retinanet_resnet50_fpn_v2", "faster_rcnn_resnet50_fpn", "faster_rcnn_mobilenet_v2_fpn"]
+)
+@pytest.mark.parametrize("sides", [(32, 64), (0, 1, 2, 3, 4)])
+def test_anchor_sides_that_do_not_fit_the_levels_are_refused(name, sides):
+    with torch.device("meta"), pytest.raises(ConfigError, match=r"anchor_sides is .*, expected 5 positive numbers"):
+        build_detector(name, 4, anchor_sides=sides)

@@ -10,7 +10,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.dense import DenseDetector, IgnoringFCOSHead, IgnoringRetinaNetHead, LevelRetinaNet
-from dasnet_lightning.detectors.fpn import CHANNELS, FPN, resnet50_fpn
+from dasnet_lightning.detectors.fpn import CHANNELS, check_sides, resnet50_fpn
 from dasnet_lightning.detectors.layers import parse_size
 from dasnet_lightning.detectors.weights import load_pretrained
 
@@ -18,13 +18,7 @@ STRIDES = (4, 8, 16, 32, 64, 128)
 ANCHOR_SIDES = (16, 32, 64, 128, 256)  # by level; half of torchvision's, whose images are 800 pixels wide
 RATIOS = (0.5, 1.0, 2.0)
 NORM_GROUPS = 32
-PREDICTOR = "head.classification_head.cls_logits."
-
-
-def _backbone(pretrained: bool, freeze_norm: bool | None, trainable_layers: int | None, extra: LastLevelP6P7) -> FPN:
-    freeze = pretrained if freeze_norm is None else freeze_norm
-    layers = (3 if pretrained else 5) if trainable_layers is None else trainable_layers
-    return resnet50_fpn(freeze, layers, STRIDES, raw_levels=1, extra=extra)
+PREDICTOR = r"head\.classification_head\.cls_logits\."
 
 
 def _finish(
@@ -61,9 +55,11 @@ def build_retinanet_resnet50_fpn_v2(
     anchor_sides: the smallest of three, in pixels, for each of the five levels; torchvision's, for images of 800 pixels,
     are 32 to 512. top_k: candidates of each level that enter the NMS.
     """
-    backbone = _backbone(
-        backbone_weights is not None, freeze_norm, trainable_layers, LastLevelP6P7(2048, CHANNELS)
-    )  # P6 from C5
+    check_sides(anchor_sides, len(ANCHOR_SIDES))
+    top = LastLevelP6P7(2048, CHANNELS)  # P6 from ResNet's last stage
+    backbone = resnet50_fpn(
+        backbone_weights is not None, freeze_norm, trainable_layers, STRIDES, raw_levels=1, extra=top
+    )
     sides = tuple(tuple(int(side * 2 ** (octave / 3)) for octave in range(3)) for side in anchor_sides)
     anchors = AnchorGenerator(sides, (RATIOS,) * len(sides))
     head = IgnoringRetinaNetHead(
@@ -99,7 +95,10 @@ def build_fcos_resnet50_fpn(
 
     The options are those of retinanet_resnet50_fpn_v2, the weights those of fcos_resnet50_fpn or resnet50.
     """
-    backbone = _backbone(backbone_weights is not None, freeze_norm, trainable_layers, LastLevelP6P7(CHANNELS, CHANNELS))
+    top = LastLevelP6P7(CHANNELS, CHANNELS)  # P6 from P5
+    backbone = resnet50_fpn(
+        backbone_weights is not None, freeze_norm, trainable_layers, STRIDES, raw_levels=1, extra=top
+    )
     points = AnchorGenerator(tuple((stride,) for stride in STRIDES[1:]), ((1.0,),) * len(STRIDES[1:]))
     model = FCOS(
         backbone,

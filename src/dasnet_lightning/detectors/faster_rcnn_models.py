@@ -1,96 +1,38 @@
-"""The Faster R-CNNs by name: each chooses a pyramid, anchors and heads, and `compose` puts them together."""
+"""The Faster R-CNNs by name: each chooses a pyramid, anchors and heads, and `compose` puts them together.
+
+Weights of torchvision's fasterrcnn_resnet50_fpn were made with a BatchNorm without epsilon; ours keeps 1e-5, which
+can change their answers a little.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 
 from dasnet_lightning.detectors.base import DETECTORS
-from dasnet_lightning.detectors.faster_rcnn import FasterRCNN, Float32RPNHead, IgnoringRoIHeads, IgnoringRPN
-from dasnet_lightning.detectors.fpn import CHANNELS, FPN, mobilenet_v2_fpn, mobilenet_v3_fpn, resnet50_fpn
-from dasnet_lightning.detectors.layers import parse_size
+from dasnet_lightning.detectors.faster_rcnn import FasterRCNN
+from dasnet_lightning.detectors.faster_rcnn_parts import POOLED, Choices, compose
+from dasnet_lightning.detectors.fpn import CHANNELS, check_sides, mobilenet_v2_fpn, mobilenet_v3_fpn, resnet50_fpn
 from dasnet_lightning.detectors.weights import fill, load_pretrained, load_state, without_classifier
 
 ANCHOR_SIDES = (16, 32, 64, 128, 256)  # by level; half of torchvision's, whose images are 800 pixels wide
 MOBILE_SIDES = (32, 64, 128, 256, 512)  # at every level
 RATIOS = (0.5, 1.0, 2.0)
 RESNET_STRIDES = (4, 8, 16, 32, 64)
-POOLED = 7  # cells of a region each way
 WIDTH = 1024  # of a region's features
 LIGHT_WIDTH = 512
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the proposal network and the box head keep.
-
-    candidates: proposals that enter the NMS, in training and in `detect`; proposals: that leave it. box_samples:
-    proposals of each image that the box head learns from. proposal_threshold: least objectness. The rest is about
-    `detect`.
-    """
-
-    candidates: tuple[int, int]
-    proposals: tuple[int, int]
-    box_samples: int
-    score_threshold: float
-    nms_threshold: float
-    detections_per_image: int
-    proposal_threshold: float = 0.0
-
-
-def compose(
-    backbone: FPN,
-    anchors: AnchorGenerator,
-    box_head: nn.Module,
-    width: int,
-    num_classes: int,
-    image_size: int | Sequence[int],
-    choices: Choices,
-    rpn_depth: int = 1,
-) -> FasterRCNN:
-    """A Faster R-CNN of these parts.
-
-    box_head: from a region's 7x7 cells to `width` features. rpn_depth: convolutions of the proposal network.
-    """
-    rpn = IgnoringRPN(
-        anchors,
-        Float32RPNHead(backbone.out_channels[-1], anchors.num_anchors_per_location()[0], rpn_depth),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n=dict(zip(("training", "testing"), choices.candidates, strict=True)),
-        post_nms_top_n=dict(zip(("training", "testing"), choices.proposals, strict=True)),
-        nms_thresh=0.7,
-        score_thresh=choices.proposal_threshold,
-    )
-    path_levels = [str(number) for number in range(len(backbone.fpn.inner_blocks))]
-    roi_heads = IgnoringRoIHeads(
-        MultiScaleRoIAlign(path_levels, output_size=POOLED, sampling_ratio=2),
-        box_head,
-        FastRCNNPredictor(width, num_classes),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=choices.box_samples,
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
-        score_thresh=choices.score_threshold,
-        nms_thresh=choices.nms_threshold,
-        detections_per_img=choices.detections_per_image,
-    )
-    return FasterRCNN(backbone, rpn, roi_heads, num_classes, parse_size(image_size))
+PREDICTOR = r"roi_heads\.box_predictor\."
 
 
 def _one_side_a_level(sides: Sequence[int]) -> AnchorGenerator:
+    check_sides(sides, len(ANCHOR_SIDES))
     return AnchorGenerator(tuple((side,) for side in sides), (RATIOS,) * len(sides))
 
 
 def _load(detector: FasterRCNN, weights: str | None, backbone: str, name: str) -> FasterRCNN:
     if weights is not None:
-        load_pretrained(detector, detector.backbone.body, weights, (backbone, name), "roi_heads.box_predictor.")
+        load_pretrained(detector, detector.backbone.body, weights, (backbone, name), PREDICTOR)
     return detector
 
 
@@ -116,12 +58,7 @@ def build_faster_rcnn_resnet50_fpn(
     anchor_sides: in pixels, for each of the five levels; torchvision's, for images of 800 pixels, are 32 to 512. top_k:
     proposals that the box head looks at in `detect`. box_samples: of each image, that it learns from.
     """
-    pretrained = backbone_weights is not None
-    backbone = resnet50_fpn(
-        pretrained if freeze_norm is None else freeze_norm,
-        (3 if pretrained else 5) if trainable_layers is None else trainable_layers,
-        RESNET_STRIDES,
-    )
+    backbone = resnet50_fpn(backbone_weights is not None, freeze_norm, trainable_layers, RESNET_STRIDES)
     choices = Choices((1000, 1000), (1000, top_k), box_samples, score_threshold, nms_threshold, detections_per_image)
     head = TwoMLPHead(CHANNELS * POOLED**2, WIDTH)
     anchors = _one_side_a_level(anchor_sides)
@@ -148,10 +85,10 @@ def build_faster_rcnn_resnet50_fpn_v2(
     The options are those of faster_rcnn_resnet50_fpn, the weights those of fasterrcnn_resnet50_fpn_v2 or resnet50.
     freeze_norm is about ResNet alone.
     """
-    pretrained = backbone_weights is not None
     backbone = resnet50_fpn(
-        pretrained if freeze_norm is None else freeze_norm,
-        (3 if pretrained else 5) if trainable_layers is None else trainable_layers,
+        backbone_weights is not None,
+        freeze_norm,
+        trainable_layers,
         RESNET_STRIDES,
         norm_layer=nn.BatchNorm2d,
     )

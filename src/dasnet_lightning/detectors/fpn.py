@@ -73,17 +73,23 @@ def build_fpn(
 
 
 def resnet50_fpn(
-    freeze_norm: bool,
-    trainable_layers: int,
+    pretrained: bool,
+    freeze_norm: bool | None,
+    trainable_layers: int | None,
     strides: tuple[int, ...],
     raw_levels: int = 0,
     extra: ExtraFPNBlock | None = None,
     norm_layer: Norm | None = None,
 ) -> FPN:
-    """ResNet50 with a feature pyramid; the last `trainable_layers` of its five stages learn. Raises ConfigError."""
+    """ResNet50 with a feature pyramid; the last `trainable_layers` of its five stages learn. Raises ConfigError.
+
+    Where weights will be loaded (`pretrained`), None means to hold the norm and to train three stages.
+    """
+    if trainable_layers is None:
+        trainable_layers = 3 if pretrained else len(RESNET_STAGES)
     if not 0 <= trainable_layers <= len(RESNET_STAGES):
         raise ConfigError(f"trainable_layers is {trainable_layers}, expected 0 to {len(RESNET_STAGES)}")
-    body = resnet50(norm_layer=body_norm(freeze_norm))
+    body = resnet50(norm_layer=body_norm(pretrained if freeze_norm is None else freeze_norm))
     learning = RESNET_STAGES[:trainable_layers]
     learning += ("bn1",) if trainable_layers == len(RESNET_STAGES) else ()
     for name, parameter in body.named_parameters():
@@ -108,3 +114,11 @@ def mobilenet_v2_fpn(freeze_norm: bool, frozen_blocks: int, width: int) -> FPN:
 def body_norm(freeze: bool) -> Norm:
     """The normalisation of a body: BatchNorm that learns, or one that is held."""
     return FrozenBatchNorm if freeze else nn.BatchNorm2d
+
+
+def check_sides(sides: Sequence[int], levels: int) -> None:
+    """Raises ConfigError where `anchor_sides` does not give one size for each level that predicts boxes."""
+    if len(sides) != levels or min(sides) < 1:
+        raise ConfigError(
+            f"anchor_sides is {list(sides)}, expected {levels} positive numbers of pixels, one for each level"
+        )

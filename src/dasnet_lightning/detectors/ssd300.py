@@ -2,8 +2,7 @@
 
 Beside the paper's detector (vgg16.py) it differs in its size, its scales and its clipped anchor shapes. Unlike in
 torchvision's model the pyramid holds the raw conv4_3, the L2 norm stands in front of the first box head only, and the
-poolings give their switches. All poolings round up; torchvision's round up the third one only, which is the same for
-images whose sides are divisible by 4.
+poolings give their switches. All poolings round up, of torchvision's the third one only: the same at 300 pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ STD = (1 / 255, 1 / 255, 1 / 255)
 STEPS = (8, 16, 32, 64, 100, 300)
 SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 POOL4 = 23  # its number in torchvision's `features`: what follows is counted anew, from 0, in `extra.0`
+PREDICTOR = r"heads\..*classification\."
 FULLY_CONNECTED = {"extra.0.7.1": "fc6", "extra.0.7.3": "fc7"}
 
 
@@ -92,6 +92,6 @@ def load_ssd300(detector: SSD, backbone: VGG16, weights: str) -> None:
     """Load the whole detector or the backbone: what the weights hold decides. Raises CheckpointError."""
     state = load_state(weights, "vgg16", "ssd300_vgg16")
     if is_detector(state):
-        fill_detector(detector, ssd300_state(state, backbone), weights, "ssd300_vgg16", "heads.")
+        fill_detector(detector, ssd300_state(state, backbone), weights, "ssd300_vgg16", PREDICTOR)
     else:
         load_vgg16(backbone, state, weights)

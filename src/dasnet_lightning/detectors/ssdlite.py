@@ -26,6 +26,7 @@ C4 = 13  # the block whose expansion is the first level with boxes
 EXTRAS = (512, 256, 256, 128)
 SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 EPS = 0.001
+PREDICTOR = r"heads\..*classification\."
 
 
 class MobileNetV3Lite(nn.Module):
@@ -119,7 +120,7 @@ def load_ssdlite(detector: SSD, backbone: MobileNetV3Lite, weights: str) -> None
     """Load the whole detector or the backbone: what the weights hold decides. Raises CheckpointError."""
     state = load_state(weights, "mobilenet_v3_large", "ssdlite320_mobilenet_v3_large")
     if is_detector(state):
-        fill_detector(detector, detector_state(state), weights, "ssdlite320_mobilenet_v3_large", "heads.")
+        fill_detector(detector, detector_state(state), weights, "ssdlite320_mobilenet_v3_large", PREDICTOR)
     else:
         expected = "the state dict of torchvision's mobilenet_v3_large (with reduced_tail: false)"
         fill(backbone.extractor.features, body_state(state), weights, expected)

@@ -85,7 +85,7 @@ def upgrade_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_pretrained(model: nn.Module, body: nn.Module, weights: str, names: tuple[str, str], predictor: str) -> None:
     """Fill a detector that has torchvision's keys, or its backbone's body alone: what the weights hold decides.
 
-    names: torchvision's of the backbone and of the detector. predictor: prefix of the layers that depend on the classes.
+    names: torchvision's of the backbone and of the detector. predictor: pattern of the keys that depend on the classes.
     """
     state = load_state(weights, *names)
     if is_detector(state):
@@ -100,14 +100,17 @@ def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fill_detector(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str, predictor: str) -> None:
-    """`fill`, but what begins with `predictor` and has another shape stays as it is: the classes differ."""
-    own = model.state_dict()
+    """`fill`, but keys like `predictor` keep their own numbers where they answer for another number of classes."""
     fresh = {
         key: value
-        for key, value in own.items()
-        if key.startswith(predictor) and key in state and state[key].shape != value.shape
+        for key, value in model.state_dict().items()
+        if re.match(predictor, key) and key in state and _answers_for_others(state[key], value)
     }
     fill(model, {**state, **fresh}, source, f"the state dict of torchvision's {name}")
+
+
+def _answers_for_others(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == ours.ndim and theirs.shape[1:] == ours.shape[1:] and theirs.shape != ours.shape
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, expected: str) -> None:
