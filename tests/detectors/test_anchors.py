@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.anchors import AnchorLayout, dense_shapes, make_anchors, ssd_shapes
+from dasnet_lightning.detectors.anchors import AnchorLayout, clip_shapes, dense_shapes, make_anchors, ssd_shapes
 
 CPU = torch.device("cpu")
 CELLS = (40, 20, 10, 5, 3, 1)
@@ -88,3 +88,7 @@ def test_dense_shapes_are_a_square_a_wide_and_a_tall_box_for_each_scale():
         (0.8, 0.2),
         (0.2, 0.8),
     ]
+
+
+def test_clipped_shapes_are_no_larger_than_the_image():
+    assert clip_shapes([[(0.5, 1.25), (1.5, 0.25)], [(2.0, 2.0)]]) == (((0.5, 1.0), (1.0, 0.25)), ((1.0, 1.0),))

@@ -4,7 +4,7 @@ from torch import nn
 
 from dasnet_lightning.detectors import build_detector
 from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
-from dasnet_lightning.detectors.layers import L2Norm, parse_size
+from dasnet_lightning.detectors.layers import L2Norm, LoneBatchNorm, PairedHead, parse_size
 from dasnet_lightning.detectors.ssd import SSD
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import encode_boxes
@@ -99,6 +99,35 @@ def test_l2_norm_has_the_length_of_its_scale():
     torch.testing.assert_close(out.norm(dim=1), torch.full((2, 3, 3), 20.0))
 
 
+def test_paired_heads_stand_anchor_by_anchor():
+    """Two anchors, three classes: logits of the first, its offsets, then the second's."""
+    classes, boxes = torch.nn.Conv2d(1, 6, 1), torch.nn.Conv2d(1, 8, 1)
+    with torch.no_grad():
+        for layer, first in ((classes, 0), (boxes, 100)):
+            layer.weight.zero_()
+            layer.bias.copy_(torch.arange(first, first + len(layer.bias)))
+    answer = PairedHead(classes, boxes, anchors=2)(torch.zeros(1, 1, 1, 2))
+    assert answer[0, :, 0, 1].tolist() == [0, 1, 2, 100, 101, 102, 103, 3, 4, 5, 104, 105, 106, 107]
+
+
+def test_lone_batch_norm_learns_from_one_image_with_one_cell():
+    norm, plain = LoneBatchNorm(4, eps=0.001), nn.BatchNorm2d(4, eps=0.001)
+    batch = torch.randn(2, 4, 3, 3)
+    assert torch.equal(norm(batch), plain(batch))
+    assert torch.equal(norm.running_var, plain.running_var)
+    before = norm.running_mean.clone()
+    alone = torch.randn(1, 4, 1, 1)
+    assert torch.equal(norm(alone), plain.eval()(alone))
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_ssdlite_trains_on_one_image():
+    detector = build_detector("ssdlite320_mobilenet_v3_large", 4).train()
+    pyramid = detector.features(torch.rand(1, 3, 64, 64))
+    assert pyramid.levels[-1].shape == (1, 128, 1, 1)
+    assert len(detector.predict(pyramid)[2]) == 6 * (4 * 4 + 2 * 2 + 4)
+
+
 @pytest.mark.parametrize("size", [0, (320,), [320, 0], (1, 2, 3)])
 def test_an_impossible_image_size_is_refused(size):
     with pytest.raises(ConfigError, match="image_size"):
@@ -126,6 +155,11 @@ def test_ssd320_vgg16_has_the_papers_levels():
 def test_ssd320_vgg16_refuses_images_that_its_last_levels_cannot_see():
     with pytest.raises(ConfigError, match="at least 257"):
         build_detector("ssd320_vgg16", 4, image_size=200)
+
+
+def test_ssd300_vgg16_refuses_images_that_its_last_levels_cannot_see():
+    with pytest.raises(ConfigError, match="ssd300_vgg16 needs at least 257"):
+        build_detector("ssd300_vgg16", 4, image_size=(300, 256))
 
 
 def test_ssd_tiny_is_tiny():

@@ -151,12 +151,11 @@ def vgg16():
 
 
 @pytest.mark.parametrize("classifier", ["trained", "nan", "absent"])
-def test_vgg16_loads_features_and_decimates_the_classifier(monkeypatch, vgg16, classifier):
+def test_vgg16_loads_features_and_decimates_the_classifier(vgg16, classifier):
     state = vgg_state(classifier)
-    monkeypatch.setattr("dasnet_lightning.detectors.vgg16.load_state", lambda *_: state)
     with torch.no_grad():
         vgg16.fc6.bias.zero_()
-    load_vgg16(vgg16, "file.pth")
+    load_vgg16(vgg16, state, "file.pth")
     convolutions = [layer for layer in vgg16.stages.modules() if isinstance(layer, nn.Conv2d)]
     theirs = [key for key in state if key.startswith("features.") and key.endswith("weight")]
     assert [layer.weight.flatten()[0].item() for layer in convolutions] == [

@@ -46,6 +46,11 @@ def ssd_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> tu
     return tuple(levels)
 
 
+def clip_shapes(levels: Sequence[Sequence[Shape]]) -> tuple[tuple[Shape, ...], ...]:
+    """The shapes, none wider or taller than the image: torchvision's choice."""
+    return tuple(tuple((min(width, 1.0), min(height, 1.0)) for width, height in level) for level in levels)
+
+
 def dense_shapes(scales: Sequence[Sequence[float]], ratio: float = 2.0) -> tuple[tuple[Shape, ...], ...]:
     """For every scale of every level a square, a wide and a tall box: close scales, so that small data gives positives."""
     root = sqrt(ratio)

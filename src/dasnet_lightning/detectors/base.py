@@ -7,7 +7,7 @@ decoder of stage two share the detector's single backbone pass.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from dasnet_lightning.registry import Registry
+from dasnet_lightning.detectors.plugins import PluginRegistry
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 
@@ -39,13 +39,14 @@ class Detector(Protocol):
         ...
 
 
-DETECTORS: Registry = Registry("detector")
+DETECTORS = PluginRegistry("detector", group="dasnet_lightning.detectors")
 
 
 def build_detector(name: str, num_classes: int, **options: Any) -> Detector:
     """Build a detector by its registered name.
 
     num_classes counts the background. Options go to the builder, `backbone_weights` (None, torchvision's name, or the
-    path of a local file) among them. Raises UnknownNameError for a name that nobody registered.
+    path of a local file) among them. Other installed packages may bring builders (detectors.plugins). Raises
+    UnknownNameError for a name that nobody registered, ConfigError for one whose package cannot be loaded.
     """
     return DETECTORS.get(name)(num_classes=num_classes, **options)

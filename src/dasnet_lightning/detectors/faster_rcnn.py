@@ -1,4 +1,4 @@
-"""Faster R-CNN with a ResNet50-FPN, from torchvision's parts: proposals and box heads work on the given pyramid.
+"""Faster R-CNN over any feature pyramid, from torchvision's parts: proposals and box heads work on the given pyramid.
 
 torchvision's own model resizes its input, runs its backbone inside, and returns losses or boxes by `self.training`.
 Here the pyramid comes from outside, and `detect` and `losses` answer the same in either mode. Box arithmetic stays in
@@ -11,26 +11,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
 
-from dasnet_lightning.detectors.base import DETECTORS
-from dasnet_lightning.detectors.layers import FrozenBatchNorm, parse_size
-from dasnet_lightning.detectors.weights import fill, load_state
-from dasnet_lightning.functional.boxes import covered_fraction
+from dasnet_lightning.detectors.fpn import FPN
+from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD
+from dasnet_lightning.detectors.truth import IGNORED, inside_ignored, torchvision_target
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
-
-CHANNELS = 256
-ANCHOR_SIDES = (16, 32, 64, 128, 256)  # by level; half of torchvision's, whose images are 800 pixels wide
-RATIOS = (0.5, 1.0, 2.0)
-PROPOSALS = 1000  # in training, before and after the NMS
-MIN_SIDE = 1e-2  # pixels; torchvision takes the log of a box's side
-IGNORED = -1  # torchvision's sampler leaves this label out
 
 
 class Float32RPNHead(RPNHead):
@@ -73,8 +61,7 @@ class IgnoringRoIHeads(RoIHeads):
 
 def _leave_out(labels: Tensor, boxes: Tensor, ignored: Tensor) -> None:
     """Change the label of negatives that lie mostly inside an ignored box, in place."""
-    inside = (covered_fraction(boxes, ignored) > 0.5).any(dim=0)
-    labels[inside & (labels == 0)] = IGNORED
+    labels[inside_ignored(boxes, ignored) & (labels == 0)] = IGNORED
 
 
 @contextmanager
@@ -87,29 +74,24 @@ def _training(module: nn.Module, mode: bool) -> Iterator[None]:
         module.training = before
 
 
-def _torchvision_target(target: Target) -> dict[str, Tensor]:
-    """Boxes and labels with the ignored objects last and marked; boxes without area are left out."""
-    order = torch.argsort(target.ignore.to(torch.uint8), stable=True)
-    boxes, labels = target.boxes[order].float(), target.labels.masked_fill(target.ignore, IGNORED)[order]
-    kept = ((boxes[:, 2:] - boxes[:, :2]) > MIN_SIDE).all(dim=1)
-    return {"boxes": boxes[kept], "labels": labels[kept]}
-
-
 class FasterRCNN(nn.Module):
-    """Two-stage detector over an FPN backbone, torchvision's proposal network and its box heads."""
+    """Two-stage detector over a feature pyramid, torchvision's proposal network and its box heads.
+
+    The proposal network sees all levels but the raw ones; `roi_heads` pools from those whose number it names.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
         self,
-        backbone: BackboneWithFPN,
+        backbone: FPN,
         rpn: IgnoringRPN,
         roi_heads: IgnoringRoIHeads,
         num_classes: int,
         image_size: tuple[int, int],
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -117,24 +99,23 @@ class FasterRCNN(nn.Module):
         self.roi_heads = roi_heads
         self.num_classes = num_classes
         self.image_size = image_size
-        self.strides: tuple[int, ...] = (4, 8, 16, 32, 64)
-        self.out_channels: tuple[int, ...] = (CHANNELS,) * 5
+        self.strides = backbone.strides
+        self.out_channels = backbone.out_channels
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, images: Images) -> Pyramid:
         """Normalise the images (RGB, 0..1) and run the backbone once."""
-        maps = self.backbone((images - self.mean) / self.std)
-        size = (images.shape[-2], images.shape[-1])
-        return Pyramid(levels=tuple(maps.values()), strides=self.strides, size=size)
+        levels = self.backbone((images - self.mean) / self.std)
+        return Pyramid(levels=levels, strides=self.strides, size=(images.shape[-2], images.shape[-1]))
 
     def _propose(
         self, pyramid: Pyramid, targets: list[dict[str, Tensor]] | None
     ) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
         """(maps by torchvision's names, proposals of each image, losses of the proposal network)."""
-        names = ("0", "1", "2", "3", "pool")
-        maps = {name: level.float() for name, level in zip(names, pyramid.levels, strict=True)}
-        number = len(pyramid.levels[0])
+        levels = pyramid.levels[self.backbone.raw_levels :]
+        maps = {str(number): level.float() for number, level in enumerate(levels)}
+        number = len(levels[0])
         images = ImageList(torch.empty(number, 3, *pyramid.size, device="meta"), [pyramid.size] * number)
         with _training(self.rpn, targets is not None):
             proposals, losses = self.rpn(images, maps, targets)
@@ -159,7 +140,7 @@ class FasterRCNN(nn.Module):
 
     def losses(self, pyramid: Pyramid, targets: Sequence[Target]) -> Mapping[str, Loss]:
         """Losses of the proposal network and of the box head."""
-        truth = [_torchvision_target(target) for target in targets]
+        truth = [torchvision_target(target) for target in targets]
         maps, proposals, rpn = self._propose(pyramid, truth)
         proposals, _, labels, wanted = self.roi_heads.select_training_samples(proposals, truth)
         logits, offsets = self._classify(maps, proposals, pyramid.size)
@@ -173,64 +154,3 @@ class FasterRCNN(nn.Module):
             "classification": classification,
             "box": box,
         }
-
-
-@DETECTORS.register("faster_rcnn_resnet50_fpn")
-def build_faster_rcnn_resnet50_fpn(
-    num_classes: int,
-    backbone_weights: str | None = None,
-    image_size: int | Sequence[int] = 320,
-    freeze_norm: bool | None = None,
-    trainable_layers: int | None = None,
-    anchor_sides: Sequence[int] = ANCHOR_SIDES,
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    top_k: int = 300,
-    detections_per_image: int = 100,
-) -> FasterRCNN:
-    """Faster R-CNN with ResNet50 and a feature pyramid.
-
-    backbone_weights: torchvision's name ("IMAGENET1K_V2") or a file of resnet50. freeze_norm: hold BatchNorm; None
-    means where backbone_weights are given. trainable_layers: how many of ResNet's five stages learn; None means three
-    with weights and all without. anchor_sides: in pixels, for each of the five levels. top_k: proposals that the box
-    head looks at in `detect`.
-    """
-    pretrained = backbone_weights is not None
-    freeze = pretrained if freeze_norm is None else freeze_norm
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet50",
-        weights=None,
-        norm_layer=FrozenBatchNorm if freeze else nn.BatchNorm2d,
-        trainable_layers=(3 if pretrained else 5) if trainable_layers is None else trainable_layers,
-    )
-    if backbone_weights is not None:
-        state = load_state(backbone_weights, "resnet50")
-        body = {key: value for key, value in state.items() if not key.startswith("fc.")}
-        fill(backbone.body, body, backbone_weights, "the state dict of torchvision's resnet50")
-    anchors = AnchorGenerator(tuple((side,) for side in anchor_sides), (RATIOS,) * 5)
-    rpn = IgnoringRPN(
-        anchors,
-        Float32RPNHead(CHANNELS, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": PROPOSALS, "testing": PROPOSALS},
-        post_nms_top_n={"training": PROPOSALS, "testing": top_k},
-        nms_thresh=0.7,
-    )
-    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
-    roi_heads = IgnoringRoIHeads(
-        pool,
-        TwoMLPHead(CHANNELS * 7 * 7, 1024),
-        FastRCNNPredictor(1024, num_classes),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=256,
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
-        score_thresh=score_threshold,
-        nms_thresh=nms_threshold,
-        detections_per_img=detections_per_image,
-    )
-    return FasterRCNN(backbone, rpn, roi_heads, num_classes, parse_size(image_size))

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 def parse_size(size: int | Sequence[int]) -> tuple[int, int]:
     """(H, W) of one number for a square image, or of two. Raises ConfigError for anything else."""
@@ -53,6 +56,29 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class LoneBatchNorm(nn.BatchNorm2d):
+    """BatchNorm that takes its running statistics where a channel has one value: an image by itself, at a 1x1 level."""
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if input.numel() > input.shape[1]:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class PairedHead(nn.Module):
+    """torchvision's two box heads of a level as one: class logits, then offsets, anchor by anchor."""
+
+    def __init__(self, classification: nn.Module, regression: nn.Module, anchors: int) -> None:
+        super().__init__()
+        self.classification = classification
+        self.regression = regression
+        self.anchors = anchors
+
+    def forward(self, x: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b _ h w"]:
+        parts = [part.unflatten(1, (self.anchors, -1)) for part in (self.classification(x), self.regression(x))]
+        return torch.cat(parts, dim=2).flatten(1, 2)
 
 
 def reduced_head(channels: int, width: int, outputs: int, norm_groups: int) -> nn.Sequential:

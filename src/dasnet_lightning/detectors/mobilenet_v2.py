@@ -12,6 +12,8 @@ from torchvision.models import mobilenet_v2
 from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     FrozenBatchNorm,
     init_convolutions,
     init_small,
@@ -21,8 +23,6 @@ from dasnet_lightning.detectors.layers import (
 from dasnet_lightning.detectors.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, load_state, select
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 TAPS = (3, 6, 13, 18)  # last blocks at strides 4, 8, 16 and 32
 EXTRAS = ((256, 512), (128, 256), (128, 256), (64, 128))  # (narrow, out) of each extra level
 SCALES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)  # strides 16, 32 and the extras
@@ -104,6 +104,6 @@ def build_ssd320_mobilenet_v2(
         init_convolutions(head)
         init_small(head[-1])
     return SSD(
-        backbone, heads, anchors, head_levels, num_classes, parse_size(image_size), MEAN, STD,
+        backbone, heads, anchors, head_levels, num_classes, parse_size(image_size), IMAGENET_MEAN, IMAGENET_STD,
         score_threshold, nms_threshold, top_k, detections_per_image,
     )  # fmt: skip

@@ -27,6 +27,7 @@ STEPS = (8, 16, 32, 64, 100, 320)
 # Caffe's rule for min_ratio 20 and max_ratio 90: whole percents, 17 apart; the first level has a scale of its own.
 SCALES = (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)
 RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,))
+CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # their numbers in torchvision's `features`
 MIN_SIDE = 257  # the last two convolutions have no padding: conv7_2 must be at least 5 cells wide
 
 
@@ -49,14 +50,14 @@ def _extra(channels: int, middle: int, out: int, stride: int, padding: int) -> n
 class VGG16(nn.Module):
     """VGG16 to conv5_3, fc6 and fc7 as convolutions, and SSD's extra layers.
 
-    Levels: conv4_3, fc7, conv6_2, conv7_2, conv8_2, conv9_2. Switches: pool1 to pool5.
+    Levels: conv4_3, fc7, conv6_2, conv7_2, conv8_2, conv9_2. Switches: pool1 to pool5. strides: as published.
     """
 
-    strides: tuple[int, ...] = STEPS
     out_channels: tuple[int, ...] = (512, 1024, 512, 256, 256, 256)
 
-    def __init__(self) -> None:
+    def __init__(self, strides: tuple[int, ...] = STEPS) -> None:
         super().__init__()
+        self.strides = strides
         inputs = (3, *(widths[-1] for widths in STAGES))
         self.stages = nn.ModuleList(_stage(channels, widths) for channels, widths in zip(inputs, STAGES, strict=False))
         self.fc6 = nn.Conv2d(512, 1024, 3, padding=6, dilation=6)
@@ -100,22 +101,37 @@ def decimate_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def load_vgg16(backbone: VGG16, weights: str) -> None:
+def stage_names(backbone: VGG16) -> dict[str, str]:
+    """Number of each of the 13 convolutions in torchvision's `features` -> its name in our stages."""
+    names = [name for name, layer in backbone.stages.named_modules() if isinstance(layer, nn.Conv2d)]
+    return dict(zip(map(str, CONVOLUTIONS), names, strict=True))
+
+
+def load_vgg16(backbone: VGG16, state: Mapping[str, Tensor], source: str) -> None:
     """Load torchvision's VGG16: the 13 convolutions, and fc6 and fc7 where the classifier is there and finite.
 
-    torchvision's IMAGENET1K_FEATURES holds a classifier of NaN. Raises CheckpointError.
+    torchvision's IMAGENET1K_FEATURES holds a classifier of NaN. Raises CheckpointError, which names the source.
     """
-    state = load_state(weights, "vgg16")
-    names = [name for name, layer in backbone.stages.named_modules() if isinstance(layer, nn.Conv2d)]
-    numbers = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]  # of the convolutions in torchvision's `features`
-    ours = {f"{number}.": f"{name}." for number, name in zip(numbers, names, strict=True)}
-    features = {
-        ours.get(f"{key.partition('.')[0]}.", key) + key.partition(".")[2]: value
-        for key, value in select(state, "features.").items()
-    }
-    fill(backbone.stages, features, weights, "the state dict of torchvision's vgg16")
+    names = stage_names(backbone)
+    features = {}
+    for key, value in select(state, "features.").items():
+        number, _, kind = key.partition(".")
+        features[f"{names.get(number, number)}.{kind}"] = value
+    fill(backbone.stages, features, source, "the state dict of torchvision's vgg16")
     if "classifier.0.weight" in state and bool(state["classifier.0.weight"].isfinite().all()):
         backbone.load_state_dict(decimate_classifier(state), strict=False)
+
+
+def accept_pixels(backbone: VGG16) -> None:
+    """The pixels keep Caffe's range of about +-128, but untrained layers expect inputs of about unit size."""
+    with torch.no_grad():
+        next(backbone.parameters()).div_(256)
+
+
+def check_side(size: tuple[int, int], name: str) -> None:
+    """Raises ConfigError for images that the last levels cannot see."""
+    if min(size) < MIN_SIDE:
+        raise ConfigError(f"image_size is {size}, {name} needs at least {MIN_SIDE} pixels each way")
 
 
 @DETECTORS.register("ssd320_vgg16")
@@ -133,15 +149,12 @@ def build_ssd320_vgg16(
     backbone_weights: torchvision's name ("IMAGENET1K_FEATURES" has the right pixel range) or a file of vgg16.
     """
     size = parse_size(image_size)
-    if min(size) < MIN_SIDE:
-        raise ConfigError(f"image_size is {size}, ssd320_vgg16 needs at least {MIN_SIDE} pixels each way")
+    check_side(size, "ssd320_vgg16")
     backbone = VGG16()
     if backbone_weights is None:
-        # The pixels keep Caffe's range of about +-128, but untrained layers expect inputs of about unit size.
-        with torch.no_grad():
-            next(backbone.parameters()).div_(256)
+        accept_pixels(backbone)
     else:
-        load_vgg16(backbone, backbone_weights)
+        load_vgg16(backbone, load_state(backbone_weights, "vgg16"), backbone_weights)
     anchors = AnchorLayout(ssd_shapes(SCALES, RATIOS), steps=STEPS, size=(320, 320))
     heads: list[nn.Module] = [
         nn.Conv2d(channels, number * (num_classes + 4), 3, padding=1)

@@ -1,0 +1,126 @@
+"""torchvision's ssdlite320_mobilenet_v3_large behind our protocol, with its own extractor and heads.
+
+The pyramid begins with MobileNetV3's levels at strides 4 and 8, which are for the decoder; boxes are predicted from the
+expansion layer at stride 16 on.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v3_large
+from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
+
+from dasnet_lightning.detectors.anchors import AnchorLayout, clip_shapes, ssd_shapes
+from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.layers import FrozenBatchNorm, LoneBatchNorm, PairedHead, parse_size
+from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.weights import fill, fill_detector, is_detector, load_state, select
+
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.5, 0.5, 0.5)
+TAPS = (3, 6)  # last blocks at strides 4 and 8
+C4 = 13  # the block whose expansion is the first level with boxes
+EXTRAS = (512, 256, 256, 128)
+SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
+EPS = 0.001
+PREDICTOR = r"heads\..*classification\."
+
+
+class MobileNetV3Lite(nn.Module):
+    """torchvision's extractor, and the two finer levels that pass through it. Levels at strides 4 to 512."""
+
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
+
+    def __init__(self, freeze_norm: bool, reduced_tail: bool) -> None:
+        super().__init__()
+        norm = partial(LoneBatchNorm, eps=EPS, momentum=0.03)
+        held = partial(FrozenBatchNorm, eps=EPS)
+        body = mobilenet_v3_large(norm_layer=held if freeze_norm else norm, reduced_tail=reduced_tail).features
+        self.out_channels: tuple[int, ...] = (24, 40, 672, body[-1].out_channels, *EXTRAS)
+        self.extractor = SSDLiteFeatureExtractorMobileNet(body, C4, norm)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        x, levels = images, []
+        fine, coarse = self.extractor.features
+        for number, block in enumerate(fine):
+            x = block(x)
+            if number in (*TAPS, len(fine) - 1):
+                levels.append(x)
+        for block in (coarse, *self.extractor.extra):
+            x = block(x)
+            levels.append(x)
+        return tuple(levels), None
+
+
+def body_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `features` of torchvision's mobilenet_v3_large, cut in two inside block 13 as the extractor has them."""
+    renamed = {}
+    for key, value in select(state, "features.").items():
+        number, _, rest = key.partition(".")
+        layer = re.match(r"block\.([1-9])\.(.+)", rest)
+        if number.isdigit() and int(number) > C4:
+            key = f"1.{int(number) - C4}.{rest}"
+        elif number == str(C4) and layer:
+            key = f"1.0.{layer[1]}.{layer[2]}"
+        else:
+            key = f"0.{key.replace(f'{C4}.block.0.', f'{C4}.')}"
+        renamed[key] = value
+    return renamed
+
+
+def detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of torchvision's ssdlite320_mobilenet_v3_large with our keys."""
+    renamed = {f"backbone.extractor.{key}": value for key, value in select(state, "backbone.").items()}
+    for kind in ("classification", "regression"):
+        for key, value in select(state, f"head.{kind}_head.module_list.").items():
+            level, _, rest = key.partition(".")
+            renamed[f"heads.{level}.{kind}.{rest}"] = value
+    return renamed
+
+
+@DETECTORS.register("ssdlite320_mobilenet_v3_large")
+def build_ssdlite320_mobilenet_v3_large(
+    num_classes: int,
+    backbone_weights: str | None = None,
+    image_size: int | Sequence[int] = 320,
+    freeze_norm: bool | None = None,
+    reduced_tail: bool = True,
+    score_threshold: float = 0.001,
+    nms_threshold: float = 0.55,
+    top_k: int = 300,
+    detections_per_image: int = 300,
+) -> SSD:
+    """SSDLite on MobileNetV3-Large.
+
+    backbone_weights: torchvision's name ("COCO_V1" for the whole detector, "IMAGENET1K_V2" for the backbone) or a file
+    of ssdlite320_mobilenet_v3_large or mobilenet_v3_large. freeze_norm: hold the backbone's BatchNorm; None means where
+    backbone_weights are given. reduced_tail: half the channels in the last blocks, as the COCO weights have it; the
+    ImageNet weights need False.
+    """
+    freeze = backbone_weights is not None if freeze_norm is None else freeze_norm
+    backbone = MobileNetV3Lite(freeze, reduced_tail)
+    anchors = AnchorLayout(clip_shapes(ssd_shapes(SCALES, [(2.0, 3.0)] * 6)))
+    head_levels = tuple(range(len(TAPS), len(backbone.out_channels)))
+    channels, per_cell = list(backbone.out_channels[len(TAPS) :]), list(anchors.per_cell)
+    head = SSDLiteHead(channels, per_cell, num_classes, partial(LoneBatchNorm, eps=EPS, momentum=0.03))
+    pairs = zip(head.classification_head.module_list, head.regression_head.module_list, per_cell, strict=True)
+    detector = SSD(
+        backbone, [PairedHead(*pair) for pair in pairs], anchors, head_levels, num_classes, parse_size(image_size),
+        MEAN, STD, score_threshold, nms_threshold, top_k, detections_per_image,
+    )  # fmt: skip
+    if backbone_weights is not None:
+        load_ssdlite(detector, backbone, backbone_weights)
+    return detector
+
+
+def load_ssdlite(detector: SSD, backbone: MobileNetV3Lite, weights: str) -> None:
+    """Load the whole detector or the backbone: what the weights hold decides. Raises CheckpointError."""
+    state = load_state(weights, "mobilenet_v3_large", "ssdlite320_mobilenet_v3_large")
+    if is_detector(state):
+        fill_detector(detector, detector_state(state), weights, "ssdlite320_mobilenet_v3_large", PREDICTOR)
+    else:
+        expected = "the state dict of torchvision's mobilenet_v3_large (with reduced_tail: false)"
+        fill(backbone.extractor.features, body_state(state), weights, expected)
