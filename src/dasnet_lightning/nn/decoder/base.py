@@ -1,15 +1,19 @@
 """Class-agnostic decoders: from the attended pyramid of a region, coarse to fine, to features of each pixel.
 
-The protocol that every decoder answers, and the one place that builds them by name.
+The protocol that every decoder answers, the one of decoders that can be run on windows, and the one place that builds
+them by name.
 """
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.functional.patches import Patches
 from dasnet_lightning.functional.pooling import PoolShape
+from dasnet_lightning.functional.windows import Windows
 from dasnet_lightning.registry import Registry
 from dasnet_lightning.types import Pyramid
 
@@ -24,6 +28,69 @@ class Decoder(Protocol):
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
         """Decode an attended pyramid (one entry per region in each level) into features at `out_stride`."""
         ...
+
+
+@runtime_checkable
+class Skips(Protocol):
+    """What the encoder offers to a decoder: attended levels and switches, where the decoder's features lie.
+
+    `pyramid` is for its sizes alone: it may hold whole images' levels, not yet attended.
+    """
+
+    pyramid: Pyramid
+
+    def level(self, index: int, at: Patches) -> Float[Tensor, "m c h w"]:
+        """A level of the pyramid in the windows of `at`; zero outside the boxes and beyond the map."""
+        ...
+
+    def switches(self, index: int, at: Patches) -> UInt8[Tensor, "m c h w"]:
+        """The switches of a pooling (0 is the finest) in the windows of `at`."""
+        ...
+
+
+@runtime_checkable
+class LocalDecoder(Decoder, Protocol):
+    """A decoder of two parts, of which the second can be run on windows with exactly the numbers of the whole map.
+
+    `decode_coarse` looks at all of an attended pyramid but its `fine_levels` finest levels, and gives features;
+    `decode_fine` takes them, or windows of them, to `out_stride`. What the second makes of a cell must depend on the
+    cells around it alone, in training too: no normalisation over positions or regions. `needs` says which windows of the
+    coarse features suffice for windows of the result.
+    """
+
+    fine_levels: int
+
+    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+        """The features that `decode_fine` begins with."""
+        ...
+
+    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+        """The features at `out_stride`, of whole maps or of windows."""
+        ...
+
+    def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
+        """Which cells of the coarse features decide about windows of the result; the pyramid is read for its sizes."""
+        ...
+
+
+class WholeSkips:
+    """The levels and switches of an attended pyramid, for whole maps."""
+
+    def __init__(self, pyramid: Pyramid) -> None:
+        self.pyramid = pyramid
+
+    def level(self, index: int, at: Patches) -> Float[Tensor, "m c h w"]:
+        return self.pyramid.levels[index]
+
+    def switches(self, index: int, at: Patches) -> UInt8[Tensor, "m c h w"]:
+        return known_switches(self.pyramid)[index]
+
+
+def known_switches(pyramid: Pyramid) -> tuple[UInt8[Tensor, "_ _ _ _"], ...]:
+    """The switches of a pyramid that must have them."""
+    if pyramid.switches is None:
+        raise ConfigError("the pyramid holds no switches, but its detector's pool_shapes promised them to the decoder")
+    return pyramid.switches
 
 
 DECODERS: Registry[Callable[..., nn.Module]] = Registry("decoder")

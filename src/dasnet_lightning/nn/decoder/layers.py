@@ -2,14 +2,19 @@
 
 BatchNorm stands in the coarse blocks only. While the decoder trains it takes its statistics from all positions and
 regions of a batch; in evaluation it is a fixed scale and shift of each channel, for each position by itself. The finer
-layers have no normalisation at all, so in evaluation a value depends on its receptive field and on nothing else, which
-is what lets a later, box-local decode be exact.
+layers have no normalisation at all, so a value depends on its receptive field and on nothing else: they can be run on
+windows (functional.patches), in training too.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dasnet_lightning.functional.patches import Patches, convolve, double, resize
+from dasnet_lightning.functional.windows import Windows, before_doubling, before_resizing
+
+Size = tuple[int, int]
 
 NORM_EPS = 1e-3
 COARSE_STD = 0.01
@@ -51,8 +56,7 @@ class TransposedTo(nn.Module):
 
     def forward(self, x: Float[Tensor, "r c1 h1 w1"], size: tuple[int, int]) -> Float[Tensor, "r c2 h2 w2"]:
         if self.strided:
-            near = [min(max(want, 2 * n - 1), 2 * n) for want, n in zip(size, x.shape[2:], strict=True)]
-            up = self.convolution(x, output_size=near)
+            up = self.convolution(x, output_size=doubled((x.shape[2], x.shape[3]), size))
         else:
             up = self.convolution(x)
         up = F.relu(self.norm(up), inplace=True)
@@ -78,15 +82,68 @@ class CoarseBlock(nn.Module):
     def forward(
         self, coarse: Float[Tensor, "r c1 h1 w1"], level: Float[Tensor, "r c2 h2 w2"]
     ) -> Float[Tensor, "r c3 h2 w2"]:
-        up = up_to(self.ups, coarse, (level.shape[2], level.shape[3]))
-        return torch.cat([self.widen(up), level], dim=1)
+        for up, size in zip(self.ups, halvings(len(self.ups), (level.shape[2], level.shape[3])), strict=True):
+            coarse = up(coarse, size)
+        return torch.cat([self.widen(coarse), level], dim=1)
 
 
-def up_to(ups: nn.ModuleList, x: Float[Tensor, "r c1 h1 w1"], size: tuple[int, int]) -> Float[Tensor, "r c2 h2 w2"]:
-    """Run up-sampling layers one after the other; each ends at half the next one's size, rounded up, the last at `size`."""
-    for left, up in zip(reversed(range(len(ups))), ups, strict=True):
-        x = up(x, (-(-size[0] // 2**left), -(-size[1] // 2**left)))
-    return x
+def doubled(size: Size, wanted: Size) -> Size:
+    """The size nearest to `wanted` that a transposed convolution of stride 2 can reach: 2n - 1 or 2n."""
+    near = [min(max(want, 2 * n - 1), 2 * n) for want, n in zip(wanted, size, strict=True)]
+    return near[0], near[1]
+
+
+def halvings(count: int, size: Size) -> list[Size]:
+    """The sizes after each of `count` up-sampling layers: half of the next one's, rounded up, the last is `size`."""
+    return [(-(-size[0] // 2**left), -(-size[1] // 2**left)) for left in reversed(range(count))]
+
+
+def transpose_patches(layer: TransposedTo, patches: Patches, size: Size) -> Patches:
+    """A strided layer without normalisation, on patches."""
+    if patches.whole:
+        return Patches(layer(patches.values, size), None, size)
+    assert layer.strided and isinstance(layer.norm, nn.Identity)
+    convolution = layer.convolution
+    assert isinstance(convolution, nn.ConvTranspose2d)
+    up = double(patches, convolution.weight, convolution.bias, doubled(patches.grid, size))
+    return resize(up.map(_relu), size)
+
+
+def before_transposing(windows: Windows, grid: Size) -> Windows:
+    """What `transpose_patches` reads of maps of `grid` cells for these windows."""
+    return before_doubling(before_resizing(windows, doubled(grid, windows.grid)), grid)
+
+
+def convolve_patches(layer: nn.Conv2d, patches: Patches) -> Patches:
+    """A convolution that keeps the size, on patches."""
+    if patches.whole:
+        return patches.map(layer)
+    return convolve(patches, layer.weight, layer.bias, layer.dilation[0])
+
+
+def run_patches(layers: nn.Sequential, patches: Patches) -> Patches:
+    """Convolutions that keep the size, and functions of each cell by itself."""
+    if patches.whole:
+        return patches.map(layers)
+    for layer in layers:
+        patches = convolve_patches(layer, patches) if isinstance(layer, nn.Conv2d) else patches.map(layer)
+    return patches
+
+
+def halo(*modules: nn.Module) -> int:
+    """How far all the convolutions inside these modules look, one after the other: they keep the size of their map."""
+    convolutions = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return sum(_reach(layer) for layer in convolutions)
+
+
+def _reach(layer: nn.Conv2d) -> int:
+    reach = layer.dilation[0] * (layer.kernel_size[0] - 1) // 2
+    assert layer.stride == (1, 1) and layer.padding == (reach, reach) and layer.padding_mode == "zeros", layer
+    return reach
+
+
+def _relu(values: Tensor) -> Tensor:
+    return F.relu(values, inplace=True)
 
 
 def initialise(module: nn.Module) -> None:

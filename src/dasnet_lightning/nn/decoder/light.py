@@ -1,7 +1,7 @@
 """The light decoder: narrow, at most 1 GMAC for each region at 320x320, for any pyramid.
 
-It holds no normalisation that mixes positions: masked cells stay zero until a convolution reaches them, which is what
-lets a later, box-local decode be exact.
+It holds no normalisation that mixes positions: masked cells stay zero until a convolution reaches them, and its fine
+levels can be run on windows (functional.patches).
 """
 
 import torch
@@ -9,9 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dasnet_lightning.functional.patches import Patches, resize, trim, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape
-from dasnet_lightning.nn.decoder.base import DECODERS
+from dasnet_lightning.functional.windows import Windows, before_resizing
+from dasnet_lightning.nn.decoder.base import DECODERS, Skips, WholeSkips
+from dasnet_lightning.nn.decoder.layers import Size, convolve_patches, halo
 from dasnet_lightning.types import Pyramid
+
+LOCAL_STRIDE = 8  # from here to finer levels it is worth decoding windows
 
 
 class PositionNorm(nn.Module):
@@ -41,13 +46,16 @@ class FuseBlock(nn.Module):
         self.fuse = nn.Conv2d(coarse_channels + lateral_channels, out_channels, 3, padding=1)
         self.refine = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
-    def forward(
-        self, coarse: Float[Tensor, "r c1 h1 w1"], level: Float[Tensor, "r c2 h2 w2"]
-    ) -> Float[Tensor, "r c3 h2 w2"]:
-        lateral = F.relu(self.lateral(self.norm(level)))
-        up = F.interpolate(coarse, size=level.shape[2:], mode="bilinear", align_corners=False)
-        fused = F.relu(self.fuse(torch.cat([up, lateral], dim=1)))
-        return F.relu(fused + self.refine(fused))
+    def forward(self, coarse: Patches, level: int, skips: Skips) -> Patches:
+        up = resize(coarse, level_size(skips.pyramid, level))
+        lateral = F.relu(self.lateral(self.norm(skips.level(level, up))))
+        fused = convolve_patches(self.fuse, up.map(lambda values: torch.cat([values, lateral], dim=1))).map(F.relu)
+        refined = convolve_patches(self.refine, fused)
+        return refined.map(lambda values: F.relu(trim(fused, refined).values + values))
+
+    def needs(self, windows: Windows, grid: Size) -> Windows:
+        """What is read of maps of `grid` cells for windows of the result."""
+        return before_resizing(windows.grow(halo(self.fuse, self.refine)), grid)
 
 
 class UpBlock(nn.Module):
@@ -57,9 +65,14 @@ class UpBlock(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
-    def forward(self, features: Float[Tensor, "r c1 h w"]) -> Float[Tensor, "r c2 h2 w2"]:
-        up = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-        return F.relu(self.convolution(up))
+    def forward(self, features: Patches) -> Patches:
+        up = resize(features, (2 * features.grid[0], 2 * features.grid[1]))
+        return convolve_patches(self.convolution, up).map(F.relu)
+
+    def needs(self, windows: Windows) -> Windows:
+        """What is read of maps of half the size for windows of the result."""
+        half = (windows.grid[0] // 2, windows.grid[1] // 2)
+        return before_resizing(windows.grow(halo(self.convolution)), half)
 
 
 class LightDecoder(nn.Module):
@@ -86,6 +99,7 @@ class LightDecoder(nn.Module):
             width = _width(stride, widths)
             self.blocks.append(FuseBlock(channels, level_channels, min(level_channels, width * 2 // 3), width))
             channels = width
+        self.fine_levels = min(sum(stride <= LOCAL_STRIDE for stride in strides), len(self.blocks))
         self.ups = nn.ModuleList()
         while stride > out_stride:
             stride //= 2
@@ -95,13 +109,42 @@ class LightDecoder(nn.Module):
         self.apply(_initialise)
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        coarsest, *finer = pyramid.levels[::-1]
-        features = F.relu(self.top(self.top_norm(coarsest)))
-        for block, level in zip(self.blocks, finer, strict=True):
-            features = block(features, level)
+        skips = WholeSkips(pyramid)
+        return self.decode_fine(whole_maps(self.decode_coarse(pyramid)), skips).values
+
+    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+        features = whole_maps(F.relu(self.top(self.top_norm(pyramid.levels[-1]))))
+        levels = range(self.fine_levels, len(self.blocks))
+        return self._fuse(features, levels, WholeSkips(pyramid)).values
+
+    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+        features = self._fuse(features, range(self.fine_levels), skips)
         for up in self.ups:
             features = up(features)
         return features
+
+    def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
+        for up in reversed(self.ups):
+            assert isinstance(up, UpBlock)
+            windows = up.needs(windows)
+        for level in range(self.fine_levels):
+            windows = self._block(level).needs(windows, level_size(pyramid, level + 1))
+        return windows
+
+    def _block(self, level: int) -> FuseBlock:
+        block = self.blocks[len(self.blocks) - 1 - level]
+        assert isinstance(block, FuseBlock)
+        return block
+
+    def _fuse(self, features: Patches, levels: range, skips: Skips) -> Patches:
+        for level in reversed(levels):
+            features = self._block(level)(features, level, skips)
+        return features
+
+
+def level_size(pyramid: Pyramid, level: int) -> Size:
+    """The cells of a level."""
+    return pyramid.levels[level].shape[2], pyramid.levels[level].shape[3]
 
 
 @DECODERS.register("light")

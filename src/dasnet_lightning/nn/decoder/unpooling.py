@@ -11,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.functional.patches import Patches, unpool_patches, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape, unpool
-from dasnet_lightning.nn.decoder.layers import CoarseBlock, initialise
+from dasnet_lightning.functional.windows import Windows, before_unpooling
+from dasnet_lightning.nn.decoder.base import Skips, WholeSkips, known_switches
+from dasnet_lightning.nn.decoder.layers import CoarseBlock, Size, halo, initialise, run_patches
 from dasnet_lightning.types import Pyramid
 
 # The layers that follow unpool5 to unpool1: channels of all but the first input, which is what was unpooled.
@@ -20,6 +23,7 @@ STAGES = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64)
 POOL_STRIDES = (2, 2, 2, 2, 1)
 OUT_STRIDES = (16, 8, 4, 2, 1)
 CONV4_3 = 512  # channels; those of pool5 too
+JOINED = 3  # the pooling after conv4_3, whose level is joined when it is undone
 
 
 class UnpoolingDecoder(nn.Module):
@@ -28,7 +32,12 @@ class UnpoolingDecoder(nn.Module):
     in_channels, strides: of VGG16's pyramid: conv4_3, fc7, and two or more extra levels; one of them that is half its
     finer neighbour is met by a strided layer, any other by an unpadded one, as SSD's conv8_2 and conv9_2. Sizes follow
     the encoder's. out_stride: 16, 8, 4, 2 or 1; the coarser, the fewer of the table's last layers.
+
+    Of its two parts (LocalDecoder) the first ends with the layers after unpool5, at stride 16: their halo is as large as
+    a 20x20 map.
     """
+
+    fine_levels = 1
 
     def __init__(
         self,
@@ -59,23 +68,45 @@ class UnpoolingDecoder(nn.Module):
         self.apply(initialise)
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        conv4_3, *finer, features = pyramid.levels
+        return self.decode_fine(whole_maps(self.decode_coarse(pyramid)), WholeSkips(pyramid)).values
+
+    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+        *finer, features = pyramid.levels[1:]
         for block, level in zip(self.coarse, reversed(finer), strict=True):
             features = block(features, level)
         features = self.fully(features)
-        if pyramid.switches is None:
-            raise ConfigError(
-                "the pyramid holds no switches, but its detector's pool_shapes promised them to the decoder"
-            )
-        # what each pooling looked at: the image, or what the pooling before it gave
-        sizes = (pyramid.size, *((codes.shape[2], codes.shape[3]) for codes in pyramid.switches[:-1]))
-        poolings = list(zip(pyramid.switches, sizes, self.pool_shapes, strict=True))[::-1]
-        for number, (stage, (switches, size, shape)) in enumerate(zip(self.stages, poolings, strict=False)):
-            features = unpool(features, switches, size, *shape)
-            if number == 1:
-                features = torch.cat([features, conv4_3], dim=1)
-            features = stage(features)
+        switches, size = known_switches(pyramid)[-1], _sizes(pyramid)[-2]
+        return self.stages[0](unpool(features, switches, size, *self.pool_shapes[-1]))
+
+    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+        sizes = _sizes(skips.pyramid)
+        for stage, pooling in zip(self._fine_stages(), self._poolings(), strict=True):
+            switches = skips.switches(pooling, features)
+            features = unpool_patches(features, switches, sizes[pooling], self.pool_shapes[pooling])
+            if pooling == JOINED:
+                joined = torch.cat([features.values, skips.level(0, features)], dim=1)
+                features = Patches(joined, features.start, features.grid)
+            features = run_patches(stage, features)
         return features
+
+    def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
+        sizes = _sizes(pyramid)
+        for stage, pooling in zip(self._fine_stages()[::-1], self._poolings()[::-1], strict=True):
+            windows = windows.grow(halo(stage))
+            windows = before_unpooling(windows, sizes[pooling + 1], self.pool_shapes[pooling])
+        return windows
+
+    def _fine_stages(self) -> list[nn.Sequential]:
+        return [stage for stage in self.stages if isinstance(stage, nn.Sequential)][1:]
+
+    def _poolings(self) -> list[int]:
+        """The encoder's poolings (0 is the finest) that the fine stages undo, in their order."""
+        return [len(self.pool_shapes) - 1 - number for number in range(1, len(self.stages))]
+
+
+def _sizes(pyramid: Pyramid) -> list[Size]:
+    """What each pooling looked at, finest first: the image, or what the pooling before it gave; and what the last gave."""
+    return [pyramid.size, *((codes.shape[2], codes.shape[3]) for codes in known_switches(pyramid))]
 
 
 def _stage(channels: int, widths: tuple[int, ...]) -> nn.Sequential:

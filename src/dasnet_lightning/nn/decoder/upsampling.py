@@ -14,7 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.nn.decoder.layers import CoarseBlock, TransposedTo, initialise, up_to
+from dasnet_lightning.functional.patches import Patches, whole_maps
+from dasnet_lightning.functional.windows import Windows
+from dasnet_lightning.nn.decoder.base import Skips, WholeSkips
+from dasnet_lightning.nn.decoder.layers import (
+    CoarseBlock,
+    Size,
+    TransposedTo,
+    before_transposing,
+    convolve_patches,
+    halo,
+    halvings,
+    initialise,
+    transpose_patches,
+)
 from dasnet_lightning.types import Pyramid
 
 WIDTHS = (64, 64, 128, 256)  # of the table's last layers at strides 1, 2, 4 and 8
@@ -22,19 +35,34 @@ COARSE_STRIDE = 16  # from here on with BatchNorm
 
 
 class FineBlock(nn.Module):
-    """Doubles the resolution, joins the level that the encoder has there, if any, and convolves; no normalisation."""
+    """Doubles the resolution, joins the level that the encoder has there, if any, and convolves; no normalisation.
 
-    def __init__(self, in_channels: int, level_channels: int, width: int, doublings: int) -> None:
+    level: its place in the pyramid, None where the encoder has none.
+    """
+
+    def __init__(self, in_channels: int, level_channels: int, width: int, doublings: int, level: int | None) -> None:
         super().__init__()
         inputs = (in_channels, *[width] * (doublings - 1))
         self.ups = nn.ModuleList(TransposedTo(channels, width, False) for channels in inputs)
         self.fuse = nn.Conv2d(width + level_channels, width, 3, padding=1)
+        self.level = level
 
-    def forward(
-        self, coarse: Float[Tensor, "r c1 h1 w1"], size: tuple[int, int], level: Float[Tensor, "r c2 h2 w2"] | None
-    ) -> Float[Tensor, "r c3 h2 w2"]:
-        up = up_to(self.ups, coarse, size)
-        return F.relu(self.fuse(up if level is None else torch.cat([up, level], dim=1)), inplace=True)
+    def forward(self, patches: Patches, size: Size, skips: Skips) -> Patches:
+        for up, step in zip(self.ups, halvings(len(self.ups), size), strict=True):
+            assert isinstance(up, TransposedTo)
+            patches = transpose_patches(up, patches, step)
+        if self.level is not None:
+            joined = torch.cat([patches.values, skips.level(self.level, patches)], dim=1)
+            patches = Patches(joined, patches.start, patches.grid)
+        return convolve_patches(self.fuse, patches).map(lambda values: F.relu(values, inplace=True))
+
+    def needs(self, windows: Windows, grid: Size) -> Windows:
+        """What is read of maps of `grid` cells for windows of the result."""
+        grids = [grid, *halvings(len(self.ups), windows.grid)[:-1]]
+        windows = windows.grow(halo(self.fuse))
+        for before in reversed(grids):
+            windows = before_transposing(windows, before)
+        return windows
 
 
 class UpsamplingDecoder(nn.Module):
@@ -55,34 +83,51 @@ class UpsamplingDecoder(nn.Module):
             raise ConfigError(f"out_stride is {out_stride}, decoder 'paper' can stop at a power of two: 1, 2, 4, ...")
         self.unused = min(sum(stride < out_stride for stride in strides), len(strides) - 1)
         self.coarse, self.fine = nn.ModuleList(), nn.ModuleList()
-        coarse_first = list(zip(in_channels, strides, strict=True))[self.unused :][::-1]
-        channels, stride = coarse_first[0]
-        for level_channels, finer in coarse_first[1:]:
-            doublings = max(1, round(math.log2(stride / finer)))
-            stride = finer
+        channels, stride = in_channels[-1], strides[-1]
+        for level in reversed(range(self.unused, len(strides) - 1)):
+            level_channels = in_channels[level]
+            doublings = max(1, round(math.log2(stride / strides[level])))
+            stride = strides[level]
             if stride >= COARSE_STRIDE:
                 self.coarse.append(CoarseBlock(channels, level_channels, doublings=doublings))
                 channels = 2 * level_channels
             else:
-                self.fine.append(FineBlock(channels, level_channels, _width(stride, widths), doublings))
+                self.fine.append(FineBlock(channels, level_channels, _width(stride, widths), doublings, level))
                 channels = _width(stride, widths)
+        self.fine_levels = len(strides) - 1 - len(self.coarse)
         self.free_strides = _strides_between(stride, out_stride)
         for stride in self.free_strides:
-            self.fine.append(FineBlock(channels, 0, _width(stride, widths), doublings=1))
+            self.fine.append(FineBlock(channels, 0, _width(stride, widths), doublings=1, level=None))
             channels = _width(stride, widths)
         self.out_channels, self.out_stride = channels, stride
         self.apply(initialise)
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        features, *finer = pyramid.levels[self.unused :][::-1]
-        for block, level in zip(self.coarse, finer, strict=False):
+        return self.decode_fine(whole_maps(self.decode_coarse(pyramid)), WholeSkips(pyramid)).values
+
+    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+        features, *finer = pyramid.levels[self.fine_levels :][::-1]
+        for block, level in zip(self.coarse, finer, strict=True):
             features = block(features, level)
-        levels = finer[len(self.coarse) :]
-        sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        sizes += [(-(-pyramid.size[0] // stride), -(-pyramid.size[1] // stride)) for stride in self.free_strides]
-        for block, size, offered in zip(self.fine, sizes, [*levels, *[None] * len(self.free_strides)], strict=True):
-            features = block(features, size, offered)
         return features
+
+    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+        for block, size in zip(self.fine, self._sizes(skips.pyramid)[1:], strict=True):
+            features = block(features, size, skips)
+        return features
+
+    def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
+        for block, size in zip(reversed(self.fine), self._sizes(pyramid)[-2::-1], strict=True):
+            assert isinstance(block, FineBlock)
+            windows = block.needs(windows, size)
+        return windows
+
+    def _sizes(self, pyramid: Pyramid) -> list[Size]:
+        """Of the coarse features and of the maps after each fine block."""
+        levels = pyramid.levels[self.unused : self.fine_levels + 1][::-1]
+        sizes = [(level.shape[2], level.shape[3]) for level in levels]
+        height, width = pyramid.size
+        return sizes + [(-(-height // stride), -(-width // stride)) for stride in self.free_strides]
 
 
 def _width(stride: int, widths: tuple[int, int, int, int]) -> int:
