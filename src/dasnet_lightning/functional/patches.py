@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,15 +53,32 @@ def whole_maps(values: Float[Tensor, "m c h w"]) -> Patches:
 
 
 def cut(
-    maps: Shaped[Tensor, "s c H W"], source: Int64[Tensor, " m"], start: Int64[Tensor, "m 2"], size: Size
+    maps: Shaped[Tensor, "s c H W"],
+    source: Int64[Tensor, " m"],
+    start: Int64[Tensor, "m 2"],
+    size: Size,
+    beyond: float | None = None,
 ) -> Shaped[Tensor, "m c h w"]:
-    """Cut m windows of one size out of the maps `source`; beyond a map stands its nearest cell."""
+    """Cut m windows of one size out of the maps `source`; beyond a map stands its nearest cell, or the value given."""
     height, width = maps.shape[2:]
     rows = (start[:, :1] + torch.arange(size[0])).clamp(0, height - 1)
     columns = (start[:, 1:] + torch.arange(size[1])).clamp(0, width - 1)
     places = (rows[:, :, None] * width + columns[:, None, :]).to(maps.device) + (source * height * width)[:, None, None]
     flat = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-    return F.embedding(places, flat).permute(0, 3, 1, 2)
+    values = F.embedding(places, flat).permute(0, 3, 1, 2)
+    outside = None if beyond is None else _outside(start, size, (height, width))
+    return values if outside is None else values.masked_fill(outside.to(maps.device), beyond)
+
+
+def paste(patches: Patches, maps: Float[Tensor, "r c H W"], targets: Int64[Tensor, " m"]) -> None:
+    """Write each patch where it belongs in one of the maps, in place."""
+    inside = patches.windows.clip()
+    corners = torch.cat([inside.start, inside.stop], dim=1).tolist()
+    first = patches.windows.start.tolist()
+    for values, target, (top, left), (y0, x0, y1, x1) in zip(
+        patches.values, targets.tolist(), first, corners, strict=True
+    ):
+        maps[target, :, y0:y1, x0:x1] = values[:, y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def trim(patches: Patches, like: Patches) -> Patches:
@@ -75,9 +92,12 @@ def trim(patches: Patches, like: Patches) -> Patches:
 
 def seal(patches: Patches) -> Patches:
     """Zero beyond the map, as a convolution pads."""
-    outside = _outside(patches)
+    if patches.start is None:
+        return patches
+    outside = _outside(patches.start, patches.size, patches.grid)
     if outside is None:
         return patches
+    outside = outside.to(patches.values.device)
     if torch.is_grad_enabled():
         return patches.map(lambda values: values.masked_fill(outside, 0))
     patches.values.masked_fill_(outside, 0)  # saves a copy, and nobody reads there
@@ -112,9 +132,9 @@ def unpool_patches(
     if patches.start is None:
         return Patches(unpool(patches.values, switches, grid, *shape), None, grid)
     kernel, stride, padding = shape
-    outside = _outside(patches)
+    outside = _outside(patches.start, patches.size, patches.grid)
     if outside is not None and kernel > stride:  # there a window beyond the map would write into it
-        switches = switches.masked_fill(outside, NO_SWITCH)
+        switches = switches.masked_fill(outside.to(switches.device), NO_SWITCH)
     full = [(n - 1) * stride + kernel for n in patches.size]
     values = unpool(patches.values, switches, (full[0], full[1]), kernel, stride)
     shared = kernel - stride  # cells at each end into which windows that are not here can write too
@@ -159,13 +179,9 @@ def _interpolation(
     return matrix
 
 
-def _outside(patches: Patches) -> Tensor | None:
-    """The cells [m 1 h w] beyond the map, None where no patch reaches there."""
-    if patches.start is None:
-        return None
-    rows, columns = (
-        inside_grid(patches.start[:, axis], patches.size[axis], patches.grid[axis]) for axis in (0, 1)
-    )
+def _outside(start: Int64[Tensor, "m 2"], size: Size, grid: Size) -> Bool[Tensor, "m 1 h w"] | None:
+    """The cells beyond the map, None where no window reaches there."""
+    rows, columns = (inside_grid(start[:, axis], size[axis], grid[axis]) for axis in (0, 1))
     if bool(rows.all()) and bool(columns.all()):
         return None
-    return ~(rows[:, None, :, None] & columns[:, None, None, :]).to(patches.values.device)
+    return ~(rows[:, None, :, None] & columns[:, None, None, :])

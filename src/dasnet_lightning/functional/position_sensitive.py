@@ -7,6 +7,7 @@ column) + {0 inside, 1 outside}. Assembling copies: nothing is pooled. `assemble
 without making the maps at full size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -127,17 +128,28 @@ def read_boxes(
         places = (base * height + rows[:, :, None]) * width + columns[:, None, :]
         return F.embedding(places * (k * k) + cells, flat)
 
-    top, bottom, down = _neighbours(grid.rows, size[0], height)
-    left, right, across = _neighbours(grid.columns, size[1], width)
-    down, across = down[:, :, None, None].to(flat.dtype), across[:, None, :, None].to(flat.dtype)
-    if (height, width) == size:
+    return read_bilinear(read, grid, size, (height, width))
+
+
+def read_bilinear(
+    read: Callable[[Int64[Tensor, "n g"], Int64[Tensor, "n g2"]], Float[Tensor, "n g g2 2"]],
+    grid: PixelGrid,
+    size: tuple[int, int],
+    cells: tuple[int, int],
+) -> Float[Tensor, "n 2 g g2"]:
+    """What `read` says of maps of `cells` = (h, w) at given rows and columns, interpolated to the pixels of the grid."""
+    top, bottom, down = neighbours(grid.rows, size[0], cells[0])
+    left, right, across = neighbours(grid.columns, size[1], cells[1])
+    if cells == size:
         return read(top, left).permute(0, 3, 1, 2)
-    upper = torch.lerp(read(top, left), read(top, right), across)
+    corner = read(top, left)
+    down, across = down[:, :, None, None].to(corner.dtype), across[:, None, :, None].to(corner.dtype)
+    upper = torch.lerp(corner, read(top, right), across)
     lower = torch.lerp(read(bottom, left), read(bottom, right), across)
     return torch.lerp(upper, lower, down).permute(0, 3, 1, 2)
 
 
-def _neighbours(
+def neighbours(
     pixels: Int64[Tensor, "n g"], size: int, cells: int
 ) -> tuple[Int64[Tensor, "n g"], Int64[Tensor, "n g"], Float[Tensor, "n g"]]:
     """The two map cells between which each pixel's centre lies, and how far it is on its way to the second."""

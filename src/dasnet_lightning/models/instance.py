@@ -6,22 +6,22 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import restore_boxes
-from dasnet_lightning.functional.position_sensitive import (
-    inside_logits,
-    instance_scores,
-    pixel_grid,
-    pixel_windows,
-    read_boxes,
-)
+from dasnet_lightning.functional.lazy_scoring import score_boxes
+from dasnet_lightning.functional.patches import Patches
+from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores, pixel_grid, pixel_windows
 from dasnet_lightning.functional.regions import best_detections, regions_by_class, regions_by_instance
+from dasnet_lightning.functional.windows import box_windows, size_buckets
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.types import Detections, Pyramid, Regions
+
+ALIKE = 2.0  # boxes of an image are read together where none is padded to more than so many times its own pixels
+PIXELS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class InstanceOptions:
     image. foreground_threshold: a pixel's probability of being inside must exceed it (0.5: inside > outside; FCIS: 0.4).
     weight_by_instance_score: multiply the detector's score by the instance score, which ranks boxes that fit badly lower.
     grouping: "instance" gives each box alone to the attention (the paper), "class" all boxes of a class at once, as in
-    training, with fewer decodes. regions_at_once: how many are decoded together, which bounds the memory.
+    training, with fewer decodes. regions_at_once: the memory of so many whole decodes is taken at most.
     """
 
     score_threshold: float = 0.3
@@ -87,26 +87,37 @@ def segment_instances(
 def _cut_all(
     model: DASNet, pyramid: Pyramid, regions: Regions, sizes: Sequence[tuple[int, int]], at_once: int
 ) -> Iterator[tuple[int, Cutout]]:
-    """Each box's number and what was read of it, decoding a few regions at a time."""
-    assert isinstance(model.head, PositionSensitiveHead)
-    images = regions.image_index.tolist()
-    for start in range(0, len(regions), at_once):
-        maps = model.score(pyramid, regions.select(start, start + at_once))
-        inside = (regions.region_index >= start) & (regions.region_index < start + at_once)
-        for index in inside.nonzero()[:, 0].tolist():
-            region = int(regions.region_index[index])
-            size = sizes[images[region]]
-            box = restore_boxes(regions.boxes[index, None], pyramid.size, size)
-            yield index, cut_out(maps[region - start], box, size, model.head.cells)
+    """Each box's number and what was read of it, in any order."""
+    images = regions.image_index[regions.region_index].cpu()
+    members = [(images == image).nonzero()[:, 0] for image in range(len(sizes))]
+    boxes = [restore_boxes(regions.boxes[n], pyramid.size, size) for n, size in zip(members, sizes, strict=True)]
+    windows = [box_windows(some, size) for some, size in zip(boxes, sizes, strict=True)]
+    first = [int(numbers[0]) if len(numbers) else 0 for numbers in members]
+    for piece in model.decode_windows(pyramid, regions, windows, at_once):
+        for image in images[piece.numbers].unique().tolist():
+            here = (images[piece.numbers] == image).nonzero()[:, 0]
+            places = piece.numbers[here] - first[image]
+            # boxes that are read together are padded to the largest
+            for alike, _ in size_buckets(windows[image].take(places), ALIKE, PIXELS_AT_ONCE):
+                some = boxes[image][places[alike]]
+                rows = piece.rows[here[alike]]
+                cutouts = cut_out(model.head, piece.patches, rows, some, sizes[image])
+                yield from zip(piece.numbers[here[alike]].tolist(), cutouts, strict=True)
 
 
-def cut_out(maps: Float[Tensor, "c h w"], box: Float[Tensor, "1 4"], size: tuple[int, int], cells: int) -> Cutout:
-    """Read one box, in pixels of an image of `size`, from the score maps of its region."""
-    grid = pixel_grid(box, size)
-    scores = read_boxes(maps[None], box, torch.zeros(1, dtype=torch.int64, device=box.device), grid, size, cells)
-    x0, y0, x1, y1 = pixel_windows(box, size)[0].tolist()
-    inside = inside_logits(scores).sigmoid()[0, : max(0, y1 - y0), : max(0, x1 - x0)]
-    return Cutout((x0, y0, x1, y1), inside, instance_scores(scores, grid.valid).sigmoid()[0])
+def cut_out(
+    head: nn.Module, features: Patches, rows: Int64[Tensor, " n"], boxes: Float[Tensor, "n 4"], size: tuple[int, int]
+) -> list[Cutout]:
+    """Read boxes, in pixels of an image of `size`, from the decoder's features; box i from patch `rows[i]`."""
+    assert isinstance(head, PositionSensitiveHead) and head.score.bias is not None
+    grid, rows = pixel_grid(boxes, size), rows.to(boxes.device)
+    scores = score_boxes(features, rows, boxes, grid, size, head.score.weight, head.score.bias, head.cells)
+    inside, fits = inside_logits(scores).sigmoid(), instance_scores(scores, grid.valid).sigmoid()
+    cutouts = []
+    for number, (x0, y0, x1, y1) in enumerate(pixel_windows(boxes, size).tolist()):
+        window = inside[number, : max(0, y1 - y0), : max(0, x1 - x0)]
+        cutouts.append(Cutout((x0, y0, x1, y1), window, fits[number]))
+    return cutouts
 
 
 def _answer(found: Detections, cutouts: Sequence[Cutout], size: tuple[int, int], options: InstanceOptions) -> Answer:

@@ -10,11 +10,15 @@ from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import box_attention, box_scores
-from dasnet_lightning.functional.boxes import restore_boxes
+from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
+from dasnet_lightning.functional.patches import Patches, paste, resize
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.semantic import merge_regions
+from dasnet_lightning.functional.windows import Windows, before_resizing, box_windows, join_windows
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
+from dasnet_lightning.nn.decoder.layers import convolve_patches
+from dasnet_lightning.nn.heads import Head, SemanticHead
 from dasnet_lightning.types import Detections, Pyramid, Regions
 
 
@@ -25,8 +29,8 @@ class SemanticOptions:
     score_threshold: detections below it are not decoded. max_classes: of the best-scored detections, in an image.
     foreground_threshold: a pixel's probability must reach it. box_margin: a class counts only inside its boxes, widened
     by so many input pixels. weight_by_score: where two classes claim a pixel, the detector's scores weigh in; the decoder
-    knows no classes and cannot tell which of two boxes around one object is right. regions_at_once: how many are decoded
-    together, which bounds the memory.
+    knows no classes and cannot tell which of two boxes around one object is right. regions_at_once: the memory of so
+    many whole decodes is taken at most.
     """
 
     score_threshold: float = 0.3
@@ -57,7 +61,8 @@ def segment_semantic(
     """
     kept = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
     regions = regions_by_class(kept)
-    foreground = decode_foreground(model, pyramid, regions, options.regions_at_once)
+    windows = _read_windows(regions, pyramid.size, sizes, options.box_margin)
+    foreground = decode_foreground(model, pyramid, regions, windows, options.regions_at_once)
     answers, start = [], 0
     for image, (found, size) in enumerate(zip(kept, sizes, strict=True)):
         stop = start + int((regions.image_index == image).sum())
@@ -77,16 +82,42 @@ def _cut_out(
     return windows & (semantic == found.labels[:, None, None])
 
 
+def _read_windows(
+    regions: Regions, input_size: tuple[int, int], sizes: Sequence[tuple[int, int]], margin: float
+) -> Windows:
+    """The input pixels that decide about the class map inside of each box."""
+    images = regions.image_index[regions.region_index]
+    parts = []
+    for image, size in enumerate(sizes):
+        boxes = scale_boxes(_widen(regions.boxes[images == image], margin), input_size, size)
+        parts.append(before_resizing(box_windows(boxes, size).grow(1), input_size))  # 1: for roundings
+    return join_windows(parts, input_size)
+
+
 def decode_foreground(
-    model: DASNet, pyramid: Pyramid, regions: Regions, regions_at_once: int
+    model: DASNet, pyramid: Pyramid, regions: Regions, windows: Windows, regions_at_once: int
 ) -> Float[Tensor, "r H W"]:
-    """The foreground probability of each region in input pixels, decoded a few regions at a time."""
-    height, width = pyramid.size
-    parts = [torch.zeros(0, height, width, device=regions.boxes.device)]
-    for start in range(0, len(regions), regions_at_once):
-        logits = model.decode(pyramid, regions.select(start, start + regions_at_once))
-        parts.append(logits.float().softmax(dim=1)[:, 1])
-    return torch.cat(parts)
+    """The foreground probability of each region in input pixels, inside the windows of its boxes at least."""
+    foreground = torch.zeros(len(regions), 1, *pyramid.size, device=regions.boxes.device)
+    owners = regions.region_index.cpu()
+    for piece in model.decode_windows(pyramid, regions, [windows], regions_at_once):
+        logits = resize(score_patches(model.head, piece.patches), pyramid.size)
+        probs = logits.map(lambda values: values.float().softmax(dim=1)[:, 1:2])
+        targets = torch.zeros(len(probs.values), dtype=torch.int64).scatter(0, piece.rows, owners[piece.numbers])
+        paste(probs, foreground, targets)
+    return foreground[:, 0]
+
+
+def score_patches(head: Head, features: Patches) -> Patches:
+    """The scores of a head on patches; one of another kind than ours only meets whole maps."""
+    if features.whole:
+        return features.map(head.forward)
+    assert isinstance(head, SemanticHead)
+    return convolve_patches(head.score, features)
+
+
+def _widen(boxes: Float[Tensor, "n 4"], margin: float) -> Float[Tensor, "n 4"]:
+    return boxes + boxes.new_tensor([-1, -1, 1, 1]) * margin
 
 
 def _class_map(
@@ -100,8 +131,7 @@ def _class_map(
     if not len(regions):
         return torch.zeros(size, dtype=torch.int64, device=foreground.device)
     scores = scores if options.weight_by_score else torch.ones_like(scores)
-    margin = torch.tensor([-1, -1, 1, 1], device=foreground.device) * options.box_margin
-    widened = regions.boxes + margin
+    widened = _widen(regions.boxes, options.box_margin)
     weights = box_scores(widened, scores, regions.region_index, len(regions), input_size, size)
     resized = F.interpolate(foreground[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     return merge_regions(resized, weights, regions.labels, options.foreground_threshold)

@@ -39,12 +39,12 @@ class Skips(Protocol):
 
     pyramid: Pyramid
 
-    def level(self, index: int, at: Patches) -> Float[Tensor, "m c h w"]:
-        """A level of the pyramid in the windows of `at`; zero outside the boxes and beyond the map."""
+    def level(self, index: int, at: Patches | None = None) -> Float[Tensor, "m c h w"]:
+        """A level (0 is the finest) in the windows of `at`, or whole; zero outside the boxes and beyond the map."""
         ...
 
-    def switches(self, index: int, at: Patches) -> UInt8[Tensor, "m c h w"]:
-        """The switches of a pooling (0 is the finest) in the windows of `at`."""
+    def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
+        """The switches of a pooling (0 is the finest) in the windows of `at`, or whole."""
         ...
 
 
@@ -52,20 +52,21 @@ class Skips(Protocol):
 class LocalDecoder(Decoder, Protocol):
     """A decoder of two parts, of which the second can be run on windows with exactly the numbers of the whole map.
 
-    `decode_coarse` looks at all of an attended pyramid but its `fine_levels` finest levels, and gives features;
-    `decode_fine` takes them, or windows of them, to `out_stride`. What the second makes of a cell must depend on the
-    cells around it alone, in training too: no normalisation over positions or regions. `needs` says which windows of the
-    coarse features suffice for windows of the result.
+    `decode_coarse` decodes the coarse levels, whole; `decode_fine` takes its features, or windows of them, to `out_stride`.
+    What the second makes of a cell must depend on the cells around it alone, in training too: no normalisation over
+    positions or regions. `needs` says which windows of the coarse features suffice for windows of the result.
     """
 
-    fine_levels: int
-
-    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
         """The features that `decode_fine` begins with."""
         ...
 
     def decode_fine(self, features: Patches, skips: Skips) -> Patches:
         """The features at `out_stride`, of whole maps or of windows."""
+        ...
+
+    def out_size(self, pyramid: Pyramid) -> tuple[int, int]:
+        """The cells of the maps that the decoder makes."""
         ...
 
     def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
@@ -79,10 +80,10 @@ class WholeSkips:
     def __init__(self, pyramid: Pyramid) -> None:
         self.pyramid = pyramid
 
-    def level(self, index: int, at: Patches) -> Float[Tensor, "m c h w"]:
+    def level(self, index: int, at: Patches | None = None) -> Float[Tensor, "m c h w"]:
         return self.pyramid.levels[index]
 
-    def switches(self, index: int, at: Patches) -> UInt8[Tensor, "m c h w"]:
+    def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
         return known_switches(self.pyramid)[index]
 
 

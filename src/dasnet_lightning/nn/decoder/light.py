@@ -113,18 +113,21 @@ class LightDecoder(nn.Module):
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
         skips = WholeSkips(pyramid)
-        return self.decode_fine(whole_maps(self.decode_coarse(pyramid)), skips).values
+        return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
-    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        features = whole_maps(F.relu(self.top(self.top_norm(pyramid.levels[-1]))))
-        levels = range(self.fine_levels, len(self.blocks))
-        return self._fuse(features, levels, WholeSkips(pyramid)).values
+    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
+        features = whole_maps(F.relu(self.top(self.top_norm(skips.level(len(self.blocks))))))
+        return self._fuse(features, range(self.fine_levels, len(self.blocks)), skips).values
 
     def decode_fine(self, features: Patches, skips: Skips) -> Patches:
         features = self._fuse(features, range(self.fine_levels), skips)
         for up in self.ups:
             features = up(features)
         return features
+
+    def out_size(self, pyramid: Pyramid) -> Size:
+        height, width = level_size(pyramid, 0)
+        return height * 2 ** len(self.ups), width * 2 ** len(self.ups)
 
     def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
         for up in reversed(self.ups):

@@ -37,8 +37,6 @@ class UnpoolingDecoder(nn.Module):
     a 20x20 map.
     """
 
-    fine_levels = 1
-
     def __init__(
         self,
         in_channels: tuple[int, ...],
@@ -68,15 +66,17 @@ class UnpoolingDecoder(nn.Module):
         self.apply(initialise)
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        return self.decode_fine(whole_maps(self.decode_coarse(pyramid)), WholeSkips(pyramid)).values
+        skips = WholeSkips(pyramid)
+        return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
-    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        *finer, features = pyramid.levels[1:]
-        for block, level in zip(self.coarse, reversed(finer), strict=True):
-            features = block(features, level)
+    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
+        features = skips.level(len(self.coarse) + 1)
+        for block, level in zip(self.coarse, reversed(range(1, len(self.coarse) + 1)), strict=True):
+            features = block(features, skips.level(level))
         features = self.fully(features)
-        switches, size = known_switches(pyramid)[-1], _sizes(pyramid)[-2]
-        return self.stages[0](unpool(features, switches, size, *self.pool_shapes[-1]))
+        pool5 = len(self.pool_shapes) - 1
+        size = _sizes(skips.pyramid)[pool5]
+        return self.stages[0](unpool(features, skips.switches(pool5), size, *self.pool_shapes[pool5]))
 
     def decode_fine(self, features: Patches, skips: Skips) -> Patches:
         sizes = _sizes(skips.pyramid)
@@ -88,6 +88,9 @@ class UnpoolingDecoder(nn.Module):
                 features = Patches(joined, features.start, features.grid)
             features = run_patches(stage, features)
         return features
+
+    def out_size(self, pyramid: Pyramid) -> Size:
+        return _sizes(pyramid)[len(self.pool_shapes) - len(self.stages)]
 
     def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
         sizes = _sizes(pyramid)

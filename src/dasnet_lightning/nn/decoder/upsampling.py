@@ -103,18 +103,23 @@ class UpsamplingDecoder(nn.Module):
         self.apply(initialise)
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        return self.decode_fine(whole_maps(self.decode_coarse(pyramid)), WholeSkips(pyramid)).values
+        skips = WholeSkips(pyramid)
+        return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
-    def decode_coarse(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        features, *finer = pyramid.levels[self.fine_levels :][::-1]
-        for block, level in zip(self.coarse, finer, strict=True):
-            features = block(features, level)
+    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
+        coarsest = self.fine_levels + len(self.coarse)
+        features = skips.level(coarsest)
+        for block, level in zip(self.coarse, reversed(range(self.fine_levels, coarsest)), strict=True):
+            features = block(features, skips.level(level))
         return features
 
     def decode_fine(self, features: Patches, skips: Skips) -> Patches:
         for block, size in zip(self.fine, self._sizes(skips.pyramid)[1:], strict=True):
             features = block(features, size, skips)
         return features
+
+    def out_size(self, pyramid: Pyramid) -> Size:
+        return self._sizes(pyramid)[-1]
 
     def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
         for block, size in zip(reversed(self.fine), self._sizes(pyramid)[-2::-1], strict=True):

@@ -1,0 +1,131 @@
+"""Decoding in windows: the coarse levels of a region whole, the finer ones only where something is read.
+
+Outside its boxes the attended features of a region are zero and nothing is read, so the finer levels are decoded in
+windows around the boxes, as wide as the decoder's own layers look (LocalDecoder.needs): the same numbers as a decode of
+the whole map, for a share of its operations and memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from dasnet_lightning.functional.attention import Rounding, box_attention
+from dasnet_lightning.functional.patches import Patches, cut, whole_maps
+from dasnet_lightning.functional.windows import Windows, merge_windows, size_buckets
+from dasnet_lightning.nn.decoder.base import LocalDecoder, known_switches
+from dasnet_lightning.types import Pyramid, Regions
+
+WHOLE_SHARE = 0.75  # windows that cover so much of a region's map cost as much as the map, with their halos
+SLACK = 1.2  # a window may get so many times its own cells, to share a bucket
+COARSE_FACTOR = 8  # so many more regions are coarsely decoded before their windows: their features are small
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Decoded features: of the windows `numbers` (their places in what was asked for), window i in patch `rows[i]`."""
+
+    numbers: Int64[Tensor, " k"]
+    rows: Int64[Tensor, " k"]
+    patches: Patches
+
+
+class AttendedSkips:
+    """The levels of the regions `sources`, one for each patch, attended; made only where they are asked for.
+
+    All that `of` makes share the attention maps of all regions.
+    """
+
+    def __init__(self, pyramid: Pyramid, regions: Regions, rounding: Rounding) -> None:
+        self.pyramid = pyramid
+        self.regions = regions
+        self.rounding: Rounding = rounding
+        self.sources = torch.arange(len(regions), device=regions.image_index.device)
+        self.keep: dict[tuple[int, int], Float[Tensor, "r 1 h w"]] = {}
+
+    def of(self, sources: Int64[Tensor, " m"]) -> "AttendedSkips":
+        """The same for some of the regions, in any order and any number of times."""
+        some = AttendedSkips(self.pyramid, self.regions, self.rounding)
+        some.sources, some.keep = sources.to(self.sources.device), self.keep
+        return some
+
+    def level(self, index: int, at: Patches | None = None) -> Float[Tensor, "m c h w"]:
+        level, keep = self.pyramid.levels[index], self._attention(index)
+        images = self.regions.image_index[self.sources]
+        if at is None or at.start is None:
+            return level[images] * keep[self.sources]
+        return cut(level, images, at.start, at.size) * cut(keep, self.sources, at.start, at.size, beyond=0)
+
+    def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
+        codes, images = known_switches(self.pyramid)[index], self.regions.image_index[self.sources]
+        if at is None or at.start is None:
+            return codes[images]
+        return cut(codes, images, at.start, at.size)
+
+    def _attention(self, index: int) -> Float[Tensor, "r 1 h w"]:
+        level, regions = self.pyramid.levels[index], self.regions
+        size = (level.shape[2], level.shape[3])
+        if size not in self.keep:
+            boxes, owners, image = regions.boxes, regions.region_index, self.pyramid.size
+            keep = box_attention(boxes, owners, len(regions), image, size, self.rounding)
+            self.keep[size] = keep[:, None].to(level.dtype)
+        return self.keep[size]
+
+
+def decode_windows(
+    decoder: LocalDecoder,
+    pyramid: Pyramid,
+    regions: Regions,
+    rounding: Rounding,
+    windows: Windows,
+    owners: Int64[Tensor, " n"],
+    at_once: int,
+) -> Iterator[Piece]:
+    """Decode windows of the decoder's maps, window i of region `owners[i]`, exactly as whole maps would be.
+
+    Each window comes in one piece. at_once: how many whole maps may be held together.
+    """
+    owners = owners.cpu()
+    step = at_once * COARSE_FACTOR
+    for first in range(0, len(regions), step):
+        part = regions.select(first, first + step)
+        numbers = ((owners >= first) & (owners < first + step)).nonzero()[:, 0]
+        skips = AttendedSkips(pyramid, part, rounding)
+        every = torch.arange(len(part)).split(at_once)
+        coarse = torch.cat([decoder.decode_coarse(skips.of(some)) for some in every])
+        for piece in _decode_part(decoder, coarse, skips, windows.take(numbers), owners[numbers] - first, at_once):
+            yield Piece(numbers[piece.numbers], piece.rows, piece.patches)
+
+
+def _decode_part(
+    decoder: LocalDecoder,
+    coarse: Float[Tensor, "r c h w"],
+    skips: AttendedSkips,
+    windows: Windows,
+    owners: Int64[Tensor, " n"],
+    at_once: int,
+) -> Iterator[Piece]:
+    """Regions whose windows cover most of the map as whole maps, the windows of the others in buckets."""
+    shares = windows.clip().areas / (windows.grid[0] * windows.grid[1])
+    is_whole = torch.zeros(len(coarse)).index_add(0, owners, shares) >= WHOLE_SHARE
+    for sources in is_whole.nonzero()[:, 0].split(at_once):
+        numbers = torch.isin(owners, sources).nonzero()[:, 0]
+        features = whole_maps(coarse[sources.to(coarse.device)])
+        patches = decoder.decode_fine(features, skips.of(sources))
+        yield Piece(numbers, torch.searchsorted(sources, owners[numbers]), patches)
+    numbers = (~is_whole[owners]).nonzero()[:, 0]
+    wanted = windows.take(numbers)
+    entries, holder = merge_windows(decoder.needs(wanted, skips.pyramid), owners[numbers])
+    sources = torch.zeros(len(entries), dtype=torch.int64).scatter(0, holder, owners[numbers])
+    grid = (coarse.shape[2], coarse.shape[3])
+    for members, size in size_buckets(entries, SLACK, at_once * grid[0] * grid[1]):
+        row = torch.full((len(entries),), -1).index_copy(0, torch.tensor(members), torch.arange(len(members)))
+        chosen = (row[holder] >= 0).nonzero()[:, 0]
+        start = entries.start[members]
+        features = Patches(cut(coarse, sources[members].to(coarse.device), start, size), start, grid)
+        patches = decoder.decode_fine(features, skips.of(sources[members]))
+        rows = row[holder[chosen]]
+        assert patches.windows.take(rows).contains(wanted.take(chosen)), "a layer looks further than `needs` says"
+        yield Piece(numbers[chosen], rows, patches)
