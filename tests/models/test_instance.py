@@ -43,9 +43,9 @@ class FixedMaps(nn.Module):
 
 def build(maps: Tensor, visible: float = 0.0) -> DASNet:
     torch.manual_seed(0)
-    head = PositionSensitiveHead(1, K)
-    head.score = nn.Identity()
-    return DASNet(FrozenDetector(ToyDetector(4)), FixedMaps(maps, visible), head).eval()
+    head = PositionSensitiveHead(2 * K * K, K)
+    nn.init.dirac_(head.score.weight)  # the maps themselves
+    return DASNet(FrozenDetector(ToyDetector(4)), FixedMaps(maps, visible), head).eval().requires_grad_(False)
 
 
 def random_maps() -> Tensor:
@@ -186,13 +186,13 @@ def test_the_foreground_threshold_is_a_probability():
 
 def test_grouping_chooses_what_a_decode_sees(monkeypatch):
     model, boxes = build(random_maps(), visible=5.0), found(FRACTIONAL, labels=[1, 1, 2, 1])
-    regions, score = [], model.score
-    monkeypatch.setattr(model, "score", lambda pyramid, part: regions.append(part) or score(pyramid, part))
+    decodes, forward = [], model.decoder.forward
+    monkeypatch.setattr(model.decoder, "forward", lambda pyramid: decodes.append(pyramid) or forward(pyramid))
     alone = segment(model, boxes)
-    assert [len(part) for part in regions] == [4]
-    regions.clear()
+    assert [len(pyramid.levels[0]) for pyramid in decodes] == [4]
+    decodes.clear()
     together = segment(model, boxes, options=replace(EVERYTHING, grouping="class"))
-    assert [len(part) for part in regions] == [2]
+    assert [len(pyramid.levels[0]) for pyramid in decodes] == [2]
     assert not torch.equal(alone.masks[0], together.masks[0])  # its region shows two other boxes too
     assert torch.equal(alone.masks[2], together.masks[2])  # alone in its class
     # each box alone: another box in the image changes nothing

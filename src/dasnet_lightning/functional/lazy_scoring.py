@@ -91,7 +91,9 @@ def _cell_maps(
     values = features.values
     channels, (height, width) = values.shape[1], features.size
     start = features.windows.start.to(values.device)[rows]
-    taps = weight.to(values.dtype).view(k * k, 2, channels, SIDE * SIDE).permute(0, 2, 3, 1).reshape(k * k, channels, -1)
+    taps = (
+        weight.to(values.dtype).view(k * k, 2, channels, SIDE * SIDE).permute(0, 2, 3, 1).reshape(k * k, channels, -1)
+    )
     flat = values.permute(0, 2, 3, 1).reshape(-1, channels)
     y, x = down.around(start[:, 0]), across.around(start[:, 1])
     tall, wide = _on_map(y + start[:, :1], features.grid[0]), _on_map(x + start[:, 1:], features.grid[1])
@@ -107,7 +109,9 @@ def _cell_maps(
     return torch.cat(parts, dim=1)
 
 
-def _shift_and_sum(products: Float[Tensor, "kk n h2 w2 taps 2"], height: int, width: int) -> Float[Tensor, "kk n h w 2"]:
+def _shift_and_sum(
+    products: Float[Tensor, "kk n h2 w2 taps 2"], height: int, width: int
+) -> Float[Tensor, "kk n h w 2"]:
     total = torch.zeros_like(products[:, :, :height, :width, 0])
     for tap in range(SIDE * SIDE):
         row, column = divmod(tap, SIDE)

@@ -66,7 +66,9 @@ def cut(
     places = (rows[:, :, None] * width + columns[:, None, :]).to(maps.device) + (source * height * width)[:, None, None]
     flat = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
     values = F.embedding(places, flat).permute(0, 3, 1, 2)
-    outside = None if beyond is None else _outside(start, size, (height, width))
+    if beyond is None:
+        return values
+    outside = _outside(start, size, (height, width))
     return values if outside is None else values.masked_fill(outside.to(maps.device), beyond)
 
 
@@ -115,7 +117,9 @@ def convolve(
     return Patches(F.conv2d(known.values, weight, bias, dilation=dilation), patches.start + lost, patches.grid)
 
 
-def double(patches: Patches, weight: Float[Tensor, "c c2 3 3"], bias: Float[Tensor, " c2"] | None, grid: Size) -> Patches:
+def double(
+    patches: Patches, weight: Float[Tensor, "c c2 3 3"], bias: Float[Tensor, " c2"] | None, grid: Size
+) -> Patches:
     """The transposed convolution of stride 2 and padding 1 to `grid`, n cells to 2 n - 1 or 2 n."""
     if patches.start is None:
         extra = [full - 2 * n + 1 for full, n in zip(grid, patches.size, strict=True)]
@@ -125,9 +129,7 @@ def double(patches: Patches, weight: Float[Tensor, "c c2 3 3"], bias: Float[Tens
     return Patches(up, 2 * patches.start, grid)
 
 
-def unpool_patches(
-    patches: Patches, switches: Shaped[Tensor, "m c h w"], grid: Size, shape: PoolShape
-) -> Patches:
+def unpool_patches(patches: Patches, switches: Shaped[Tensor, "m c h w"], grid: Size, shape: PoolShape) -> Patches:
     """Unpooling (functional.pooling) by the switches of the same windows, to maps of `grid` cells."""
     if patches.start is None:
         return Patches(unpool(patches.values, switches, grid, *shape), None, grid)
@@ -151,8 +153,9 @@ def resize(patches: Patches, grid: Size) -> Patches:
     after = after_resizing(patches.windows, grid)
     size = (after.stop - after.start).amin(dim=0).tolist() if len(after) else [0, 0]
     vertical, horizontal = (
-        _interpolation(patches.start[:, axis], patches.size[axis], patches.grid[axis], after.start[:, axis], size[axis], grid[axis])
-        .to(patches.values)
+        _interpolation(
+            patches.start[:, axis], patches.size[axis], patches.grid[axis], after.start[:, axis], size[axis], grid[axis]
+        ).to(patches.values)
         for axis in (0, 1)
     )
     number, channels, height, width = patches.values.shape

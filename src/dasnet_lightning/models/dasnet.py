@@ -79,7 +79,8 @@ class DASNet(nn.Module):
         if not self.decodes_windows:
             yield from self._decode_whole(pyramid, regions, regions_at_once)
             return
-        assert isinstance(self.decoder, LocalDecoder) and isinstance(self.head, nn.Module)
+        assert isinstance(self.decoder, LocalDecoder)
+        assert isinstance(self.head, nn.Module)
         grid = self.decoder.out_size(pyramid)
         read = join_windows([before_resizing(part, grid) for part in windows], grid).grow(halo(self.head))
         owners = regions.region_index

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import restore_boxes
@@ -88,6 +88,7 @@ def _cut_all(
     model: DASNet, pyramid: Pyramid, regions: Regions, sizes: Sequence[tuple[int, int]], at_once: int
 ) -> Iterator[tuple[int, Cutout]]:
     """Each box's number and what was read of it, in any order."""
+    assert isinstance(model.head, PositionSensitiveHead)
     images = regions.image_index[regions.region_index].cpu()
     members = [(images == image).nonzero()[:, 0] for image in range(len(sizes))]
     boxes = [restore_boxes(regions.boxes[n], pyramid.size, size) for n, size in zip(members, sizes, strict=True)]
@@ -98,7 +99,8 @@ def _cut_all(
             here = (images[piece.numbers] == image).nonzero()[:, 0]
             places = piece.numbers[here] - first[image]
             # boxes that are read together are padded to the largest
-            for alike, _ in size_buckets(windows[image].take(places), ALIKE, PIXELS_AT_ONCE):
+            alikes = size_buckets(windows[image].take(places), ALIKE, PIXELS_AT_ONCE)
+            for alike, _ in alikes:
                 some = boxes[image][places[alike]]
                 rows = piece.rows[here[alike]]
                 cutouts = cut_out(model.head, piece.patches, rows, some, sizes[image])
@@ -106,12 +108,16 @@ def _cut_all(
 
 
 def cut_out(
-    head: nn.Module, features: Patches, rows: Int64[Tensor, " n"], boxes: Float[Tensor, "n 4"], size: tuple[int, int]
+    head: PositionSensitiveHead,
+    features: Patches,
+    rows: Int64[Tensor, " n"],
+    boxes: Float[Tensor, "n 4"],
+    size: tuple[int, int],
 ) -> list[Cutout]:
     """Read boxes, in pixels of an image of `size`, from the decoder's features; box i from patch `rows[i]`."""
-    assert isinstance(head, PositionSensitiveHead) and head.score.bias is not None
-    grid, rows = pixel_grid(boxes, size), rows.to(boxes.device)
-    scores = score_boxes(features, rows, boxes, grid, size, head.score.weight, head.score.bias, head.cells)
+    grid, score = pixel_grid(boxes, size), head.score
+    assert score.bias is not None
+    scores = score_boxes(features, rows.to(boxes.device), boxes, grid, size, score.weight, score.bias, head.cells)
     inside, fits = inside_logits(scores).sigmoid(), instance_scores(scores, grid.valid).sigmoid()
     cutouts = []
     for number, (x0, y0, x1, y1) in enumerate(pixel_windows(boxes, size).tolist()):

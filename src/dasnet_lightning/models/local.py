@@ -56,7 +56,7 @@ class AttendedSkips:
         images = self.regions.image_index[self.sources]
         if at is None or at.start is None:
             return level[images] * keep[self.sources]
-        return cut(level, images, at.start, at.size) * cut(keep, self.sources, at.start, at.size, beyond=0)
+        return cut(level, images, at.start, at.size) * cut(keep, self.sources, at.start, at.size, beyond=0.0)
 
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
         codes, images = known_switches(self.pyramid)[index], self.regions.image_index[self.sources]

@@ -55,10 +55,8 @@ class TransposedTo(nn.Module):
         self.norm = CoarseNorm(out_channels) if normalised else nn.Identity()
 
     def forward(self, x: Float[Tensor, "r c1 h1 w1"], size: tuple[int, int]) -> Float[Tensor, "r c2 h2 w2"]:
-        if self.strided:
-            up = self.convolution(x, output_size=doubled((x.shape[2], x.shape[3]), size))
-        else:
-            up = self.convolution(x)
+        near = {"output_size": doubled((x.shape[2], x.shape[3]), size)} if self.strided else {}
+        up = self.convolution(x, **near)
         up = F.relu(self.norm(up), inplace=True)
         return up if up.shape[2:] == size else F.interpolate(up, size=size, mode="bilinear", align_corners=False)
 
@@ -102,9 +100,9 @@ def transpose_patches(layer: TransposedTo, patches: Patches, size: Size) -> Patc
     """A strided layer without normalisation, on patches."""
     if patches.whole:
         return Patches(layer(patches.values, size), None, size)
-    assert layer.strided and isinstance(layer.norm, nn.Identity)
     convolution = layer.convolution
     assert isinstance(convolution, nn.ConvTranspose2d)
+    assert isinstance(layer.norm, nn.Identity)
     up = double(patches, convolution.weight, convolution.bias, doubled(patches.grid, size))
     return resize(up.map(_relu), size)
 
@@ -138,7 +136,7 @@ def halo(*modules: nn.Module) -> int:
 
 def _reach(layer: nn.Conv2d) -> int:
     reach = layer.dilation[0] * (layer.kernel_size[0] - 1) // 2
-    assert layer.stride == (1, 1) and layer.padding == (reach, reach) and layer.padding_mode == "zeros", layer
+    assert (layer.stride, layer.padding, layer.padding_mode) == ((1, 1), (reach, reach), "zeros"), layer
     return reach
 
 
