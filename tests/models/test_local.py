@@ -42,6 +42,7 @@ CASES = [(kind, name, False) for kind in PYRAMIDS for name in WIDTHS] + [
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's decoder with a few channels: the same layers, sizes and switches."""
     monkeypatch.setattr(unpooling, "STAGES", ((8, 8, 8), (8, 8, 6), (6, 6, 6), (6, 4), (4, 4)))
+    monkeypatch.setattr(unpooling, "FULLY", (8, 8))
     monkeypatch.setattr(unpooling, "CONV4_3", 6)
     monkeypatch.setattr(layers, "NARROWEST", 6)
 
@@ -51,7 +52,7 @@ def make_pyramid(kind: str, images: int, switched: bool) -> Pyramid:
     cells = [tuple(-(-side // stride) for side in size) for stride in strides]
     levels = tuple(torch.randn(images, 6 + number, *shape) for number, shape in enumerate(cells))
     codes, side = [], size
-    for channels, shape in zip((4, 6, 6, 8, 512), POOLS, strict=True):
+    for channels, shape in zip((4, 6, 6, 8, 8), POOLS, strict=True):
         pooled, switches = max_pool_with_switches(torch.randn(images, channels, *side), *shape, ceil_mode=True)
         codes.append(switches)
         side = pooled.shape[2:]
@@ -125,10 +126,10 @@ def test_windows_are_decoded_as_the_whole_map_is(kind, name, switched, grouped):
     with torch.no_grad():
         whole = model.decoder.forward(attend(pyramid, regions))
         pieces = list(model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 5))
-    assert whole.std() > 0.05  # else nothing was compared
+    assert whole.std() > 0.01  # else nothing was compared
     assert compare(pieces, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
     decoded = sum(piece.patches.values[0, 0].numel() * len(piece.patches.values) for piece in pieces)
-    assert decoded < 0.5 * whole[:, 0].numel()
+    assert decoded < (0.8 if grouped else 0.4) * whole[:, 0].numel()
 
 
 @pytest.mark.parametrize("out_stride", [16, 8, 4, 2])
@@ -213,7 +214,7 @@ def test_the_halo_comes_from_the_layers():
     entry = model.decoder.needs(window, pyramid)
     # 97 -> 48 - 2 -> 23 - 3 -> 10 - 3 -> 3;  167 -> 84 + 2 -> 43 + 3 -> 23 + 3 -> 13
     assert (entry.start[0, 0], entry.stop[0, 0], entry.grid) == (3, 13, (20, 20))
-    model.decoder.stages[4].append(nn.Conv2d(4, 4, 5, padding=4, dilation=2))
+    model.decoder.stages[4].append(nn.Conv2d(4, 4, 3, padding=16, dilation=16))
     assert model.decoder.needs(window, pyramid).start[0, 0] < 3
 
 
@@ -233,9 +234,10 @@ def test_far_boxes_of_a_region_are_decoded_apart_and_near_ones_together():
     model = build("mobilenet 320", "light", False, pyramid)
     boxes = torch.tensor([[0.0, 0, 40, 40], [270, 270, 310, 310], [20, 10, 50, 50], [275, 270, 312, 310]])
     regions = Regions(boxes, torch.zeros(4, dtype=torch.int64), torch.tensor([0]), torch.tensor([1]))
-    (piece,) = model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 16)
-    assert len(piece.patches.values) == 2
-    assert piece.rows[piece.numbers.argsort()].tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+    pieces = list(model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 16))
+    assert sum(len(piece.patches.values) for piece in pieces) == 2
+    together = [piece.numbers[piece.rows == row].tolist() for piece in pieces for row in piece.rows.unique()]
+    assert sorted(together) == [[0, 2], [1, 3]]
 
 
 class UsersDecoder(nn.Module):

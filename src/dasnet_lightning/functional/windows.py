@@ -63,13 +63,18 @@ def join_windows(parts: Sequence[Windows], grid: Size) -> Windows:
 
 
 def before_resizing(windows: Windows, grid: Size) -> Windows:
-    """What bilinear interpolation from `grid` (F.interpolate, align_corners=False) reads for these windows."""
+    """What bilinear interpolation from `grid` (F.interpolate, align_corners=False) reads for these windows.
+
+    Where the ratio is no whole number, windows of one size give one cell more or less, by their places: there it is what
+    one cell more would need, so that windows of one size can be cut to the fewest (patches.resize).
+    """
     if windows.grid == grid:
         return windows
     before, after = torch.tensor(grid), torch.tensor(windows.grid)
+    stop = windows.stop + (after % before != 0)
     # a cell's centre lies between the cells floor(((2 i + 1) before - after) / (2 after)) and the next
     first = _floor((2 * windows.start + 1) * before - after, 2 * after)
-    last = _floor((2 * windows.stop - 1) * before - after, 2 * after) + 1
+    last = _floor((2 * stop - 1) * before - after, 2 * after) + 1
     return Windows(first, last + 1, grid)
 
 

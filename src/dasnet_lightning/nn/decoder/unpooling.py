@@ -22,7 +22,8 @@ from dasnet_lightning.types import Pyramid
 STAGES = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
 POOL_STRIDES = (2, 2, 2, 2, 1)
 OUT_STRIDES = (16, 8, 4, 2, 1)
-CONV4_3 = 512  # channels; those of pool5 too
+FULLY = (1024, 512)  # of the mirrors of fc7 and fc6, what pool5 gave
+CONV4_3 = 512  # channels
 JOINED = 3  # the pooling after conv4_3, whose level is joined when it is undone
 
 
@@ -54,13 +55,13 @@ class UnpoolingDecoder(nn.Module):
             self.coarse.append(CoarseBlock(channels, in_channels[level], strided))
             channels = 2 * in_channels[level]
         self.fully = nn.Sequential(
-            nn.Conv2d(channels, 1024, 1),
+            nn.Conv2d(channels, FULLY[0], 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(1024, 512, 3, padding=6, dilation=6),
+            nn.Conv2d(FULLY[0], FULLY[1], 3, padding=6, dilation=6),
             nn.ReLU(inplace=True),
         )
         kept = STAGES[: OUT_STRIDES.index(out_stride) + 1]
-        inputs = (512, STAGES[0][-1] + CONV4_3, *(widths[-1] for widths in STAGES[1:]))
+        inputs = (FULLY[1], STAGES[0][-1] + CONV4_3, *(widths[-1] for widths in STAGES[1:]))
         self.stages = nn.ModuleList(_stage(first, widths) for first, widths in zip(inputs, kept, strict=False))
         self.out_channels, self.out_stride = kept[-1][-1], out_stride
         self.apply(initialise)

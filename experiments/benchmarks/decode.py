@@ -1,0 +1,238 @@
+"""What a decode costs by number and side of the boxes: `python experiments/benchmarks/decode.py --out FOLDER`.
+
+Three ways to the same masks, in instance mode (one region a box, 98 position-sensitive maps):
+
+* authors: the whole network, encoder included, once for each box, as the authors of DASNet ran theirs;
+* plain: the encoder once, then decoder and score layer on whole maps for each box;
+* ours: the encoder once, windows around the boxes (models.local), only the channels that are read (lazy_scoring).
+
+Operations are multiply-adds of convolutions and matrix products, counted while the real code runs with the arithmetic
+left out; peak bytes are those of all tensors alive at once, model and images not counted. Both are figures of the
+encoder and 16 boxes at once, as inference does. Times are medians of interleaved repetitions in one process, after the
+encoder; --boxes-timed bounds what is run for real. On a GPU bf16 and a compiled decoder are timed too.
+"""
+
+import argparse
+import json
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from dasnet_lightning.functional.position_sensitive import pixel_grid, read_boxes
+from dasnet_lightning.functional.regions import regions_by_instance
+from dasnet_lightning.models.dasnet import DASNet, build_dasnet
+from dasnet_lightning.models.instance import InstanceOptions, segment_instances
+from dasnet_lightning.nn.heads import PositionSensitiveHead
+from dasnet_lightning.types import Detections, Pyramid
+
+SIDES = (0.2, 0.4, 0.6)
+NUMBERS = (1, 5, 20, 100)
+ARITHMETIC = {torch.ops.aten.convolution.default, torch.ops.aten.bmm.default, torch.ops.aten.max_pool2d_with_indices.default}
+OPTIONS = InstanceOptions(lowest_score=0.0)
+
+
+class Unworked(TorchDispatchMode):
+    """Leaves the arithmetic of convolutions and products out: their results have the right shape and no meaning."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in ARITHMETIC:
+            return func(*args, **(kwargs or {}))
+        shapes = func(*tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args), **(kwargs or {}))
+        return tree_map_only(Tensor, lambda tensor: torch.zeros_like(tensor, device=args[0].device), shapes)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that the storages made under it held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        old = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
+                self._see(leaf.untyped_storage(), old)
+        return result
+
+    def _see(self, storage: torch.UntypedStorage, old: set[int]) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known or key in old:
+            return
+        self.known[key] = weakref.finalize(storage, self._forget, key, size)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.pop(key, None)
+        self.live -= size
+
+
+def scatter_boxes(number: int, side: float, size: int) -> Detections:
+    """Square boxes of one side at random places of an image."""
+    generator = torch.Generator().manual_seed(number)
+    low = torch.rand(number, 2, generator=generator) * (1 - side) * size
+    boxes = torch.cat([low, low + side * size], dim=1)
+    return Detections(boxes, torch.ones(number, dtype=torch.int64), torch.linspace(1, 0.5, number))
+
+
+def run_plain(model: DASNet, pyramid: Pyramid, found: Detections) -> list[Tensor]:
+    """Whole maps for each box, 16 at once, and the reading of each box."""
+    regions, scores = regions_by_instance([found]), []
+    for start in range(0, len(regions), OPTIONS.regions_at_once):
+        some = regions.select(start, start + OPTIONS.regions_at_once)
+        maps = model.score(pyramid, some)
+        for number, box in enumerate(some.boxes):
+            row = torch.tensor([number], device=box.device)
+            grid = pixel_grid(box[None], pyramid.size)
+            scores.append(read_boxes(maps, box[None], row, grid, pyramid.size, model.head.cells))
+        del maps
+    return scores
+
+
+def run_ours(model: DASNet, pyramid: Pyramid, found: Detections) -> Any:
+    """What `segment` and the evaluation run."""
+    return segment_instances(model, pyramid, [found], [pyramid.size], OPTIONS)
+
+
+def count(run: Callable[[], Any]) -> tuple[float, int]:
+    """GMAC and peak bytes of a call."""
+    bytes_, counter = LiveBytes(), FlopCounterMode(display=False)
+    with Unworked(), bytes_, counter:
+        result = run()
+        del result
+    return counter.get_total_flops() / 2e9, bytes_.peak
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Waits for a GPU where there is one."""
+    yield (torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+
+
+def time_interleaved(runs: dict[str, Callable[[], Any]], device: torch.device, repetitions: int) -> dict[str, float]:
+    """Median seconds of each call, all taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with on_device(device) as wait:
+        for repetition in range(repetitions + 1):
+            for name, run in runs.items():
+                wait()
+                started = time.perf_counter()
+                run()
+                wait()
+                if repetition:  # the first one prepares the kernels
+                    times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def measure(model: DASNet, images: Tensor, number: int, side: float, args: argparse.Namespace) -> dict[str, Any]:
+    """One line of the table."""
+    device, size = images.device, images.shape[-1]
+    found = scatter_boxes(number, side, size)
+    found = Detections(found.boxes.to(device), found.labels.to(device), found.scores.to(device))
+    few = min(number, OPTIONS.regions_at_once)
+    encoder = args.encoder_gmac
+    pyramid = args.pyramid
+    one = Detections(found.boxes[:few], found.labels[:few], found.scores[:few])
+    plain_gmac, plain_bytes = count(partial(run_plain, model, pyramid, one))
+    ours_gmac, ours_bytes = count(partial(run_ours, model, pyramid, found))
+    plain_gmac *= number / few  # each box costs the same
+    line: dict[str, Any] = {
+        "boxes": number,
+        "side": side,
+        "authors_gmac": round(number * encoder + plain_gmac, 1),
+        "plain_gmac": round(encoder + plain_gmac, 1),
+        "ours_gmac": round(encoder + ours_gmac, 1),
+        "ratio": round((encoder + plain_gmac) / (encoder + ours_gmac), 2),
+        "plain_decode_mb": round(plain_bytes / 1e6, 1),
+        "ours_decode_mb": round(ours_bytes / 1e6, 1),
+        "memory_share": round(ours_bytes / plain_bytes, 3),
+    }
+    if number <= args.boxes_timed:
+        line |= time_line(model, images, pyramid, found, args.repetitions)
+    return line
+
+
+def time_line(
+    model: DASNet, images: Tensor, pyramid: Pyramid, found: Detections, repetitions: int
+) -> dict[str, float]:
+    """Seconds of the decodes, and their ratio; on a GPU with bf16 and with a compiled decoder too."""
+    runs = {"plain": partial(run_plain, model, pyramid, found), "ours": partial(run_ours, model, pyramid, found)}
+    if images.device.type == "cuda":
+        for name, run in list(runs.items()):
+            runs[f"{name}_bf16"] = partial(_autocast, run)
+        whole, compiled = model.decoder.forward, torch.compile(model.decoder.forward, dynamic=True)
+        runs["plain_compiled"] = partial(_with_forward, model, compiled, whole, runs["plain"])
+    spent = time_interleaved(runs, images.device, repetitions)
+    times = {f"{name}_s": round(seconds, 4) for name, seconds in spent.items()}
+    return times | {"time_ratio": round(spent["plain"] / spent["ours"], 2)}
+
+
+def _autocast(run: Callable[[], Any]) -> Any:
+    with torch.autocast("cuda", torch.bfloat16):
+        return run()
+
+
+def _with_forward(model: DASNet, forward: Any, before: Any, run: Callable[[], Any]) -> Any:
+    model.decoder.forward = forward  # type: ignore[method-assign]
+    try:
+        return run()
+    finally:
+        model.decoder.forward = before  # type: ignore[method-assign]
+
+
+def as_markdown(lines: list[dict[str, Any]]) -> str:
+    """The lines as a table; what was not timed stays empty."""
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    rows = [names, ["---:"] * len(names), *([str(line.get(name, "")) for name in names] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print one JSON line for each number and side; write decode.json and decode.md where --out is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--detector", default="ssd320_vgg16")
+    parser.add_argument("--decoder", default="paper")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS)
+    parser.add_argument("--sides", type=float, nargs="+", default=SIDES)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--boxes-timed", type=int, default=20, help="most boxes of a line that is timed; 0: none")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = build_dasnet(21, args.detector, decoder=args.decoder, head=PositionSensitiveHead).eval().to(device)
+    images = torch.rand(1, 3, args.size, args.size, device=device)
+    args.encoder_gmac, _ = count(lambda: model.detector.detector.predict(model.detector.features(images)))
+    with nullcontext() if args.boxes_timed else Unworked():
+        args.pyramid = model.detector.features(images)
+    lines = []
+    for side in args.sides:
+        for number in args.numbers:
+            lines.append(measure(model, images, number, side, args))
+            print(json.dumps(lines[-1]), flush=True)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        names = {"detector": args.detector, "decoder": args.decoder, "device": str(device)}
+        setting = names | {"threads": torch.get_num_threads(), "encoder_gmac": round(args.encoder_gmac, 1)}
+        (args.out / "decode.json").write_text(json.dumps({"setting": setting, "lines": lines}, indent=1) + "\n")
+        (args.out / "decode.md").write_text(as_markdown(lines))
+
+
+if __name__ == "__main__":
+    main()
