@@ -201,7 +201,8 @@ def test_gradients_are_those_of_the_whole_map(kind, name, switched):
         return list(torch.autograd.grad(total, [*parameters, *leaves]))
 
     for whole, local in zip(gradients(False), gradients(True), strict=True):
-        assert (whole - local).abs().max() <= 1e-9 * max(1.0, float(whole.abs().max()))
+        tolerance = 1e-6 if name == "light" else 1e-9  # PositionNorm takes its mean in single precision
+        assert (whole - local).abs().max() <= tolerance * max(1.0, float(whole.abs().max()))
 
 
 def test_the_halo_comes_from_the_layers():
