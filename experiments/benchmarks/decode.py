@@ -38,7 +38,11 @@ from dasnet_lightning.types import Detections, Pyramid
 
 SIDES = (0.2, 0.4, 0.6)
 NUMBERS = (1, 5, 20, 100)
-ARITHMETIC = {torch.ops.aten.convolution.default, torch.ops.aten.bmm.default, torch.ops.aten.max_pool2d_with_indices.default}
+ARITHMETIC = {
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.max_pool2d_with_indices.default,
+}
 OPTIONS = InstanceOptions(lowest_score=0.0)
 
 
@@ -166,9 +170,7 @@ def measure(model: DASNet, images: Tensor, number: int, side: float, args: argpa
     return line
 
 
-def time_line(
-    model: DASNet, images: Tensor, pyramid: Pyramid, found: Detections, repetitions: int
-) -> dict[str, float]:
+def time_line(model: DASNet, images: Tensor, pyramid: Pyramid, found: Detections, repetitions: int) -> dict[str, float]:
     """Seconds of the decodes, and their ratio; on a GPU with bf16 and with a compiled decoder too."""
     runs = {"plain": partial(run_plain, model, pyramid, found), "ours": partial(run_ours, model, pyramid, found)}
     if images.device.type == "cuda":

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.functional.attention import attend
@@ -14,7 +13,7 @@ from dasnet_lightning.models.local import Piece
 from dasnet_lightning.nn.decoder import build_decoder, layers, unpooling
 from dasnet_lightning.nn.decoder.base import LocalDecoder
 from dasnet_lightning.nn.decoder.layers import halo
-from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
+from dasnet_lightning.nn.heads import SemanticHead
 from dasnet_lightning.types import Pyramid, Regions
 from toy import ToyDetector
 
@@ -173,7 +172,7 @@ def test_gradients_are_those_of_the_whole_map(kind, name, switched):
     model = build(kind, name, switched, pyramid).double().train()
     regions = make_regions(hard_boxes(pyramid.size, 4), 2, True)
     windows = windows_of(regions, pyramid.size)
-    read = join_windows([w for w in windows], pyramid.size)
+    read = join_windows(windows, pyramid.size)
     levels = [level.double() for level in pyramid.levels]
 
     def gradients(local: bool) -> list[Tensor]:

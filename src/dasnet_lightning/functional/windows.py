@@ -80,6 +80,8 @@ def before_resizing(windows: Windows, grid: Size) -> Windows:
 
 def after_resizing(windows: Windows, grid: Size) -> Windows:
     """All that bilinear interpolation to `grid` can make of these windows and of nothing else."""
+    if windows.grid == grid:
+        return windows
     before, after = torch.tensor(windows.grid), torch.tensor(grid)
     first = _ceil((2 * windows.start + 1) * after - before, 2 * before)
     return Windows(first, _ceil((2 * windows.stop - 1) * after - before, 2 * before), grid)

@@ -1,0 +1,93 @@
+"""What the network answers is the same whether it decodes windows or whole maps, at the sizes of the images."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from dasnet_lightning.functional.regions import regions_by_class
+from dasnet_lightning.functional.windows import box_windows
+from dasnet_lightning.models.answer import Answer
+from dasnet_lightning.models.dasnet import DASNet, build_dasnet
+from dasnet_lightning.models.instance import InstanceOptions, segment_instances
+from dasnet_lightning.models.semantic import SemanticOptions, decode_foreground, segment_semantic
+from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
+from dasnet_lightning.types import Detections, Pyramid
+
+SIZES = ((128, 128), (375, 250), (60, 90))
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def build(decoder: str, head) -> tuple[DASNet, Pyramid]:
+    torch.manual_seed(0)
+    widths = (8, 8, 8) if decoder == "light" else (6, 6, 8, 8)
+    model = build_dasnet(5, "ssd_tiny", decoder=decoder, decoder_options={"widths": widths}, head=head).eval()
+    torch.nn.init.normal_(model.head.score.weight, std=1.0)
+    return model, model.detector.features(torch.rand(3, 3, 128, 128))
+
+
+def detect() -> list[Detections]:
+    """Many boxes of four classes, of all sizes; the second image has none."""
+    low, extent = torch.rand(40, 2) * 110, torch.rand(40, 2) ** 2 * 100 + 2
+    boxes = torch.cat([low, low + extent], dim=1).clamp(max=128)
+    labels, scores = torch.randint(1, 5, (40,)), torch.rand(40) * 0.7 + 0.3
+    places = (slice(0, 25), slice(0, 0), slice(25, 40))
+    return [Detections(boxes[place], labels[place], scores[place]) for place in places]
+
+
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DASNet, "decodes_windows", property(lambda model: False))
+
+
+def compare(local: tuple[Answer, ...], plain: tuple[Answer, ...], atol: float = 1e-5) -> None:
+    for one, other in zip(local, plain, strict=True):
+        assert torch.equal(one.found.boxes, other.found.boxes)
+        assert torch.allclose(one.found.scores, other.found.scores, atol=atol)
+        # a pixel exactly between two answers may fall to either side
+        assert (one.masks != other.masks).sum() <= 2
+        assert (one.semantic != other.semantic).sum() <= 2
+    assert any(answer.masks.any() for answer in local)
+
+
+@pytest.mark.parametrize("grouping", ["instance", "class"])
+@pytest.mark.parametrize("decoder", ["light", "paper"])
+def test_instances(decoder, grouping, monkeypatch):
+    model, pyramid = build(decoder, partial(PositionSensitiveHead, cells=3))
+    detections, options = detect(), InstanceOptions(grouping=grouping, regions_at_once=6)
+    run = partial(segment_instances, model, pyramid, detections, SIZES, options)
+    assert model.decodes_windows
+    local = run()
+    plainly(monkeypatch)
+    compare(local, run())
+
+
+@pytest.mark.parametrize("margin", [0.0, 5.0])
+@pytest.mark.parametrize("decoder", ["light", "paper"])
+def test_class_maps(decoder, margin, monkeypatch):
+    model, pyramid = build(decoder, SemanticHead)
+    detections, options = detect(), SemanticOptions(box_margin=margin, regions_at_once=3)
+    run = partial(segment_semantic, model, pyramid, detections, SIZES, options)
+    local = run()
+    plainly(monkeypatch)
+    compare(local, run())
+
+
+@pytest.mark.parametrize("decoder", ["light", "paper"])
+def test_foreground_is_that_of_the_whole_decode_inside_of_the_boxes(decoder):
+    model, pyramid = build(decoder, SemanticHead)
+    regions = regions_by_class(detect())
+    windows = box_windows(regions.boxes, pyramid.size)
+    foreground = decode_foreground(model, pyramid, regions, windows, 4)
+    expected = model.decode(pyramid, regions).softmax(dim=1)[:, 1]
+    assert expected.std() > 0.05
+    for owner, (y0, x0), (y1, x1) in zip(
+        regions.region_index.tolist(), windows.start.tolist(), windows.stop.tolist(), strict=True
+    ):
+        difference = foreground[owner, y0:y1, x0:x1] - expected[owner, y0:y1, x0:x1]
+        assert difference.abs().max() <= 1e-5
+    assert (foreground == 0).any()  # elsewhere nothing was decoded
