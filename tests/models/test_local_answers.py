@@ -5,22 +5,19 @@ from functools import partial
 import pytest
 import torch
 
+from dasnet_lightning.functional.attention import box_attention
 from dasnet_lightning.functional.regions import regions_by_class
+from dasnet_lightning.functional.semantic import semantic_loss
 from dasnet_lightning.functional.windows import box_windows
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions, decode_foreground, segment_semantic
+from dasnet_lightning.models.window_loss import window_loss
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.types import Detections, Pyramid
 
 SIZES = ((128, 128), (375, 250), (60, 90))
-
-
-@pytest.fixture(autouse=True)
-def _without_gradients():
-    with torch.inference_mode():
-        yield
 
 
 def build(decoder: str, head) -> tuple[DASNet, Pyramid]:
@@ -59,6 +56,7 @@ def compare(local: tuple[Answer, ...], plain: tuple[Answer, ...], atol: float = 
 def test_instances(decoder, grouping, monkeypatch):
     model, pyramid = build(decoder, partial(PositionSensitiveHead, cells=3))
     detections, options = detect(), InstanceOptions(grouping=grouping, regions_at_once=6)
+    model.requires_grad_(False)
     run = partial(segment_instances, model, pyramid, detections, SIZES, options)
     assert model.decodes_windows
     local = run()
@@ -71,6 +69,7 @@ def test_instances(decoder, grouping, monkeypatch):
 def test_class_maps(decoder, margin, monkeypatch):
     model, pyramid = build(decoder, SemanticHead)
     detections, options = detect(), SemanticOptions(box_margin=margin, regions_at_once=3)
+    model.requires_grad_(False)
     run = partial(segment_semantic, model, pyramid, detections, SIZES, options)
     local = run()
     plainly(monkeypatch)
@@ -80,6 +79,7 @@ def test_class_maps(decoder, margin, monkeypatch):
 @pytest.mark.parametrize("decoder", ["light", "paper"])
 def test_foreground_is_that_of_the_whole_decode_inside_of_the_boxes(decoder):
     model, pyramid = build(decoder, SemanticHead)
+    model.requires_grad_(False)
     regions = regions_by_class(detect())
     windows = box_windows(regions.boxes, pyramid.size)
     foreground = decode_foreground(model, pyramid, regions, windows, 4)
@@ -91,3 +91,26 @@ def test_foreground_is_that_of_the_whole_decode_inside_of_the_boxes(decoder):
         difference = foreground[owner, y0:y1, x0:x1] - expected[owner, y0:y1, x0:x1]
         assert difference.abs().max() <= 1e-5
     assert (foreground == 0).any()  # elsewhere nothing was decoded
+
+
+@pytest.mark.parametrize("decoder", ["light", "paper"])
+def test_the_semantic_loss_and_its_gradients_are_those_of_whole_maps(decoder):
+    """In training mode, with regions of many overlapping boxes and one of boxes that cover the image."""
+    model, pyramid = build(decoder, SemanticHead)
+    model.train()
+    first, _, second = detect()
+    cover = Detections(torch.tensor([[0.0, 0, 128, 90], [0, 60, 128, 128]]), torch.tensor([1, 1]), torch.ones(2))
+    regions = regions_by_class([first, cover, second])
+    owners, size = regions.region_index, pyramid.size
+    inside = box_attention(regions.boxes, owners, len(regions), size, size) > 0
+    labels = torch.randint(0, 2, inside.shape).masked_fill(~inside | (torch.rand(inside.shape) < 0.1), 255)
+    losses = (
+        semantic_loss(model.decode(pyramid, regions), labels),
+        window_loss(model, pyramid, regions, labels),
+    )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    whole, local = (torch.autograd.grad(loss, parameters) for loss in losses)
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-6)
+    scale = max(float(gradient.abs().max()) for gradient in whole)
+    for one, other in zip(whole, local, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * scale

@@ -11,6 +11,7 @@ from dasnet_lightning.functional.semantic import semantic_loss
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
+from dasnet_lightning.models.window_loss import window_loss
 from dasnet_lightning.nn.heads import SemanticHead
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
@@ -44,6 +45,8 @@ class SemanticTask(SegmentationTask):
         if not len(regions):
             return {}, 0
         labels = region_labels(batch.targets, regions, pyramid.size)
+        if self.model.decodes_windows:
+            return {"mask": window_loss(self.model, pyramid, regions, labels)}, len(regions)
         passes = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
         return {"mask": torch.stack([semantic_loss(logits, labels) for logits in passes]).mean()}, len(regions)
 
