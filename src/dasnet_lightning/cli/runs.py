@@ -15,7 +15,7 @@ import torch
 
 from dasnet_lightning.cli.console import progress, say
 from dasnet_lightning.cli.run_records import BudgetResult, RunConfig, RunResult, claim_folder
-from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_evaluator, run_stage
+from dasnet_lightning.cli.stages import Stage, Task, TrainerSettings, build_evaluator, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.formats import DataSet, open_dataset
@@ -218,7 +218,7 @@ def train_jointly(
 
 def evaluate(
     stage: Stage,
-    task: L.LightningModule,
+    task: Task,
     data: MixedSupervisionDataModule,
     checkpoint: Path,
     settings: TrainerSettings,
@@ -227,5 +227,6 @@ def evaluate(
     if not stage.metrics.is_file():
         say(f"{stage.name}: evaluating {checkpoint}")
         load_checkpoint(task, checkpoint)
-        write_json(stage.metrics, dict(build_evaluator(settings).validate(task, data, verbose=False)[0]))
+        build_evaluator(settings).validate(task, data, verbose=False)
+        write_json(stage.metrics, task.figures)
     return json.loads(stage.metrics.read_text())

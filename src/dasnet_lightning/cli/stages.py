@@ -16,6 +16,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
 from dasnet_lightning.files import write_json
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.detection import DetectionTask
+from dasnet_lightning.tasks.segmentation import SegmentationTask
+
+Task = DetectionTask | SegmentationTask
 
 FINAL = "final.ckpt"
 GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all later ones
@@ -57,7 +61,9 @@ class Stage:
         return max(1, self.steps // self.validations) if self.validations else self.steps + 1
 
 
-def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
+def run_stage(
+    stage: Stage, task: DetectionTask | SegmentationTask, data: L.LightningDataModule, settings: TrainerSettings
+) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
     if stage.final.is_file():
         print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
@@ -77,8 +83,7 @@ def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
     if stage.validations and stage.steps % stage.interval == 0:  # the last validation measured the final weights
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        write_json(stage.metrics, values)
+        write_json(stage.metrics, task.figures)
     last.unlink(missing_ok=True)
     return stage.final
 
