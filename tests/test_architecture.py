@@ -26,9 +26,10 @@ ALLOWED = {
     "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics"},
     "segmentation": BASE | {"visualization"},
     "visualization": BASE,
+    "results": BASE | {"segmentation", "visualization"},
     "report": BASE,
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "segmentation"},
-    "callbacks": BASE | {"visualization"},
+    "callbacks": BASE | {"metrics"},
 }
 LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}
 

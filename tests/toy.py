@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dasnet_lightning.types import Batch, Detections, Pyramid, Target
+from dasnet_lightning.metrics.run_lengths import encode
+from dasnet_lightning.types import Batch, Detections, Pyramid, Target, Truth
 
 
 class ToyDetector(nn.Module):
@@ -48,17 +49,24 @@ def make_target(
     masks = torch.zeros(len(labels), *size, dtype=torch.bool)
     for index, (x0, y0, x1, y1) in enumerate(boxes):
         masks[index, int(y0) : int(y1), int(x0) : int(x1)] = bool(known[index])
-    semantic = torch.zeros(size, dtype=torch.uint8)
-    for mask, label in zip(masks, labels, strict=True):
-        semantic[mask] = label
     return Target(
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor(labels, dtype=torch.int64),
         has_mask=known,
         ignore=torch.zeros(len(labels), dtype=torch.bool),
         masks=masks if known.any() else None,
-        semantic=semantic,
+        truth=make_truth(masks, labels, known),
     )
+
+
+def make_truth(masks: Tensor, labels: Sequence[int], known: Tensor) -> Truth | None:
+    """As data sets give it for an image of the network's size: none where there are objects but no mask."""
+    if len(labels) and not known.any():
+        return None
+    semantic = torch.zeros(masks.shape[1:], dtype=torch.uint8)
+    for mask, label in zip(masks, labels, strict=True):
+        semantic[mask] = label
+    return Truth(semantic, tuple(counts if has else None for counts, has in zip(encode(masks), known, strict=True)))
 
 
 def make_batch(targets: Sequence[Target], size: tuple[int, int] = (32, 32), seed: int = 0) -> Batch:

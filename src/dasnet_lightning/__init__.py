@@ -15,6 +15,7 @@ _PUBLIC = {
     "build_detector": "detectors",
     "DetectionTask": "tasks.detection",
     "SemanticTask": "tasks.semantic",
+    "InstanceTask": "tasks.instance",
     "MixedSupervisionDataModule": "data.datamodule",
     "make_split": "data.splits",
     "Segmenter": "inference",

@@ -1,6 +1,8 @@
 """From a checkpoint to masks: `load(checkpoint).segment(image)`, in the image's own pixels, without a trainer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -9,28 +11,30 @@ import torch
 from jaxtyping import UInt8
 from numpy.typing import ArrayLike
 from PIL import Image
-from torch import Tensor
 
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.errors import CheckpointError, ConfigError
-from dasnet_lightning.functional.attention import box_attention
-from dasnet_lightning.functional.regions import confident_detections
+from dasnet_lightning.functional.boxes import scale_boxes
+from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
+from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
+from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.segmentation import Segmentation
-from dasnet_lightning.tasks.checkpoints import load_strictly, read_checkpoint, sub_state, without_weights
-from dasnet_lightning.types import Detections
+from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
+from dasnet_lightning.types import Detections, Pyramid
+
+EVERY = 10**9
 
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+Options = SemanticOptions | InstanceOptions
 
 
-def load(
-    checkpoint: str | Path, device: str | torch.device = "cpu", options: SemanticOptions | None = None
-) -> "Segmenter":
+def load(checkpoint: str | Path, device: str | torch.device = "cpu", options: Options | None = None) -> "Segmenter":
     """Read a checkpoint of stage two and make it ready to segment.
 
     Nothing but the checkpoint is needed: it holds the detector, the decoder, the class names, and the options that its
-    training chose (`options` replaces them). Raises CheckpointError
+    training chose (`options` replaces them; SemanticOptions or InstanceOptions, as its task was). Raises CheckpointError
     where the file is damaged, foreign, or holds a detector alone.
     """
     content = read_checkpoint(checkpoint)
@@ -39,29 +43,34 @@ def load(
     if not state:
         raise CheckpointError(f"{checkpoint}: holds a detector without a decoder, train stage two with it first")
     names = ("num_classes", "detector", "decoder", "rounding")
+    instances = saved.get("task") == "instance"
     model = build_dasnet(
         **{name: saved[name] for name in names},
         detector_options=without_weights(saved["detector_options"]),
         decoder_options=saved["decoder_options"],
+        head=partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead,
     )
-    load_strictly(model, state, checkpoint, content)
+    load_network(model, state, checkpoint, content)
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
+    kind = InstanceOptions if instances else SemanticOptions
+    if options is not None and not isinstance(options, kind):
+        raise ConfigError(f"{checkpoint}: its task takes {kind.__name__}, given: {type(options).__name__}")
     return Segmenter(
         model.to(device),
         class_names,
-        options or SemanticOptions(**saved.get("inference", {})),
+        options or kind(**saved.get("inference", {})),
         saved.get("category_ids") or None,
     )
 
 
 class Segmenter:
-    """Segments one image after the other with a trained network."""
+    """Segments one image after the other with a trained network; `options` may be replaced at any time."""
 
     def __init__(
         self,
         model: DASNet,
         class_names: Sequence[str],
-        options: SemanticOptions,
+        options: Options,
         category_ids: Sequence[int | str] | None = None,
     ) -> None:
         self.model = model.eval()
@@ -81,60 +90,54 @@ class Segmenter:
         file that is no readable image.
         """
         pixels = _to_array(image)
+        size = (pixels.shape[0], pixels.shape[1])
         device = next(self.model.parameters()).device
         resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
         pyramid = self.model.detector.features(resized.permute(2, 0, 1)[None].float() / 255)
-        scale = _scale(pixels, self.image_size, device)
         if boxes is None:
-            found = self.model.detector.detect(pyramid)[0]
-            found = confident_detections(found, self.options.score_threshold, self.options.max_classes)
+            found, threshold = self.model.detector.detect(pyramid)[0], self.options.score_threshold
         else:
-            found = self._given(boxes, labels, scale)
-        size = (pixels.shape[0], pixels.shape[1])
-        options = self.options if boxes is None else _all_classes(self.options)
-        semantic = segment_semantic(self.model, pyramid, [found], [size], options)[0]
-        return self._answer(pixels, Detections(found.boxes / scale, found.labels, found.scores), semantic)
-
-    def _answer(self, pixels: np.ndarray, found: Detections, semantic: Tensor) -> Segmentation:
-        size = (pixels.shape[0], pixels.shape[1])
-        each = torch.arange(len(found.labels), device=semantic.device)
-        windows = box_attention(found.boxes, each, len(each), size, size) > 0
+            found, threshold = self._given(boxes, labels, size), None
+        answer = self._answer(pyramid, found, size, threshold)
         return Segmentation(
             image=pixels,
-            boxes=found.boxes.cpu(),
-            labels=found.labels.cpu(),
-            scores=found.scores.cpu(),
-            masks=(windows & (semantic == found.labels[:, None, None])).cpu(),
-            semantic=semantic.cpu(),
+            boxes=scale_boxes(answer.found.boxes, self.image_size, size).cpu(),
+            labels=answer.found.labels.cpu(),
+            scores=answer.found.scores.cpu(),
+            masks=answer.masks.cpu(),
+            semantic=answer.semantic.cpu(),
             class_names=self.class_names,
             category_ids=self.category_ids,
         )
 
-    def _given(self, boxes: ArrayLike, labels: Sequence[int | str] | None, scale: Tensor) -> Detections:
-        corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4).to(scale.device)
+    def _answer(self, pyramid: Pyramid, found: Detections, size: tuple[int, int], threshold: float | None) -> Answer:
+        """Segment the detections from a score on; None segments all of them."""
+        options, lowest = self.options, threshold or 0.0
+        if isinstance(options, InstanceOptions):
+            most = EVERY if threshold is None else options.max_detections
+            options = replace(options, score_threshold=lowest, lowest_score=lowest, max_detections=most)
+            return segment_instances(self.model, pyramid, [found], [size], options)[0]
+        most = EVERY if threshold is None else options.max_classes
+        options = replace(options, score_threshold=lowest, max_classes=most)
+        return segment_semantic(self.model, pyramid, [found], [size], options)[0]
+
+    def _given(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:
+        device = next(self.model.parameters()).device
+        corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4).to(device)
         if labels is None or len(labels) != len(corners):
             given = "none" if labels is None else str(len(labels))
             raise ConfigError(f"{len(corners)} boxes need {len(corners)} labels, given: {given}")
         wrong = [index for index, (x0, y0, x1, y1) in enumerate(corners.tolist()) if not (x1 > x0 and y1 > y0)]
         if wrong:
             raise ConfigError(f"box {wrong[0]}: {corners[wrong[0]].tolist()} is not x0 < x1, y0 < y1")
-        indices = torch.tensor([self._label(label) for label in labels], dtype=torch.int64, device=scale.device)
-        return Detections(corners * scale, indices, torch.ones_like(corners[:, 0]))
+        indices = torch.tensor([self._label(label) for label in labels], dtype=torch.int64, device=device)
+        return Detections(scale_boxes(corners, size, self.image_size), indices, torch.ones_like(corners[:, 0]))
 
     def _label(self, label: int | str) -> int:
         index = self.class_names.index(label) if label in self.class_names else label
         if isinstance(index, str) or not 0 < int(index) < len(self.class_names):
             raise ConfigError(f"no class {label!r}; known: {', '.join(self.class_names[1:])}")
         return int(index)
-
-
-def _all_classes(options: SemanticOptions) -> SemanticOptions:
-    return SemanticOptions(**vars(options) | {"score_threshold": 0.0, "max_classes": 10**9})
-
-
-def _scale(pixels: np.ndarray, image_size: tuple[int, int], device: torch.device) -> Tensor:
-    horizontal, vertical = image_size[1] / pixels.shape[1], image_size[0] / pixels.shape[0]
-    return torch.tensor([horizontal, vertical, horizontal, vertical], device=device)
 
 
 def _to_array(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:

@@ -37,12 +37,26 @@ def map_tensors(record: Record, function: Any) -> Record:
 
 
 @dataclass(frozen=True, eq=False)
+class Truth:
+    """What evaluation compares with, in the original image's H0 x W0 pixels; filled for evaluation only.
+
+    `semantic` is the class map: 0 background, 255 where the truth is not known. `masks` are COCO's compressed run-length
+    counts of each object of the target, in its order; None where the object has no mask. `void` are the counts of the
+    pixels that no metric may read (VOC's 255), None where the format has none.
+    """
+
+    semantic: UInt8[Tensor, "H0 W0"]
+    masks: tuple[bytes | None, ...]
+    void: bytes | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Target:
     """The labels of one image. A missing mask is missing, never empty: read `masks[i]` only where `has_mask[i]`.
 
     `ignore` marks crowd and difficult objects: neither positives nor negatives in training, not counted in evaluation.
-    `void` marks pixels that no loss may read. `semantic` is the class map in the original image's pixels (0 background,
-    255 void) and is filled for evaluation only, and only where the image's masks are known.
+    `void` marks pixels that no loss may read. `truth` is filled for evaluation only, and only where the image's masks are
+    known.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -51,7 +65,7 @@ class Target:
     ignore: Bool[Tensor, " n"]
     masks: Bool[Tensor, "n H W"] | None = None
     void: Bool[Tensor, "H W"] | None = None
-    semantic: UInt8[Tensor, "H0 W0"] | None = None
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +79,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """A fresh generator on the CPU for each image, from its seed: all random draws of a step come from these."""
+        return tuple(torch.Generator().manual_seed(seed) for seed in self.seeds)
 
     def select(self, indices: Sequence[int]) -> "Batch":
         """The images at these places."""
@@ -89,6 +107,15 @@ class Detections:
     boxes: Float[Tensor, "n 4"]
     labels: Int64[Tensor, " n"]
     scores: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class InstancePrediction:
+    """The objects that were segmented in one image, in any order; the masks lie in the original image's pixels."""
+
+    labels: Int64[Tensor, " n"]
+    scores: Float[Tensor, " n"]
+    masks: Bool[Tensor, "n H0 W0"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from dasnet_lightning.cli.main import main
 
@@ -163,3 +164,54 @@ def test_real_photographs_with_few_masks(shared: Path, capsys: pytest.CaptureFix
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     (total,) = [line for line in lines if line[:1] == ["all"]]
     assert total[:4] == ["all", "497", "1,564", "115"]
+
+
+def make_sbd(root: Path) -> Path:
+    """An SBD folder of three images, each with a cat of 12 x 10 pixels."""
+    for name in ("img", "inst"):
+        (root / name).mkdir(parents=True)
+    picture = np.zeros((30, 40), dtype=np.uint8)
+    picture[5:15, 8:20] = 1
+    for number in range(3):
+        Image.fromarray(np.full((30, 40, 3), number, dtype=np.uint8)).save(root / "img" / f"2008_{number}.jpg")
+        content = {"Segmentation": picture, "Categories": np.array([[8]], dtype=np.uint8)}
+        savemat(root / "inst" / f"2008_{number}.mat", {"GTinst": content}, do_compression=True)
+    (root / "train.txt").write_text("2008_0\n2008_1\n")
+    (root / "val.txt").write_text("2008_2\n")
+    return root
+
+
+def test_sbd_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_sbd(tmp_path / "benchmark_RELEASE" / "dataset")
+    assert main(["data", str(tmp_path / "benchmark_RELEASE")]) == 0
+    text = capsys.readouterr().out
+    assert f"{root}: SBD, 20 classes" in text
+    assert ["cat", "3", "3", "3", "0", "0", "0", "0"] in [line.split() for line in text.splitlines()]
+    assert "Worth knowing (1)" in text  # that the boxes come from the masks, said once for both splits
+    (root / "inst" / "2008_1.mat").write_text("<html>404</html>")
+    assert main(["data", str(root)]) == 2
+    assert (
+        "2008_1.mat: image '2008_1.jpg': cannot be read as a MATLAB file, it is an HTML page" in capsys.readouterr().err
+    )
+
+
+def test_a_list_of_parts_is_counted_and_asserted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_sbd(tmp_path / "sbd")
+    file = tmp_path / "parts.yaml"
+    file.write_text("train: [{root: sbd, split: all}]\nval: [{root: sbd, split: val}]\nexpect: {train: 2}\n")
+    assert main(["data", str(file), "--json", str(tmp_path / "x.json")]) == 0
+    text = capsys.readouterr().out
+    assert "parts.yaml: UNION, 20 classes" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["train", "2", "2", "2", "2", "0", "0", "0", "0"] in lines
+    assert ["val", "1", "1", "1", "1", "0", "0", "0", "0"] in lines
+    assert "1 are in the validation and left out of the training: 2008_2" in text
+    assert read_json(tmp_path / "x.json")["images"] == {"train": 2, "val": 1}
+    file.write_text(file.read_text().replace("train: 2}", "train: 3}"))
+    assert main(["data", str(file)]) == 2
+    assert "parts.yaml: train: 2 images are there, expected 3" in capsys.readouterr().out
+    assert main(["data", str(file), "--allow-missing"]) == 0
+    file.write_text("train: [{root: sbd, spilt: all}]\n")
+    capsys.readouterr()
+    assert main(["data", str(file)]) == 2
+    assert "train, part 1: no key is called 'spilt', did you mean 'split'?" in capsys.readouterr().err

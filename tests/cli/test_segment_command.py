@@ -154,3 +154,25 @@ def test_pictures_overwrite_neither_each_other_nor_the_images(tmp_path: Path) ->
     assert len({picture.name.casefold() for picture in pictures}) == 4
     assert not set(pictures) & set(images)
     assert [picture.name for picture in name_pictures(images[:1], tmp_path / "out")] == ["a.png"]
+
+
+def test_results_for_voc_are_written_beside(tmp_path: Path, loads: list[dict]) -> None:
+    image = write_image(tmp_path / "2008_000001.jpg")
+    arguments = ["segment", str(image), "--checkpoint", "c", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*arguments, "--voc-results", str(tmp_path / "voc")]) == 0
+    results = tmp_path / "voc" / "results" / "VOC2012"
+    with Image.open(results / "Segmentation" / "comp6_test_cls" / "2008_000001.png") as picture:
+        assert np.asarray(picture)[4:12, 6:16].tolist() == [[12] * 10] * 8  # VOC's number of dogs
+    assert (results / "Main" / "comp4_det_test_dog.txt").read_text() == ("2008_000001 0.500000 7.00 5.00 16.00 12.00\n")
+    assert len(list((results / "Main").iterdir())) == 20
+    assert json.loads((results / "Instances" / "comp6_test_inst.json").read_text())[0]["category_id"] == 12
+
+
+def test_results_for_voc_need_distinct_names(
+    tmp_path: Path, loads: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(write_image(tmp_path / name)) for name in ("a.jpg", "b/a.png")]
+    arguments = ["segment", *images, "--checkpoint", "c", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--voc-results", str(tmp_path / "voc")]) == 2
+    assert "would both be image 'a'" in capsys.readouterr().err
+    assert loads == []

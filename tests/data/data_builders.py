@@ -9,6 +9,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 SIZE = (30, 40)  # height, width of the small pictures
 
@@ -123,3 +125,38 @@ def make_coco(
 def hash_seed(name: str) -> int:
     """A seed from a name, the same in every run."""
     return sum(name.encode())
+
+
+def make_sbd(
+    root: Path,
+    images: Mapping[str, Sequence[tuple[int, tuple[int, int, int, int]]]],
+    lists: Mapping[str, Sequence[str]] | None = None,
+    compressed: bool = True,
+) -> Path:
+    """An SBD root with these images; each object is (class number, rectangle it fills, as edges), later ones on top."""
+    for name in ("img", "inst", "cls"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for seed, (image_id, objects) in enumerate(images.items()):
+        write_picture(root / "img" / f"{image_id}.jpg", seed=seed)
+        picture = np.zeros(SIZE, dtype=np.uint8)
+        for place, (_, (x0, y0, x1, y1)) in enumerate(objects, start=1):
+            picture[y0:y1, x0:x1] = place
+        write_instances(root, image_id, picture, [number for number, _ in objects], compressed)
+    for split, ids in ({"train": list(images)} if lists is None else lists).items():
+        (root / f"{split}.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+    return root
+
+
+def write_instances(
+    root: Path, image_id: str, picture: np.ndarray, numbers: Sequence[int], compressed: bool = True
+) -> Path:
+    """The two .mat files of one image; the boundaries are sparse maps in a cell array, as in SBD's. Returns inst's."""
+    boundaries = np.empty((len(numbers), 1), dtype=object)
+    for place in range(len(numbers)):
+        boundaries[place, 0] = csc_matrix(picture == place + 1)
+    categories = np.array(numbers, dtype=np.uint8).reshape(-1, 1)
+    classes = np.concatenate(([0], numbers)).astype(np.uint8)[np.minimum(picture, len(numbers))]
+    content = {"Segmentation": picture, "Categories": categories, "Boundaries": boundaries}
+    savemat(root / "inst" / f"{image_id}.mat", {"GTinst": content}, do_compression=compressed)
+    savemat(root / "cls" / f"{image_id}.mat", {"GTcls": {"Segmentation": classes}}, do_compression=compressed)
+    return root / "inst" / f"{image_id}.mat"

@@ -143,9 +143,9 @@ def test_validation_shows_everything_once(root: Path) -> None:
         targets = [target for batch in batches for target in batch.targets]
         for target, record in zip(targets, records, strict=True):
             assert len(target.labels) == len(record.objects)
-            assert target.semantic is not None
-            assert target.semantic.shape == record.size
-            assert {item.label for item in record.objects} <= set(target.semantic.unique().tolist())
+            assert target.truth is not None
+            assert target.truth.semantic.shape == record.size
+            assert {item.label for item in record.objects} <= set(target.truth.semantic.unique().tolist())
             assert target.masks is not None
             assert target.masks.shape[1:] == (32, 48)
 
@@ -242,5 +242,5 @@ def test_photographs(shared: Path) -> None:
         assert target.masks is not None
         assert target.masks.any(dim=(1, 2)).equal(target.has_mask)
     target = next(iter(data.val_dataloader())).targets[0]
-    assert target.semantic is not None
-    assert target.semantic.any()
+    assert target.truth is not None
+    assert target.truth.semantic.any()

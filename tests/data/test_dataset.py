@@ -14,14 +14,15 @@ from dasnet_lightning.data.sampling import EpochSampler, sample_seed
 from dasnet_lightning.data.semantic_map import paint_semantic
 from dasnet_lightning.data.transforms import build_transform
 from dasnet_lightning.errors import DataError
+from dasnet_lightning.metrics.run_lengths import decode
 
 P, A, I = MaskState.PRESENT, MaskState.ABSENT, MaskState.INVALID  # noqa: E741
 SIZE = (48, 64)
 
 
-def build(source: FakeSource, *mask_ids: str, name: str = "none", semantic: bool = False) -> SegmentationDataset:
+def build(source: FakeSource, *mask_ids: str, name: str = "none", truth: bool = False) -> SegmentationDataset:
     return SegmentationDataset(
-        source, source.records, frozenset(mask_ids), build_transform(name, SIZE), seed=5, with_semantic=semantic
+        source, source.records, frozenset(mask_ids), build_transform(name, SIZE), seed=5, with_truth=truth
     )
 
 
@@ -77,7 +78,7 @@ def test_types_of_a_batch(tmp_path: Path) -> None:
     source = make_source(tmp_path, [[P, A], []])
     source.void = np.zeros((60, 80), bool)
     source.void[:30] = True
-    dataset = build(source, "img0", "img1", semantic=True)
+    dataset = build(source, "img0", "img1", truth=True)
     batch = collate([dataset[3, 0], dataset[3, 1]])
     assert batch.image_ids == ("img0", "img1")
     assert batch.seeds == (sample_seed(5, 3, 0), sample_seed(5, 3, 1))
@@ -94,15 +95,17 @@ def test_types_of_a_batch(tmp_path: Path) -> None:
     assert full.void.dtype == torch.bool
     assert full.void[: SIZE[0] // 2].all()
     assert not full.void[SIZE[0] // 2 :].any()
-    assert full.semantic is not None
-    assert full.semantic.dtype == torch.uint8
-    assert full.semantic.shape == (60, 80)
+    assert full.truth is not None
+    assert full.truth.semantic.dtype == torch.uint8
+    assert full.truth.semantic.shape == (60, 80)
     assert (empty.boxes.shape, empty.labels.shape, empty.labels.dtype) == ((0, 4), (0,), torch.int64)
     assert empty.has_mask.dtype == empty.ignore.dtype == torch.bool
-    assert empty.semantic is not None
-    assert not empty.semantic.any()
+    assert empty.truth is not None
+    assert not empty.truth.semantic.any()
     moved = batch.to("cpu")
     assert torch.equal(moved.images, batch.images)
+    assert moved.targets[0].truth is not None
+    assert moved.targets[0].truth.masks == full.truth.masks
 
 
 def test_colours_and_places_survive(tmp_path: Path) -> None:
@@ -117,10 +120,10 @@ def test_ignored_objects_travel(tmp_path: Path) -> None:
     source = make_source(tmp_path, [[P, P]])
     record = source.records[0]
     source.records = (replace(record, objects=(record.objects[0], replace(record.objects[1], ignore=True))),)
-    target = build(source, "img0", semantic=True)[0, 0].target
+    target = build(source, "img0", truth=True)[0, 0].target
     assert target.ignore.tolist() == [False, True]
-    assert target.semantic is not None
-    assert {1, 255} <= set(target.semantic.unique().tolist()) <= {0, 1, 255}
+    assert target.truth is not None
+    assert {1, 255} <= set(target.truth.semantic.unique().tolist()) <= {0, 1, 255}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -181,7 +184,38 @@ def test_semantic_map() -> None:
 def test_objects_without_any_mask_are_no_background(tmp_path: Path) -> None:
     """An image whose objects have no masks cannot be measured; an image without objects can: all background."""
     source = make_source(tmp_path, [[A], []])
-    dataset = build(source, "img0", "img1", semantic=True)
+    dataset = build(source, "img0", "img1", truth=True)
     unknown, empty = dataset[0, 0], dataset[0, 1]
-    assert unknown.target.semantic is None
-    assert empty.target.semantic is not None
+    assert unknown.target.truth is None
+    assert empty.target.truth is not None
+
+
+def test_the_truth_holds_every_mask_in_original_pixels(tmp_path: Path) -> None:
+    source = make_source(tmp_path, [[P, A, P, I, P]])
+    source.invalid = frozenset({"0-2"})
+    source.void = np.zeros((60, 80), bool)
+    source.void[50:] = True
+    dataset = build(source, "img0", truth=True)
+    loader = DataLoader(dataset, None, sampler=[(0, 0)], num_workers=1)  # through a process, as bytes
+    for sample in (dataset[0, 0], next(iter(loader))):
+        truth = sample.target.truth
+        assert truth is not None
+        assert [counts is not None for counts in truth.masks] == sample.target.has_mask.tolist()
+        assert truth.void is not None
+        for counts, expected in ((truth.masks[0], source.masks["img0"][0]), (truth.void, source.void)):
+            np.testing.assert_array_equal(decode([counts], (60, 80))[0], expected)
+    source.void = None
+    assert build(source, "img0", truth=True)[0, 0].target.truth.void is None
+
+
+def test_training_does_not_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(mask: np.ndarray) -> bytes:
+        raise AssertionError("a mask was encoded")
+
+    monkeypatch.setattr("dasnet_lightning.data.dataset.encode_mask", refuse)
+    source = make_source(tmp_path, [[P, P], [P]])
+    assert build(source, "img0")[0, 0].target.truth is None
+    with pytest.raises(AssertionError, match="encoded"):
+        build(source, "img0", truth=True)[0, 0]
+    assert build(source, "img0", truth=True)[0, 1].target.truth is None  # outside the budget
+    assert source.opened == ["img0", "img0"]

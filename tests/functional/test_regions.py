@@ -1,9 +1,11 @@
 import torch
 
 from dasnet_lightning.functional.regions import (
+    best_detections,
     confident_detections,
-    draw_class_regions,
+    draw_objects,
     ground_truth_detections,
+    object_regions,
     region_labels,
     regions_by_class,
     regions_by_instance,
@@ -50,26 +52,34 @@ def test_confident_detections_keeps_the_best_classes():
     assert kept.scores.min() >= 0.5
 
 
-def test_drawn_regions_are_of_one_class_with_masks_and_follow_the_seed():
+def test_best_detections_come_best_first():
+    found = detections([3, 1, 2, 1], [0.6, 0.9, 0.2, 0.7])
+    assert best_detections(found, 0.5, 10).labels.tolist() == [1, 1, 3]
+    assert best_detections(found, 0.0, 2).labels.tolist() == [1, 1]
+    assert len(best_detections(detections([]), 0.0, 2).labels) == 0
+
+
+def draw(targets, seeds, **options):
+    return draw_objects(targets, [torch.Generator().manual_seed(seed) for seed in seeds], **options)
+
+
+def test_drawn_objects_are_of_one_class_with_masks_and_follow_the_seed():
     target = make_target(BOXES, [1, 1, 2, 3], has_mask=[True, True, True, False])
-    seen_classes, seen_counts = set(), set()
-    for seed in range(60):
-        regions = draw_class_regions([target], [seed])
-        again = draw_class_regions([target], [seed])
-        assert torch.equal(regions.boxes, again.boxes)
-        assert len(regions) == 1
-        seen_classes.add(int(regions.labels[0]))
-        if regions.labels[0] == 1:
-            seen_counts.add(len(regions.boxes))
-        assert len(draw_class_regions([target], [seed], subset=False).boxes) == (2 if regions.labels[0] == 1 else 1)
-    assert seen_classes == {1, 2}  # class 3 has no mask
-    assert seen_counts == {1, 2}
+    drawn = [draw([target], [seed])[0].tolist() for seed in range(60)]
+    assert drawn == [draw([target], [seed])[0].tolist() for seed in range(60)]
+    assert {tuple(one) for one in drawn} == {(0,), (1,), (0, 1), (2,)}  # class 3 has no mask
+    whole = {tuple(draw([target], [seed], subset=False)[0].tolist()) for seed in range(60)}
+    assert whole == {(0, 1), (2,)}
+    boxes_do = {tuple(draw([target], [seed], subset=False, with_mask=False)[0].tolist()) for seed in range(60)}
+    assert boxes_do == {(0, 1), (2,), (3,)}
 
 
-def test_an_image_without_masks_draws_nothing():
+def test_regions_of_drawn_objects_skip_images_without_any():
     targets = [make_target(BOXES, [1] * 4, has_mask=[False] * 4), make_target([], []), make_target(BOXES[:1], [4])]
-    regions = draw_class_regions(targets, [1, 2, 3])
+    regions = object_regions(targets, draw(targets, [1, 2, 3]))
     assert regions.image_index.tolist() == [2]
+    assert regions.labels.tolist() == [4]
+    assert regions.boxes.tolist() == BOXES[:1]
 
 
 def test_region_labels_know_what_they_do_not_know():

@@ -72,7 +72,8 @@ def test_class_maps_fill_the_boxes_at_each_images_own_size():
     model, batch = everywhere(), make_batch(TARGETS)
     pyramid = model.detector.features(batch.images)
     boxes = [found([[0.0, 0, 16, 16]], [3], [0.9]), found([], [], [])]
-    first, second = segment_semantic(model, pyramid, boxes, [(64, 48), (10, 20)], SemanticOptions())
+    answers = segment_semantic(model, pyramid, boxes, [(64, 48), (10, 20)], SemanticOptions())
+    first, second = (answer.semantic for answer in answers)
     assert first.shape == (64, 48)
     assert (first[:32, :24] == 3).float().mean() > 0.95
     assert not first[32:].any()
@@ -87,7 +88,8 @@ def test_the_options_of_inference_do_what_they_say():
     boxes = [found([[0.0, 0, 16, 16], [0, 0, 16, 16], [20, 20, 32, 32]], [1, 2, 3], [0.4, 0.8, 0.2])]
 
     def labels(**options) -> set[int]:
-        return set(segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions(**options))[0].unique().tolist())
+        answer = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions(**options))[0]
+        return set(answer.semantic.unique().tolist())
 
     assert labels() == {0, 2}
     assert labels(score_threshold=0.1) == {0, 2, 3}
@@ -95,6 +97,6 @@ def test_the_options_of_inference_do_what_they_say():
     assert labels(weight_by_score=False) == {0, 1}  # of equal probabilities the first region wins
     assert labels(regions_at_once=1, score_threshold=0.1) == {0, 2, 3}
     assert labels(foreground_threshold=1.1) == {0}
-    narrow = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions())[0]
-    wide = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions(box_margin=4.0))[0]
+    narrow = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions())[0].semantic
+    wide = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions(box_margin=4.0))[0].semantic
     assert (wide > 0).sum() >= (narrow > 0).sum()

@@ -3,7 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dasnet_lightning.errors import UnknownNameError
-from dasnet_lightning.nn.decoder import DECODERS, Decoder, PositionNorm, build_decoder
+from dasnet_lightning.nn.decoder import DECODERS, Decoder, build_decoder
+from dasnet_lightning.nn.decoder.light import PositionNorm
 from dasnet_lightning.types import Pyramid
 
 PYRAMIDS = {
@@ -13,23 +14,26 @@ PYRAMIDS = {
 }
 
 
-def make_pyramid(kind: str, regions: int) -> Pyramid:
+def make_pyramid(kind: str, regions: int, smaller: int = 1) -> Pyramid:
+    """Of images of 320 pixels, or so many times smaller."""
     channels, strides, sizes = PYRAMIDS[kind]
-    levels = tuple(torch.randn(regions, c, s, s) for c, s in zip(channels, sizes, strict=True))
-    return Pyramid(levels, strides, (320, 320))
+    levels = tuple(torch.randn(regions, c, *[max(s // smaller, 1)] * 2) for c, s in zip(channels, sizes, strict=True))
+    return Pyramid(levels, strides, (320 // smaller, 320 // smaller))
 
 
 @pytest.mark.parametrize("kind", PYRAMIDS)
 @pytest.mark.parametrize("name", DECODERS.names())
-def test_any_pyramid_decodes_and_every_parameter_learns(name, kind):
+@pytest.mark.parametrize("regions", [0, 1, 2])
+def test_any_pyramid_decodes_and_every_parameter_learns(name, kind, regions):
+    torch.manual_seed(0)
     channels, strides, _ = PYRAMIDS[kind]
     decoder = build_decoder(name, channels, strides)
     assert isinstance(decoder, Decoder)
-    features = decoder(make_pyramid(kind, 2))
-    size = 320 // decoder.out_stride
-    assert features.shape == (2, decoder.out_channels, size, size)
-    features.square().mean().backward()
-    assert all(parameter.grad is not None for parameter in decoder.parameters())
+    features = decoder(make_pyramid(kind, regions, smaller=5))
+    size = 64 // decoder.out_stride
+    assert features.shape == (regions, decoder.out_channels, size, size)
+    features.square().sum().backward()
+    assert [key for key, p in decoder.named_parameters() if p.grad is None or bool(p.grad.any()) != (regions > 0)] == []
 
 
 @pytest.mark.parametrize("kind", PYRAMIDS)

@@ -100,7 +100,7 @@ def test_an_object_without_a_mask_gives_no_mask_gradient():
 def test_a_few_shapes_can_be_learned_by_heart(tmp_path):
     target = make_target([[4.0, 4, 28, 28]], [1])
     target.masks[0, :, 16:] = False  # the left half of the box
-    target.semantic[:, 16:] = 0
+    target.truth.semantic[:, 16:] = 0
     batch = make_batch([target])
     images = batch.images.clone()
     images[:, :, :, :16] += 2  # what is to be seen

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of a VOC or COCO data set, or a COCO file")
+    about = "folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several"
+    parser.add_argument("data", metavar="DATA", type=Path, help=about)
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for every label")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts and all problems")
     parser.add_argument("--fix", choices=["drop"], help="accept that labels that cannot be used are left out")
@@ -85,7 +86,8 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     from dasnet_lightning.data.accounting import account
     from dasnet_lightning.data.checks import parse_object
 
-    problems = (*data.train.problems, *data.val.problems, *data.problems)
+    found = (*data.train.problems, *data.val.problems, *data.problems)
+    problems = tuple({str(problem): problem for problem in found}.values())  # both splits may say the same of a file
     refused = [problem for problem in problems if problem.action == "refused"]
     missing = [problem for problem in refused if parse_object(problem.record) is None]
     gone = {problem.record for problem in missing}

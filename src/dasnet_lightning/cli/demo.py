@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
+from dasnet_lightning.cli.train import add_task_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything has a default that finishes within minutes on two processors."""
     parser.add_argument("--out", default="dasnet_demo", help="folder for data, checkpoints and report")
+    add_task_argument(parser)
     parser.add_argument("--images", type=int, default=2000, help="training pictures to make (default: %(default)s)")
     parser.add_argument("--mask-budget", nargs="+", default=["5/class", "all"], metavar="N")
     parser.add_argument("--detector-steps", type=int, default=900)
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     config = RunConfig(
         data=str(data),
         out=str(out),
+        task=args.task,
         mask_budgets=tuple(args.mask_budget),
         detector="ssd_tiny",
         detector_steps=args.detector_steps,

@@ -16,9 +16,10 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     # imported for their names: LightningCLI finds classes among the subclasses that exist
-    from dasnet_lightning.callbacks import AtomicCheckpointIO, ProgressLines, Throughput  # noqa: F401
+    from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput  # noqa: F401
     from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
     from dasnet_lightning.tasks.detection import DetectionTask  # noqa: F401
+    from dasnet_lightning.tasks.instance import InstanceTask  # noqa: F401
     from dasnet_lightning.tasks.semantic import SemanticTask  # noqa: F401
 
     class DasnetCLI(LightningCLI):

@@ -5,18 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from dasnet_lightning.cli.console import print_table, progress, say
+from dasnet_lightning.cli.console import print_table, say
+from dasnet_lightning.cli.pictures import draw_pictures
 from dasnet_lightning.cli.run_records import RunConfig, RunResult
 from dasnet_lightning.cli.stages import read_curves
-from dasnet_lightning.data.records import ImageRecord
-from dasnet_lightning.inference import Segmenter, load
-from dasnet_lightning.report import Curve, KeyFigure, Picture, Report, Table, Value, write_report
-from dasnet_lightning.visualization import draw_boxes, draw_semantic, readable_scale, side_by_side
+from dasnet_lightning.report import Curve, KeyFigure, Report, Table, Value, write_report
 
 GROUND_TRUTH, DETECTED = "val/miou_ground_truth_boxes", "val/miou_detected_boxes"
+BOXES = {"ground-truth boxes": "ground_truth_boxes", "detected boxes": "detected_boxes"}
 MIOU_NOTE = (
     "Mean IoU over the background and all classes that occur in the validation set, at the images' own resolution; "
     "pixels marked 255 (void) are not counted. The difference between the two columns is the detector's share of the error."
@@ -25,6 +23,21 @@ AP_NOTE = (
     "COCO protocol: 101-point interpolation; AP is the mean over IoU 0.50 to 0.95. "
     "Detections below the score threshold are not decoded."
 )
+INSTANCE_NOTE = (
+    "Masks at the images' own resolution, void pixels left out. mAP^r after VOC and SDS: each mask goes to the object of "
+    "largest IoU, duplicates are false; area: under precision over recall, 11-point: VOC 2007. COCO: 101-point, AP is the "
+    "mean over IoU 0.50 to 0.95."
+)
+INSTANCE_FIGURES = {
+    "mAP^r 0.5 (area)": "apr50_area",
+    "0.7 (area)": "apr70_area",
+    "0.75 (area)": "apr75_area",
+    "0.5 (11-point)": "apr50_11point",
+    "0.7 (11-point)": "apr70_11point",
+    "0.75 (11-point)": "apr75_11point",
+    "COCO AP": "coco_ap",
+    "COCO AP50": "coco_ap50",
+}
 
 
 def results_table(result: RunResult) -> Table:
@@ -37,6 +50,35 @@ def results_table(result: RunResult) -> Table:
     return Table("Semantic segmentation", header, rows, MIOU_NOTE)
 
 
+def instance_table(result: RunResult) -> Table:
+    """Mask AP of each budget, with ground-truth and with detected boxes."""
+    rows: list[list[Value]] = [
+        [item.budget, boxes, *(item.metrics[f"val/{name}_{kind}"] for name in INSTANCE_FIGURES.values())]
+        for item in result.budgets
+        for boxes, kind in BOXES.items()
+    ]
+    return Table("Instance segmentation", ["mask budget", "boxes", *INSTANCE_FIGURES], rows, INSTANCE_NOTE)
+
+
+def joint_table(result: RunResult) -> Table:
+    """The detector's box AP before and after it learned from masks too."""
+    before = [result.detection[name] for name in ("val/box_ap50", "val/box_ap")]
+    rows: list[list[Value]] = [["stage one", *before]]
+    rows += [
+        [item.budget, item.metrics["val/box_ap50"], item.metrics["val/box_ap"]]
+        for item in result.budgets
+        if "val/box_ap50" in item.metrics
+    ]
+    return Table("The detector in joint training", ["after", "box AP50", "box AP"], rows, AP_NOTE)
+
+
+def mask_tables(result: RunResult) -> list[Table]:
+    """The results of stage two: both kinds of segmentation, the run's own task first."""
+    tables = [results_table(result), instance_table(result)]
+    tables = tables[::-1] if result.config.task == "instance" else tables
+    return [*tables, joint_table(result)] if result.config.joint_steps else tables
+
+
 def detection_table(result: RunResult) -> Table:
     """Box AP of the detector."""
     values = [result.detection[name] for name in ("val/box_ap50", "val/box_ap75", "val/box_ap", "score_threshold")]
@@ -47,6 +89,8 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
     """Write the report of a run into its folder; draws validation images with the last budget's network."""
     config = result.config
     last = result.budgets[-1]
+    figure, name = own_figure(result)
+    true = "ground-truth boxes"
     report = Report(
         title=title,
         summary=(
@@ -55,13 +99,13 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
         ),
         key_figures=[
             *(
-                KeyFigure(f"mIoU, {item.budget} masks", item.metrics[GROUND_TRUTH], "ground-truth boxes")
+                KeyFigure(f"{name}, {item.budget} masks", item.metrics[f"val/{figure}_ground_truth_boxes"], true)
                 for item in result.budgets
             ),
-            KeyFigure("mIoU, detected boxes", last.metrics[DETECTED], f"{last.budget} masks"),
+            KeyFigure(f"{name}, detected boxes", last.metrics[f"val/{figure}_detected_boxes"], f"{last.budget} masks"),
             KeyFigure("box AP50", result.detection["val/box_ap50"], "COCO protocol"),
         ],
-        tables=[results_table(result), detection_table(result), *per_class_tables(result)],
+        tables=[*mask_tables(result), detection_table(result), *per_class_tables(result)],
         curves=run_curves(result),
         pictures=[*draw_pictures(result, pictures)],
         accounting=accounting_table(result),
@@ -71,24 +115,28 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
     return write_report(config.folder / "report.html", report)
 
 
+def own_figure(result: RunResult) -> tuple[str, str]:
+    """The figure that the run's task is about: its name in the metrics, and for people."""
+    return ("apr50_area", "mAP^r 0.5 (area)") if result.config.task == "instance" else ("miou", "mIoU")
+
+
 def per_class_tables(result: RunResult) -> list[Table]:
-    """IoU of each class, by budget, for both kinds of boxes."""
+    """IoU of each class, or for instances mAP^r at 0.5, by budget, for both kinds of boxes."""
+    figure, title = ("apr50_area", "AP^r 0.5 (area)") if result.config.task == "instance" else ("iou", "IoU")
     tables = []
-    for kind, prefix in (
-        ("ground-truth boxes", "val/iou_ground_truth_boxes/"),
-        ("detected boxes", "val/iou_detected_boxes/"),
-    ):
+    for kind, suffix in BOXES.items():
+        prefix = f"val/{figure}_{suffix}/"
         rows = [[name, *(item.metrics.get(prefix + name) for item in result.budgets)] for name in result.class_names]
         header = ["class", *(f"{item.budget} masks" for item in result.budgets)]
         tables.append(
-            Table(f"IoU by class, {kind}", header, rows, "-: the class does not occur in the validation set.")
+            Table(f"{title} by class, {kind}", header, rows, "-: the class does not occur in the validation set.")
         )
     return tables
 
 
 def run_curves(result: RunResult) -> list[Curve]:
     """Loss and validation figures of all stages against the step."""
-    folder = result.config.folder
+    folder, (figure, title) = result.config.folder, own_figure(result)
     detector = read_curves(folder / "detector")
     budgets = {item.budget: read_curves(Path(item.checkpoint).parent) for item in result.budgets}
     losses = {"stage one": detector.get("train/loss", [])}
@@ -97,46 +145,13 @@ def run_curves(result: RunResult) -> list[Curve]:
         Curve("Stage one: box AP50", "step", "AP50", {"AP50": detector.get("val/box_ap50", [])}),
         Curve("Stage two: loss", "step", "loss", {name: log.get("train/loss", []) for name, log in budgets.items()}),
         Curve(
-            "Stage two: mIoU with ground-truth boxes",
+            f"Stage two: {title} with ground-truth boxes",
             "step",
-            "mIoU",
-            {name: log.get(GROUND_TRUTH, []) for name, log in budgets.items()},
+            title,
+            {name: log.get(f"val/{figure}_ground_truth_boxes", []) for name, log in budgets.items()},
         ),
     ]
     return [curve for curve in curves if any(curve.series.values())]
-
-
-def draw_pictures(result: RunResult, count: int) -> list[Picture]:
-    """Validation images spread over the set: what was detected, the masks of the first and the last budget, the truth."""
-    segmenters = {item.budget: load(item.checkpoint) for item in (result.budgets[0], result.budgets[-1])}
-    val_set = result.val_set
-    masked = [index for index, record in enumerate(val_set.records) if record.has_masks]
-    step = max(1, len(masked) // max(1, count))
-    pictures = []
-    for index in progress(masked[::step][:count], "pictures"):
-        semantic = val_set[(0, index)].target.semantic
-        if semantic is not None:
-            pictures.append(draw_row(segmenters, val_set.records[index], semantic.numpy()))
-    return pictures
-
-
-def draw_row(segmenters: Mapping[str, Segmenter], record: ImageRecord, truth: np.ndarray) -> Picture:
-    """One image in panels: detected boxes and their class map, class maps from ground-truth boxes by budget, the truth."""
-    first = next(iter(segmenters))
-    found = segmenters[first].segment(record.path)
-    image, names = found.image, found.class_names
-    scale = readable_scale(image)
-    panels = {
-        "detected boxes": draw_boxes(image, found.boxes, found.labels, found.scores, names, scale=scale),
-        f"{first} masks, detected boxes": draw_semantic(image, found.semantic, names, scale=scale),
-    }
-    known = [item for item in record.objects if not item.ignore]
-    boxes, labels = [item.box for item in known], [item.label for item in known]
-    for budget, segmenter in segmenters.items():
-        given = segmenter.segment(record.path, boxes=boxes, labels=labels)
-        panels[f"{budget} masks, true boxes"] = draw_semantic(image, given.semantic, names, scale=scale)
-    panels["ground truth"] = draw_semantic(image, truth, names, scale=scale)
-    return Picture(record.path.name, side_by_side(list(panels.values()), list(panels)))
 
 
 def accounting_table(result: RunResult) -> Table:
@@ -171,5 +186,6 @@ def _join(items: Sequence[str]) -> str:
 def finish(config: RunConfig, result: RunResult, title: str, command: Sequence[str]) -> None:
     """Print the tables and write the page."""
     print_table(detection_table(result))
-    print_table(results_table(result))
+    for table in mask_tables(result):
+        print_table(table)
     announce(result, write_page(result, title, command))

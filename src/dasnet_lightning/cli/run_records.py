@@ -18,11 +18,12 @@ class RunConfig:
     """What a run depends on; the fields are the options of `dasnet train` and are explained there.
 
     detector_steps and steps of 0 mean: chosen from the number of images; score_threshold of 0: the best F1 on training
-    images.
+    images; joint_steps of 0: no joint training after stage two.
     """
 
     data: str
     out: str
+    task: Literal["semantic", "instance"] = "semantic"
     mask_budgets: tuple[str, ...] = ("all",)
     detector: str = "ssd320_vgg16"
     detector_options: Mapping[str, Any] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class RunConfig:
     image_size: int = 0
     detector_steps: int = 0
     steps: int = 0
+    joint_steps: int = 0
     detector_batch_size: int = 16
     batch_size: int = 8
     detector_augmentation: str = "ssd"
@@ -56,7 +58,10 @@ FREE_TO_CHANGE = ("out", "num_workers", "trainer")
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What one mask budget gave: `metrics` are the validation figures of the semantic task, in 0..1."""
+    """What one mask budget gave: `metrics` are the validation figures of the task, in 0..1.
+
+    budget: its name, with ", joint" where the detector learned too.
+    """
 
     budget: str
     mask_images: int

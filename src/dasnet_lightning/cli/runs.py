@@ -7,8 +7,9 @@ The folder of a run holds `run.json` (its settings), `detector/`, one folder for
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,15 +18,18 @@ from dasnet_lightning.cli.console import progress, say
 from dasnet_lightning.cli.run_records import BudgetResult, RunConfig, RunResult, claim_folder, write_json
 from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_evaluator, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
-from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.detectors import DETECTORS, build_detector
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.metrics.threshold import best_score_threshold
+from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
+from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
 from dasnet_lightning.types import Detections, Target
 
@@ -43,9 +47,13 @@ def execute(config: RunConfig) -> RunResult:
     budgets, accounting = [], {}
     for budget in config.mask_budgets:
         masks = build_data(config, dataset, "masks", image_size, budget)
-        budget_result, labels = train_budget(config, masks, checkpoint, detection["score_threshold"])
-        budgets.append(budget_result)
-        accounting[budget] = labels
+        accounting[budget] = account_labels(masks, config)
+        task = start_task(config, masks, checkpoint, detection["score_threshold"])
+        stage_two = train_budget(config, masks, task, accounting[budget]["all"]["trained"])
+        budgets.append(stage_two)
+        if config.joint_steps:
+            both = build_data(config, dataset, "mixed", image_size, budget)
+            budgets.append(train_jointly(config, both, stage_two, detection["score_threshold"]))
     result = RunResult(
         config, detector, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set()
     )
@@ -74,11 +82,11 @@ def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str
 def build_data(
     config: RunConfig,
     dataset: DataSet,
-    supervision: Literal["boxes", "masks"],
+    supervision: Supervision,
     image_size: tuple[int, int],
     budget: str = "all",
 ) -> MixedSupervisionDataModule:
-    """The data of a stage: all boxes, or the masks inside a budget."""
+    """The data of a stage: all boxes, the masks inside a budget, or both."""
     boxes = supervision == "boxes"
     batch_size = config.detector_batch_size if boxes else config.batch_size
     data = MixedSupervisionDataModule(
@@ -143,37 +151,68 @@ def choose_threshold(
     return float(json.loads(path.read_text())["score_threshold"])
 
 
-def train_budget(
-    config: RunConfig, data: MixedSupervisionDataModule, detector_checkpoint: Path, score_threshold: float
-) -> tuple[BudgetResult, Mapping[str, Mapping[str, int]]]:
-    """Stage two with the masks of one budget; writes the split and the use of every label beside it."""
-    budget = str(data.mask_budget)
-    folder = config.folder / f"masks-{budget.replace('/', '-per-')}"
+def account_labels(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
+    """Write the split of a budget and the use of every label beside it; returns the counts by class."""
+    folder = budget_folder(config, data)
     data.write_split(folder / "split.json")
-    uses = (
-        *account(data.opened().dataset.train, data.mask_ids, "train"),
-        *account(data.opened().dataset.val, None, "val"),
-    )
+    dataset = data.opened().dataset
+    uses = (*account(dataset.train, data.mask_ids, "train"), *account(dataset.val, None, "val"))
     write_accounting(uses, folder / "labels.csv")
-    saved = read_checkpoint(detector_checkpoint)["hyper_parameters"]
-    task = SemanticTask(
-        data.num_classes,
-        data.class_names,
-        data.category_ids,
-        saved["detector"],
-        without_weights(saved["detector_options"]),
-        str(detector_checkpoint),
-        config.decoder,
-        optimizer=OptimizerConfig("adamw", config.lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
-        inference=SemanticOptions(score_threshold=score_threshold),
-    )
-    steps = config.steps or 1500
-    stage = Stage(f"stage two: {budget} masks", folder, steps, validations=2)
+    return summarise(uses)
+
+
+def budget_folder(config: RunConfig, data: MixedSupervisionDataModule) -> Path:
+    """Where the second stage of a budget lives."""
+    return config.folder / f"masks-{str(data.mask_budget).replace('/', '-per-')}"
+
+
+def start_task(
+    config: RunConfig,
+    data: MixedSupervisionDataModule,
+    checkpoint: Path,
+    score_threshold: float,
+    joint: bool = False,
+) -> SegmentationTask:
+    """The task of the run with the recipe of `dasnet train`: from a detector, or jointly from a finished stage two."""
+    saved = read_checkpoint(checkpoint)["hyper_parameters"]
+    rate = config.lr / 4 if joint else config.lr
+    shared: dict[str, Any] = {
+        "num_classes": data.num_classes,
+        "class_names": data.class_names,
+        "category_ids": data.category_ids,
+        "detector": saved["detector"],
+        "detector_options": without_weights(saved["detector_options"]),
+        "initial_checkpoint" if joint else "detector_checkpoint": str(checkpoint),
+        "decoder": config.decoder,
+        "joint": joint,
+        "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+    }
+    if config.task == "instance":
+        return InstanceTask(**shared, inference=InstanceOptions(score_threshold=score_threshold))
+    return SemanticTask(**shared, inference=SemanticOptions(score_threshold=score_threshold))
+
+
+def train_budget(
+    config: RunConfig, data: MixedSupervisionDataModule, task: SegmentationTask, masks: int
+) -> BudgetResult:
+    """Stage two with the masks of one budget."""
+    budget = str(data.mask_budget)
+    stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), config.steps or 1500, validations=2)
     checkpoint = run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
-    trained = [use for use in uses if use.mask == "trained"]
-    result = BudgetResult(budget, len(data.mask_ids), len(trained), metrics, str(checkpoint))
-    return result, summarise(uses)
+    return BudgetResult(budget, len(data.mask_ids), masks, metrics, str(checkpoint))
+
+
+def train_jointly(
+    config: RunConfig, data: MixedSupervisionDataModule, before: BudgetResult, score_threshold: float
+) -> BudgetResult:
+    """Fine-tune the detector together with a trained decoder, on all boxes and the masks of the budget."""
+    task = start_task(config, data, Path(before.checkpoint), score_threshold, joint=True)
+    folder = budget_folder(config, data) / "joint"
+    stage = Stage(f"joint training: {before.budget} masks", folder, config.joint_steps, validations=2)
+    checkpoint = run_stage(stage, task, data, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    return replace(before, budget=f"{before.budget}, joint", metrics=metrics, checkpoint=str(checkpoint))
 
 
 def evaluate(

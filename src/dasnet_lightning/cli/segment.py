@@ -1,4 +1,7 @@
-"""`dasnet segment`: pictures and COCO JSON for images, folders and patterns. One broken image does not stop the others."""
+"""`dasnet segment`: pictures, COCO JSON and VOC's result files for images, folders and patterns.
+
+One broken image does not stop the others.
+"""
 
 import argparse
 import glob
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dasnet_lightning.inference import Segmenter
+    from dasnet_lightning.results import VocResults
     from dasnet_lightning.segmentation import Segmentation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -22,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-threshold", metavar="S", type=_fraction, help="leave out detections below it, 0 to 1 (default: 0.5)"
     )
+    parser.add_argument(
+        "--voc-results",
+        metavar="DIR",
+        type=Path,
+        help="also write VOC's result files (comp6, comp4) to DIR/results; for detections take a low --score-threshold",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
 
 
@@ -30,12 +40,15 @@ def run(args: argparse.Namespace) -> int:
     from dasnet_lightning.cli.console import complain, say
 
     paths = find_images(args.images, args.out)
+    voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
     segmenter = _load(args.checkpoint, args.device, args.score_threshold)
     args.out.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     try:
-        failures = _segment_all(segmenter, paths, args.out, content)
+        failures = _segment_all(segmenter, paths, args.out, content, voc)
     finally:  # also what was done before Ctrl-C
+        if voc is not None:
+            voc.write()
         _write_predictions(args.out / "predictions.json", content, args.checkpoint)
     done = len(paths) - failures
     say(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
@@ -118,7 +131,25 @@ def _device(name: str) -> str:
     return name
 
 
-def _segment_all(segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any]) -> int:
+def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
+    """VOC's result files, whose image ids are file names. Raises ConfigError where two images have the same."""
+    from dasnet_lightning.data.voc_files import VOC_CLASSES
+    from dasnet_lightning.errors import ConfigError
+    from dasnet_lightning.results import VocResults
+
+    names: dict[str, Path] = {}
+    for path in paths:
+        other = names.setdefault(path.stem, path)
+        if other is not path:
+            raise ConfigError(
+                f"--voc-results: {other} and {path} would both be image '{path.stem}', segment them apart"
+            )
+    return VocResults(root, VOC_CLASSES)
+
+
+def _segment_all(
+    segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any], voc: "VocResults | None"
+) -> int:
     """Write a picture for each image and add it to the predictions; returns how many images could not be read."""
     from dasnet_lightning.cli.console import complain, progress
     from dasnet_lightning.errors import DataError
@@ -133,6 +164,8 @@ def _segment_all(segmenter: "Segmenter", paths: Sequence[Path], out: Path, conte
             complain(f"dasnet: {error}")
             continue
         segmentation.save(picture)
+        if voc is not None:
+            voc.add(path.stem, segmentation)
         _add(content, segmentation, image_id, path)
     return failures
 

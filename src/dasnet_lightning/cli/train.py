@@ -12,7 +12,8 @@ from dasnet_lightning.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run; `add_training_arguments` holds those that `dasnet demo` shares."""
-    parser.add_argument("data", metavar="DATA", help="VOC or COCO data set: a folder, or a COCO file")
+    about = "VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several"
+    parser.add_argument("data", metavar="DATA", help=about)
     parser.add_argument("--out", help="folder of the run (default: runs/NAME-BUDGETS)")
     parser.add_argument(
         "--mask-budget",
@@ -60,7 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Length, seed, hardware and logging of a run."""
+    """Task, length, seed, hardware and logging of a run."""
+    add_task_argument(parser)
+    parser.add_argument(
+        "--joint-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fine-tune detector and decoder together after stage two (default: no)",
+    )
     parser.add_argument("--detector-steps", type=int, default=0, help="length of stage one (default: by data set size)")
     parser.add_argument("--steps", type=int, default=0, help="length of stage two (default: 1500)")
     parser.add_argument("--seed", type=int, default=0, help="initial weights, order and augmentation")
@@ -71,6 +80,16 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default=None, help="32-true, bf16-mixed, ... (default: what the hardware has)")
     parser.add_argument("--logger", choices=["csv", "wandb"], default="csv", help="wandb logs beside the CSV files")
     parser.add_argument("--project", default="dasnet", help="project name for wandb")
+
+
+def add_task_argument(parser: argparse.ArgumentParser) -> None:
+    """What stage two is trained for."""
+    parser.add_argument(
+        "--task",
+        choices=["semantic", "instance"],
+        default="semantic",
+        help="semantic: a class map; instance: a mask for each object, and a class map (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     config = RunConfig(
         data=args.data,
         out=args.out or default_folder(args.data, args.mask_budget, args.split_seed),
+        task=args.task,
         mask_budgets=tuple(args.mask_budget),
         detector=args.detector,
         detector_options=parse_options(args.detector_option),
@@ -93,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         image_size=args.image_size,
         detector_steps=args.detector_steps,
         steps=args.steps,
+        joint_steps=args.joint_steps,
         detector_batch_size=args.detector_batch_size,
         batch_size=args.batch_size,
         detector_augmentation=args.detector_augmentation,

@@ -160,7 +160,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         """All validation images with all their masks, not augmented."""
         source = self.opened().dataset.val
         mask_ids = frozenset(record.image_id for record in source.records)
-        return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_semantic=True)
+        return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
         """At most `count` training images, spread over the set and not augmented, with their boxes alone."""

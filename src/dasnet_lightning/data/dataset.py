@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
-from torch import Tensor
+from jaxtyping import Bool
 from torch.utils.data import Dataset
 
 from dasnet_lightning.data.augmented import Augmented
 from dasnet_lightning.data.collate import Sample
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.masks import encode_mask
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sampling import Key, sample_seed
 from dasnet_lightning.data.semantic_map import paint_semantic
 from dasnet_lightning.data.transforms import Transform
 from dasnet_lightning.errors import DataError
-from dasnet_lightning.types import Target
+from dasnet_lightning.types import Target, Truth
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,8 @@ class SegmentationDataset(Dataset[Sample]):
     """Map-style dataset over some records of a source; keys are (round, index) pairs (see EpochSampler).
 
     records: what is shown, a part of source.records or all. mask_ids: image ids whose masks may be opened. seed: of the
-    augmentation. with_semantic: add the class map in the original image's pixels (evaluation); an image that has
-    objects but no mask gets no class map, so that it does not count as background.
+    augmentation. with_truth: add what evaluation compares with, in the original image's pixels; an image that has objects
+    but no mask gets no truth, so that it does not count as background.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class SegmentationDataset(Dataset[Sample]):
         mask_ids: frozenset[str],
         transform: Transform,
         seed: int,
-        with_semantic: bool = False,
+        with_truth: bool = False,
     ) -> None:
         self.source = source
         self.records = tuple(records)
         self.mask_ids = mask_ids
         self.transform = transform
         self.seed = seed
-        self.with_semantic = with_semantic
+        self.with_truth = with_truth
 
     def __len__(self) -> int:
         return len(self.records)
@@ -77,17 +77,21 @@ class SegmentationDataset(Dataset[Sample]):
         except DataError as error:
             raise DataError(f"{record.path}: {error}") from error
         pixels = torch.from_numpy(np.ascontiguousarray(out.image.transpose(2, 0, 1)))
-        target = build_target(record, out, opened.asked, self._semantic(record, opened))
+        target = build_target(record, out, opened.asked, self._truth(record, opened, out.kept.tolist()))
         return Sample(record.image_id, pixels, target, seed)
 
-    def _semantic(self, record: ImageRecord, opened: Opened) -> UInt8[Tensor, "H0 W0"] | None:
-        if not self.with_semantic or (record.objects and not opened.asked):
+    def _truth(self, record: ImageRecord, opened: Opened, kept: Sequence[int]) -> Truth | None:
+        if not self.with_truth or (record.objects and not opened.asked):
             return None  # objects without a single mask: there is nothing to measure against
         known = dict(zip(opened.index.tolist(), opened.masks, strict=True))
         boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
         labels, ignore = [item.label for item in record.objects], [item.ignore for item in record.objects]
         masks = [known.get(i) for i in range(len(record.objects))]
-        return torch.from_numpy(paint_semantic(record.size, boxes, labels, ignore, masks, opened.void))
+        return Truth(
+            semantic=torch.from_numpy(paint_semantic(record.size, boxes, labels, ignore, masks, opened.void)),
+            masks=tuple(encode_mask(known[i]) if i in known else None for i in kept),
+            void=None if opened.void is None else encode_mask(opened.void),
+        )
 
 
 def open_masks(source: Source, record: ImageRecord, allowed: bool) -> Opened:
@@ -100,9 +104,7 @@ def open_masks(source: Source, record: ImageRecord, allowed: bool) -> Opened:
     return Opened(True, loaded.masks[valid], np.array(present, np.int64)[valid], loaded.void)
 
 
-def build_target(
-    record: ImageRecord, out: Augmented, masks_asked: bool, semantic: UInt8[Tensor, "H0 W0"] | None
-) -> Target:
+def build_target(record: ImageRecord, out: Augmented, masks_asked: bool, truth: Truth | None) -> Target:
     """Bring the surviving objects of an image into a Target; `masks` and `void` stay None where no mask was opened."""
     survivors = [record.objects[i] for i in out.kept.tolist()]
     has_mask = np.zeros(len(survivors), dtype=bool)
@@ -118,5 +120,5 @@ def build_target(
         ignore=torch.tensor([item.ignore for item in survivors], dtype=torch.bool),
         masks=None if masks is None else torch.from_numpy(masks),
         void=torch.from_numpy(out.void) if masks_asked else None,
-        semantic=semantic,
+        truth=truth,
     )

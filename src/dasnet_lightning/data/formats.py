@@ -1,4 +1,5 @@
-"""Opens the user's data set, whatever its layout: VOC, or COCO in one of the usual arrangements of folders.
+"""Opens the user's data set, whatever its layout: VOC, SBD, COCO in one of the usual arrangements of folders, or a YAML
+file that lists several of them as parts of one.
 
 Where nothing fits, the error says where it looked, what it found, and what is missing.
 """
@@ -13,6 +14,10 @@ from dasnet_lightning.data.coco import COCOSource
 from dasnet_lightning.data.coco_files import CocoFile, choose_image_root, read_coco
 from dasnet_lightning.data.layouts import CocoLayout, describe_folder, find_coco, image_folders
 from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
+from dasnet_lightning.data.sbd import SBDSource
+from dasnet_lightning.data.sbd_files import find_sbd_root, list_sbd_splits
+from dasnet_lightning.data.union import open_union
+from dasnet_lightning.data.union_files import SUFFIXES, read_union
 from dasnet_lightning.data.voc import VOCSource
 from dasnet_lightning.data.voc_files import find_voc_root, find_voc_roots, list_splits
 from dasnet_lightning.errors import DataError
@@ -51,14 +56,19 @@ class Selection:
 def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error") -> DataSet:
     """Find out the format of a data set and read its records.
 
-    path: a folder, or one COCO file. allow_missing, fix: as in VOCSource and COCOSource. A data set without a validation
-    split gives a fifth of its images, chosen by the hash of their ids, and says so in `problems`. Raises DataError.
+    path: a folder, one COCO file, or a YAML list of parts. allow_missing, fix: as in the sources. A data set without a
+    validation split gives a fifth of its images, chosen by the hash of their ids, and says so in `problems`. Raises DataError.
     """
     root = Path(path).expanduser()
     if not root.exists():
-        raise DataError(f"{root}: does not exist, expected a folder with a VOC or COCO data set, or a COCO file")
+        raise DataError(f"{root}: does not exist, expected a folder with a VOC, SBD or COCO data set, or a file")
+    if root.is_file() and root.suffix.lower() in SUFFIXES:
+        return _with_overlap(_open_union(root, allow_missing, fix))
     if root.is_dir() and find_voc_roots(root):
         return _with_overlap(_open_voc(find_voc_root(root), allow_missing, fix))
+    sbd = find_sbd_root(root) if root.is_dir() else None
+    if sbd is not None:
+        return _with_overlap(_open_sbd(sbd, allow_missing, fix))
     layout = find_coco(root)
     if layout is None:
         raise DataError(describe_folder(root))
@@ -79,6 +89,25 @@ def _open_voc(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
         return VOCSource(root, split, class_names=class_names, allow_missing=allow_missing, fix=fix)
 
     return DataSet(*_same_classes(lambda names: build("train", names), lambda names: build("val", names)), "voc", root)
+
+
+def _open_sbd(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
+    splits = list_sbd_splits(root)
+    if {"train", "val"} <= set(splits):
+        train, val = (SBDSource(root, split, allow_missing=allow_missing, fix=fix) for split in ("train", "val"))
+        return DataSet(train, val, "sbd", root)
+    if "train" not in splits:
+        raise DataError(f"{root}: an SBD folder without lists, expected train.txt and val.txt")
+    source = SBDSource(root, "train", allow_missing=allow_missing, fix=fix)
+    return _split_by_hash(source, "sbd", root, splits["train"][0])
+
+
+def _open_union(file: Path, allow_missing: bool, fix: Fix) -> DataSet:
+    train, val, problems = open_union(read_union(file), allow_missing, fix)
+    if val is None:
+        data = _split_by_hash(train, "union", file, file)
+        return DataSet(data.train, data.val, data.format, data.root, (*problems, *data.problems))
+    return DataSet(train, val, "union", file, problems)
 
 
 def _open_coco(root: Path, layout: CocoLayout, allow_missing: bool, fix: Fix) -> DataSet:

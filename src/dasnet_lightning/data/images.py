@@ -54,8 +54,8 @@ def image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: cannot be read as an image, {describe_file(path)} ({error})") from error
 
 
-def describe_file(path: Path) -> str:
-    """Say what a file that is no readable image looks like."""
+def describe_file(path: Path, kind: str = "image") -> str:
+    """Say what a file that is no readable image, or whatever else was expected, looks like."""
     if not path.exists():
         return "it does not exist"
     if path.is_dir():
@@ -66,14 +66,14 @@ def describe_file(path: Path) -> str:
     if not head:
         return "it is empty (zero bytes)"
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "it is an HTML page, probably an error page that was saved instead of the image"
+        return f"it is an HTML page, probably an error page that was saved instead of the {kind}"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, run 'git lfs pull'"
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")):
         return "it begins as an image but is truncated or damaged"
     if b"\0" not in head:
         return f"it looks like text that begins with {head[:20].decode('utf-8', 'replace')!r}"
-    return "it is of no known image format"
+    return f"it is of no known {kind} format"
 
 
 def _check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:

@@ -38,6 +38,12 @@ def find_coco(root: Path) -> CocoLayout | None:
     return CocoLayout(instances[0], None) if instances else None
 
 
+def find_coco_split(root: Path, split: str) -> Path | None:
+    """The annotation file of a split by its name, such as train2017; None where there is none."""
+    names = [f"{folder}{prefix}{split}.json" for folder in ("annotations/", "") for prefix in ("instances_", "")]
+    return next((root / name for name in (*names, f"{split}/{ROBOFLOW}") if (root / name).is_file()), None)
+
+
 def image_folders(file: Path, root: Path) -> list[Path]:
     """Where the images of an annotation file may lie, most likely first."""
     top = root if root.is_dir() else file.parent
@@ -52,11 +58,12 @@ def image_folders(file: Path, root: Path) -> list[Path]:
 def describe_folder(root: Path) -> str:
     """Say why a path is no data set that can be opened: what it is, what was found, what is missing."""
     expected = (
-        "expected VOC (Annotations, JPEGImages, ImageSets) or COCO (annotations/instances_train*.json and "
-        "instances_val*.json, train.json and val.json, or train/_annotations.coco.json)"
+        "expected VOC (Annotations, JPEGImages, ImageSets), SBD (img, inst, train.txt, val.txt) or COCO "
+        "(annotations/instances_train*.json and instances_val*.json, train.json and val.json, or "
+        "train/_annotations.coco.json)"
     )
     if root.is_file():
-        return f"{root}: is no data set, {expected}, or one COCO .json file"
+        return f"{root}: is no data set, {expected}, one COCO .json file, or a YAML list of parts"
     if _is_yolo(root):
         return f"{root}: a YOLO data set, not supported yet, convert it to COCO"
     entries = sorted(root.iterdir())

@@ -13,7 +13,10 @@ DROP = "Fix the file, or drop them (--fix drop)."
 
 @dataclass(frozen=True, eq=False)
 class RawObject:
-    """One object as a file says it: `box` as edges, None where it is unreadable; `shown` is the box as it is written."""
+    """One object as a file says it: `box` as edges, None where it is unreadable; `shown` is the box as it is written.
+
+    `reason` says why the mask is invalid or, where the box comes from the mask, why there is no box.
+    """
 
     object_id: str
     label: int
@@ -64,7 +67,8 @@ def _check(
     image: RawImage, item: RawObject, class_names: Sequence[str], kind: Literal["annotation", "object"]
 ) -> tuple[ObjectRecord | None, list[Problem]]:
     if item.box is None:
-        return None, [_problem(image, item, class_names, kind, f"box {item.shown} is not four numbers")]
+        message = item.reason or f"box {item.shown} is not four numbers"
+        return None, [_problem(image, item, class_names, kind, message)]
     checked = check_box(item.box, image.size, item.shown)
     if checked.box is None:
         return None, [_problem(image, item, class_names, kind, checked.message)]

@@ -19,6 +19,8 @@ LEAST_PIXELS = 40
 LEAST_INSIDE = 0.6  # of a shape's area must lie inside the picture
 CONTRAST = 0.35  # between the mean colours of a shape and all that it may touch (RGB, 0..1)
 TRIES = 12
+PAIR_SIZE = 0.05  # the least area of a shape of a pair, in picture areas
+PAIR_HIDDEN = (0.08, 0.4)  # how much of the one behind is hidden
 
 Field = Float32[np.ndarray, "h w"]
 
@@ -65,6 +67,34 @@ def render_scene(rng: np.random.Generator, size: int) -> Scene:
     canvas += _shade(rng, size)[:, :, None] + rng.normal(0, 0.02, (size, size, 1)).astype(np.float32)
     image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
     return Scene(image, tuple(labels), tuple(owner == place for place in range(1, len(labels) + 1)))
+
+
+def render_pair(rng: np.random.Generator, size: int) -> Scene:
+    """Draw one picture with two overlapping shapes of one class, about equally large, one in front of the other."""
+    base = rng.uniform(0.1, 0.9, 3)
+    label = int(rng.integers(1, len(SHAPES) + 1))
+    for _ in range(100 * TRIES):
+        back, front = (_cut(rng, SHAPES[label - 1], size) for _ in range(2))
+        masks = [np.zeros((size, size), dtype=bool) for _ in range(2)]
+        for mask, piece in zip(masks, (back, front), strict=True):
+            mask[piece.window] = piece.inside
+        hidden = np.count_nonzero(masks[0] & masks[1])
+        least, most = sorted((back.area, front.area))
+        whole = all(mask.sum() >= 0.95 * piece.area for mask, piece in zip(masks, (back, front), strict=True))
+        if (
+            whole
+            and least >= max(PAIR_SIZE * size**2, most / 2)
+            and PAIR_HIDDEN[0] <= hidden / back.area <= PAIR_HIDDEN[1]
+        ):
+            break
+    canvas, colours = _paint(rng, base, (size, size)), [base]
+    for piece in (back, front):
+        colours.append(_distinct_colour(rng, colours))
+        window = canvas[piece.window]
+        window += piece.cover[:, :, None] * (_paint(rng, colours[-1], piece.cover.shape) - window)
+    canvas += rng.normal(0, 0.02, (size, size, 1)).astype(np.float32)
+    image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
+    return Scene(image, (label, label), (masks[0] & ~masks[1], masks[1]))
 
 
 def _place(

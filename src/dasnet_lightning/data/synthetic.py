@@ -29,16 +29,24 @@ def write_synthetic(
     size: int = 128,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    render: Callable[[np.random.Generator, int], Scene] = render_scene,
 ) -> Path:
     """Write pictures of textured shapes with boxes and masks; returns `root`.
 
-    size: pixels a side, at least 64. progress: called with (pictures done, pictures). Does nothing where the same data set
-    is complete already. Raises DataError where the folder holds something else.
+    size: pixels a side, at least 64. progress: called with (pictures done, pictures). render: draws one picture of that
+    size. Does nothing where the same data set is complete already. Raises DataError where the folder holds something else.
     """
     if min(num_train, num_val) < 1 or size < 64:
         raise DataError(f"{root}: {num_train} and {num_val} pictures of {size} px, expected at least 1, 1 and 64 px")
     root = Path(root)
-    made = {"version": VERSION, "num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
+    made: dict[str, int | str] = {
+        "version": VERSION,
+        "num_train": num_train,
+        "num_val": num_val,
+        "size": size,
+        "seed": seed,
+    }
+    made |= {} if render is render_scene else {"render": render.__name__}
     if _is_complete(root, made):
         return root
     total = num_train + num_val
@@ -46,7 +54,7 @@ def write_synthetic(
         (root / name).mkdir(parents=True, exist_ok=True)
         content = _new_content()
         for index in range(count):
-            scene = render_scene(np.random.default_rng([seed, split, index]), size)
+            scene = render(np.random.default_rng([seed, split, index]), size)
             _add(content, scene, root / name, index, offset)
             if progress is not None:
                 progress(offset + index + 1, total)
@@ -55,7 +63,7 @@ def write_synthetic(
     return root
 
 
-def _is_complete(root: Path, made: dict[str, int]) -> bool:
+def _is_complete(root: Path, made: dict[str, int | str]) -> bool:
     """Whether the data set is there. Raises DataError where the folder holds another one, or files of somebody else."""
     if not root.exists():
         return False

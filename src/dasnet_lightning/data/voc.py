@@ -16,6 +16,7 @@ from dasnet_lightning.data.masks import VOID, collect_masks, cut_objects
 from dasnet_lightning.data.reading import RawImage, RawObject, read_images
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.data.voc_files import (
+    LISTS,
     VOC_CLASSES,
     XmlImage,
     choose_classes,
@@ -33,7 +34,8 @@ __all__ = ["VOC_CLASSES", "VOCSource", "find_voc_root"]
 class VOCSource:
     """One split of a VOC data set.
 
-    root: the folder with Annotations, or one above it. split: a list in ImageSets/Main or ImageSets/Segmentation.
+    root: the folder with Annotations, or one above it. split: a list in one of the folders `lists` of ImageSets, the first
+    that has it.
     class_names: background first; None means VOC's 20, or the sorted names of all XMLs where others occur.
     allow_missing: leave out images without image or annotation file, and list them. fix: "drop" leaves out objects that
     cannot be used, and lists them. Raises RecordsError (a DataError) with everything that cannot be used otherwise.
@@ -47,11 +49,12 @@ class VOCSource:
         class_names: Sequence[str] | None = None,
         allow_missing: bool = False,
         fix: Fix = "error",
+        lists: Sequence[str] = LISTS,
     ) -> None:
         check_fix(fix)
         self.root = find_voc_root(Path(root))
         self.split = split
-        list_file, image_ids = read_split_list(self.root, split)
+        list_file, image_ids = read_split_list(self.root, split, lists)
         paths, missing = _locate(self.root, list_file, image_ids)
         if missing and not allow_missing:
             raise RecordsError(missing, f"{len(missing)} images cannot be used; restore them, or allow missing images.")

@@ -56,29 +56,33 @@ def find_voc_root(folder: Path) -> Path:
     return roots[0]
 
 
-def list_splits(root: Path) -> dict[str, Path]:
+def list_splits(root: Path, lists: Sequence[str] = LISTS) -> dict[str, Path]:
     """The list file of each split: ImageSets/Main first, then ImageSets/Segmentation."""
     found: dict[str, Path] = {}
-    for name in LISTS:
+    for name in lists:
         for path in sorted((root / "ImageSets" / name).glob("*.txt")):
             found.setdefault(path.stem, path)
     return found
 
 
-def read_split_list(root: Path, split: str) -> tuple[Path, tuple[str, ...]]:
+def read_split_list(root: Path, split: str, lists: Sequence[str] = LISTS) -> tuple[Path, tuple[str, ...]]:
     """The list file of a split and the image ids in it. Raises DataError where it is missing, empty, or repeats an id."""
-    splits = list_splits(root)
+    splits = list_splits(root, lists)
     if split not in splits:
         known = f"it has {', '.join(splits)}" if splits else "it holds none"
-        raise DataError(f"{root}: no list ImageSets/Main/{split}.txt or ImageSets/Segmentation/{split}.txt, {known}")
-    file = splits[split]
+        raise DataError(f"{root}: no list {' or '.join(f'ImageSets/{name}/{split}.txt' for name in lists)}, {known}")
+    return splits[split], read_ids(splits[split])
+
+
+def read_ids(file: Path) -> tuple[str, ...]:
+    """The image ids of a list file, one a line. Raises DataError where it is empty or repeats an id."""
     ids = tuple(line.strip() for line in _read_text(file).splitlines() if line.strip())
     if not ids:
         raise DataError(f"{file}: the list is empty, expected one image id per line")
     twice = sorted({item for item in ids if ids.count(item) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
         raise DataError(f"{file}: {len(twice)} image ids occur twice: {', '.join(twice[:20])}; list each image once")
-    return file, ids
+    return ids
 
 
 def read_xml(file: Path) -> XmlImage:

@@ -16,7 +16,9 @@ class Detector(Protocol):
     """What stage one trains and stage two freezes. An implementation is an `nn.Module`.
 
     num_classes: with background. image_size: the (H, W) that the detector is made for. strides, out_channels: of the
-    pyramid's levels, finest first; all levels are offered to the decoder, also those that the boxes do not need.
+    pyramid's levels, finest first; all levels are offered to the decoder, also those that the boxes do not need. A
+    detector whose pyramid holds switches has `pool_shapes` too (functional.pooling.PoolShape, finest first), from which
+    decoders that unpool are built.
     """
 
     num_classes: int

@@ -16,6 +16,7 @@ from dasnet_lightning.detectors.anchors import AnchorLayout, make_anchors
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import clip_boxes, decode_boxes
 from dasnet_lightning.functional.multibox import multibox_loss
+from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 MIN_SIDE = 1e-2  # pixels; what is left of a box outside the image is no detection
@@ -37,7 +38,7 @@ class SSD(nn.Module):
     heads: one module for each of head_levels, from a level to anchors * (num_classes + 4) channels of the same size.
     image_size: the (H, W) it is made for; others work too. mean, std: of the backbone's pixels, RGB in 0..1.
     score_threshold, nms_threshold, top_k (candidates of each class that enter the NMS), detections_per_image: what
-    `detect` keeps.
+    `detect` keeps. pool_shapes: of the poolings whose switches the backbone gives, finest first.
     """
 
     mean: Tensor
@@ -57,6 +58,7 @@ class SSD(nn.Module):
         nms_threshold: float = 0.45,
         top_k: int = 400,
         detections_per_image: int = 200,
+        pool_shapes: tuple[PoolShape, ...] | None = None,
     ) -> None:
         super().__init__()
         if not len(heads) == len(anchors.shapes) == len(head_levels):
@@ -72,6 +74,7 @@ class SSD(nn.Module):
         self.image_size = image_size
         self.strides = backbone.strides
         self.out_channels = backbone.out_channels
+        self.pool_shapes = pool_shapes
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.top_k = top_k

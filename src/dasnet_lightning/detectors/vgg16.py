@@ -17,9 +17,10 @@ from dasnet_lightning.detectors.layers import L2Norm, init_convolutions, init_pr
 from dasnet_lightning.detectors.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, load_state, select
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.pooling import max_pool_with_switches
+from dasnet_lightning.functional.pooling import PoolShape, max_pool_with_switches
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+POOLS = (*[PoolShape(2, 2, 0)] * 4, PoolShape(3, 1, 1))
 MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
 STD = (1 / 255, 1 / 255, 1 / 255)
 STEPS = (8, 16, 32, 64, 100, 320)
@@ -75,11 +76,10 @@ class VGG16(nn.Module):
         self, images: Float[Tensor, "b 3 H W"]
     ) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], tuple[UInt8[Tensor, "b _ _ _"], ...]]:
         x, switches, levels = images, [], []
-        for number, stage in enumerate(self.stages, start=1):
+        for number, (stage, shape) in enumerate(zip(self.stages, POOLS, strict=True), start=1):
             x = stage(x)
             if number == 4:
                 levels.append(x)
-            shape = (3, 1, 1) if number == 5 else (2, 2, 0)
             x, places = max_pool_with_switches(x, *shape, ceil_mode=True)
             switches.append(places)
         x = F.relu(self.fc7(F.relu(self.fc6(x))))
@@ -165,5 +165,5 @@ def build_ssd320_vgg16(
     heads[0] = nn.Sequential(L2Norm(512, scale=20.0), heads[0])
     return SSD(
         backbone, heads, anchors, tuple(range(6)), num_classes, size, MEAN, STD,
-        score_threshold, nms_threshold, top_k, detections_per_image,
+        score_threshold, nms_threshold, top_k, detections_per_image, POOLS,
     )  # fmt: skip

@@ -52,6 +52,12 @@ def clip_boxes(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Float[Tens
     return clip_boxes_to_image(boxes, size)
 
 
+def scale_boxes(boxes: Float[Tensor, "n 4"], size: tuple[int, int], new_size: tuple[int, int]) -> Float[Tensor, "n 4"]:
+    """The same boxes after an image of `size` = (H, W) was resized to `new_size`."""
+    vertical, horizontal = new_size[0] / size[0], new_size[1] / size[1]
+    return boxes * boxes.new_tensor([horizontal, vertical, horizontal, vertical])
+
+
 def covered_fraction(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "m n"]:
     """How much of each box's own area lies inside each region, 0..1; 0 for a box without area."""
     low = torch.maximum(boxes[None, :, :2], regions[:, None, :2])

@@ -4,12 +4,21 @@ A switch is one byte, row * kernel + column of the maximum inside its window, in
 map: an eighth of the memory, and it stays true when a map is cropped. Of equal values the first one counts.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class PoolShape(NamedTuple):
+    """The window of a pooling, in cells."""
+
+    kernel: int = 2
+    stride: int = 2
+    padding: int = 0
 
 
 def max_pool_with_switches(
@@ -45,13 +54,20 @@ def unpool(
     size = tuple(
         max((n - 1) * stride + kernel, padding + full) for n, full in zip(x.shape[-2:], output_size, strict=True)
     )
-    result = x.new_zeros((*x.shape[:2], *size))
+    result = _zeros_like(x, size)
     # A later window sees the same place at a smaller code: going down leaves the last window's value.
     for code in reversed(range(kernel * kernel)):
         row, column = divmod(code, kernel)
         window = result[..., row::stride, column::stride][..., :height, :width]
         window.copy_(torch.where(switches == code, x, window))
     return result[..., padding : padding + output_size[0], padding : padding + output_size[1]]
+
+
+def _zeros_like(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Zeros of another size in the memory layout of `x`."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout).zero_()
 
 
 def _place(full: Tensor, code: int, kernel: int, windows: torch.Size) -> tuple[Tensor, int, int]:
@@ -67,9 +83,7 @@ class _UnpoolTiles(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, switches: Tensor, output_size: tuple[int, int], kernel: int) -> Tensor:
         ctx.save_for_backward(switches)
         ctx.kernel = kernel
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        result = torch.zeros((*x.shape[:2], *output_size), dtype=x.dtype, device=x.device).to(memory_format=layout)
+        result = _zeros_like(x, output_size)
         for code in range(kernel * kernel):
             place, height, width = _place(result, code, kernel, x.shape)
             place.copy_(torch.where(switches == code, x, 0)[..., :height, :width])

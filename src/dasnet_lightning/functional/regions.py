@@ -50,14 +50,31 @@ def confident_detections(detections: Detections, score_threshold: float, max_cla
     return Detections(boxes[allowed], labels[allowed], scores[allowed])
 
 
-def draw_class_regions(targets: Sequence[Target], seeds: Sequence[int], subset: bool = True) -> Regions:
-    """Draw the training region of each image: one of its classes that have masks, and boxes of it (paper section 4).
+def best_detections(detections: Detections, score_threshold: float, max_detections: int) -> Detections:
+    """The detections with at least that score, the best `max_detections` of them, best first."""
+    order = torch.argsort(detections.scores, descending=True, stable=True)
+    order = order[detections.scores[order] >= score_threshold][:max_detections]
+    return Detections(detections.boxes[order], detections.labels[order], detections.scores[order])
 
-    With `subset` the region holds a random non-empty subset of the class's boxes, else all of them. Only objects with a
-    mask are drawn; an image without any gives no region. Every draw of an image comes from its own seed.
+
+def draw_objects(
+    targets: Sequence[Target], generators: Sequence[torch.Generator], subset: bool = True, with_mask: bool = True
+) -> tuple[Int64[Tensor, " _"], ...]:
+    """Draw what stage two looks at in each image: one of its classes, and objects of that class (paper section 4).
+
+    Returns the places of the objects in the target; none for an image that has nothing to draw. With `subset` they are a
+    random non-empty subset of the class's objects, else all of them; with `with_mask` only objects that have a mask
+    take part. Every draw of an image comes from its own generator.
     """
-    drawn = [_draw(target, seed, subset) for target, seed in zip(targets, seeds, strict=True)]
-    return regions_by_class(drawn)
+    return tuple(
+        _draw(target, generator, subset, with_mask) for target, generator in zip(targets, generators, strict=True)
+    )
+
+
+def object_regions(targets: Sequence[Target], drawn: Sequence[Int64[Tensor, " _"]]) -> Regions:
+    """The regions of objects of one class in each image: one for each image that has any, in the order of the images."""
+    parts = [(target.boxes[chosen], target.labels[chosen]) for target, chosen in zip(targets, drawn, strict=True)]
+    return regions_by_class([Detections(boxes, labels, torch.ones_like(boxes[:, 0])) for boxes, labels in parts])
 
 
 def region_labels(targets: Sequence[Target], regions: Regions, size: tuple[int, int]) -> Int64[Tensor, "r H W"]:
@@ -89,20 +106,20 @@ def _class_labels(target: Target, label: int, size: tuple[int, int]) -> Int64[Te
     return labels
 
 
-def _draw(target: Target, seed: int, subset: bool) -> Detections:
-    generator = torch.Generator().manual_seed(seed)
-    known = (target.has_mask & ~target.ignore).cpu()
-    classes = torch.unique(target.labels.cpu()[known])
-    chosen = torch.zeros_like(known)
-    if len(classes):
-        label = classes[torch.randint(len(classes), (1,), generator=generator)]
-        candidates = torch.nonzero(known & (target.labels.cpu() == label)).reshape(-1)
-        count = len(candidates)
-        if subset:
-            count = int(torch.randint(1, count + 1, (1,), generator=generator))
-        chosen[candidates[torch.randperm(len(candidates), generator=generator)[:count]]] = True
-    chosen = chosen.to(target.labels.device)
-    return Detections(target.boxes[chosen], target.labels[chosen], torch.ones_like(target.boxes[chosen][:, 0]))
+def _draw(target: Target, generator: torch.Generator, subset: bool, with_mask: bool) -> Int64[Tensor, " _"]:
+    labels, usable = target.labels.cpu(), ~target.ignore.cpu()
+    if with_mask:
+        usable &= target.has_mask.cpu()
+    classes = torch.unique(labels[usable])
+    if not len(classes):
+        return target.labels.new_zeros(0)
+    label = classes[torch.randint(len(classes), (1,), generator=generator)]
+    candidates = torch.nonzero(usable & (labels == label)).reshape(-1)
+    count = len(candidates)
+    if subset:
+        count = int(torch.randint(1, count + 1, (1,), generator=generator))
+    order = torch.randperm(len(candidates), generator=generator)[:count]
+    return candidates[order.sort().values].to(target.labels.device)
 
 
 def _image_index(detections: Sequence[Detections]) -> Int64[Tensor, " n"]:

@@ -3,7 +3,7 @@
 The way of the data: images -> detector.features -> Pyramid -> boxes -> Regions -> attend -> decoder -> head -> logits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,10 +36,14 @@ class DASNet(nn.Module):
 
     def decode(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "r c H W"]:
         """Logits of each region in input pixels, from features that were computed before."""
-        logits = self.head(self.decoder.forward(attend(pyramid, regions, self.rounding)))
+        logits = self.score(pyramid, regions)
         if logits.shape[2:] == pyramid.size:
             return logits
         return F.interpolate(logits, size=pyramid.size, mode="bilinear", align_corners=False)
+
+    def score(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "r c h w"]:
+        """Logits of each region at the decoder's own resolution."""
+        return self.head(self.decoder.forward(attend(pyramid, regions, self.rounding)))
 
 
 def build_dasnet(
@@ -49,9 +53,17 @@ def build_dasnet(
     decoder: str = "light",
     decoder_options: Mapping[str, Any] | None = None,
     rounding: Rounding = "cover",
+    head: Callable[[int], nn.Module] = SemanticHead,
+    frozen: bool = True,
 ) -> DASNet:
-    """The network of stage two: a frozen detector by name, a decoder by name that fits its pyramid, the semantic head."""
-    frozen = FrozenDetector(build_detector(detector, num_classes, **(detector_options or {})))
-    built = build_decoder(decoder, frozen.out_channels, frozen.strides, **(decoder_options or {}))
+    """The network of stage two: a detector by name, a decoder by name that fits its pyramid, a head.
+
+    head: makes the head for the decoder's channels. frozen: the detector cannot learn; False is for joint training.
+    """
+    found = build_detector(detector, num_classes, **(detector_options or {}))
+    # only detectors whose pyramids hold switches have it
+    pool_shapes = getattr(found, "pool_shapes", None)
+    built = build_decoder(decoder, found.out_channels, found.strides, pool_shapes, **(decoder_options or {}))
     assert isinstance(built, Decoder)
-    return DASNet(frozen, built, SemanticHead(built.out_channels), rounding).to(memory_format=torch.channels_last)
+    eyes = FrozenDetector(found) if frozen else found
+    return DASNet(eyes, built, head(built.out_channels), rounding).to(memory_format=torch.channels_last)

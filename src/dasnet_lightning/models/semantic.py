@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasnet_lightning.functional.attention import box_scores
+from dasnet_lightning.functional.attention import box_attention, box_scores
+from dasnet_lightning.functional.boxes import scale_boxes
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.semantic import merge_regions
+from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.types import Detections, Pyramid, Regions
 
@@ -40,20 +42,32 @@ def segment_semantic(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: SemanticOptions,
-) -> tuple[Int64[Tensor, "_ _"], ...]:
-    """The class map of each image at `sizes` (height, width), from boxes in input pixels."""
+) -> tuple[Answer, ...]:
+    """The class map of each image at `sizes` (height, width), from boxes in input pixels.
+
+    An object's mask is what the class map shows of its class inside its box: touching objects of a class are not told
+    apart.
+    """
     kept = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
     regions = regions_by_class(kept)
     foreground = decode_foreground(model, pyramid, regions, options.regions_at_once)
-    scores = torch.cat([item.scores for item in kept])
-    scores = scores if options.weight_by_score else torch.ones_like(scores)
-    maps, start, first_box = [], 0, 0
-    for image, size in enumerate(sizes):
-        stop, last_box = start + int((regions.image_index == image).sum()), first_box + len(kept[image].labels)
+    answers, start = [], 0
+    for image, (found, size) in enumerate(zip(kept, sizes, strict=True)):
+        stop = start + int((regions.image_index == image).sum())
         part = regions.select(start, stop)
-        maps.append(_class_map(foreground[start:stop], part, scores[first_box:last_box], pyramid.size, size, options))
-        start, first_box = stop, last_box
-    return tuple(maps)
+        semantic = _class_map(foreground[start:stop], part, found.scores, pyramid.size, size, options)
+        answers.append(Answer(found, _cut_out(semantic, found, pyramid.size), semantic))
+        start = stop
+    return tuple(answers)
+
+
+def _cut_out(
+    semantic: Int64[Tensor, "H0 W0"], found: Detections, input_size: tuple[int, int]
+) -> Bool[Tensor, "n H0 W0"]:
+    size = (semantic.shape[0], semantic.shape[1])
+    each = torch.arange(len(found.labels), device=semantic.device)
+    windows = box_attention(scale_boxes(found.boxes, input_size, size), each, len(each), size, size) > 0
+    return windows & (semantic == found.labels[:, None, None])
 
 
 def decode_foreground(
@@ -78,6 +92,7 @@ def _class_map(
 ) -> Int64[Tensor, "H0 W0"]:
     if not len(regions):
         return torch.zeros(size, dtype=torch.int64, device=foreground.device)
+    scores = scores if options.weight_by_score else torch.ones_like(scores)
     margin = torch.tensor([-1, -1, 1, 1], device=foreground.device) * options.box_margin
     widened = regions.boxes + margin
     weights = box_scores(widened, scores, regions.region_index, len(regions), input_size, size)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
+from dasnet_lightning.models.dasnet import DASNet
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
@@ -34,20 +36,43 @@ def sub_state(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def load_detector(frozen_detector: FrozenDetector, path: str | Path) -> None:
-    """Fill a frozen detector from a checkpoint of stage one, or of a whole stage two.
+def load_detector(detector: Detector, path: str | Path) -> None:
+    """Fill a detector, frozen or not, from a checkpoint of stage one, or from the detector of a whole stage two.
 
     Raises CheckpointError where the checkpoint holds another detector or another number of classes.
     """
     content = read_checkpoint(path)
     state, saved = content["state_dict"], content["hyper_parameters"]
-    if saved.get("num_classes") != frozen_detector.num_classes:
+    if saved.get("num_classes") != detector.num_classes:
         raise CheckpointError(
-            f"{path}: detects {saved.get('num_classes')} classes with background, expected {frozen_detector.num_classes}"
+            f"{path}: detects {saved.get('num_classes')} classes with background, expected {detector.num_classes}"
         )
-    inner = "frozen.module."
-    found = sub_state(state, "detector.") or sub_state(state, f"model.detector.{inner}")
-    load_strictly(frozen_detector, {inner + key: value for key, value in found.items()}, path, content)
+    found = sub_state(state, "detector.") or sub_state(_thaw(sub_state(state, "model.")), "detector.")
+    load_strictly(_inner(detector), found, path, content)
+
+
+def load_network(
+    model: DASNet, state: Mapping[str, torch.Tensor], path: str | Path, content: Mapping[str, Any]
+) -> None:
+    """Fill detector, decoder and head of stage two, whether the detector is or was frozen or not.
+
+    state: the entries below "model." of the checkpoint `content`. Raises CheckpointError where they do not fit.
+    """
+    state = _thaw(state)
+    for name, module in (("detector", _inner(model.detector)), ("decoder", model.decoder), ("head", model.head)):
+        assert isinstance(module, nn.Module)
+        load_strictly(module, sub_state(state, f"{name}."), path, content)
+
+
+def _thaw(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The entries as if the detector had never been frozen."""
+    return {key.replace("detector.frozen.module.", "detector.", 1): value for key, value in state.items()}
+
+
+def _inner(detector: Detector) -> nn.Module:
+    inner = detector.detector if isinstance(detector, FrozenDetector) else detector
+    assert isinstance(inner, nn.Module)
+    return inner
 
 
 def load_strictly(

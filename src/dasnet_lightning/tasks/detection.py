@@ -49,7 +49,8 @@ class DetectionTask(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self.box_ap.update(self.detector.detect(self.detector.features(batch.images)), batch.targets)
+        detections = self.detector.detect(self.detector.features(batch.images))
+        self.box_ap.update(batch.image_ids, detections, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute(self.class_names).items()})

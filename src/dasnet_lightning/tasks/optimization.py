@@ -1,6 +1,6 @@
 """Optimizer and schedule of both stages, as configuration (paper section 8 is `sgd`, `step`, `double_bias`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ class OptimizerConfig:
 
     name: "sgd" with momentum, or "adamw". schedule: "constant", "step" (divided by 10 at each of `steps`), or "onecycle"
     (up for the first `warmup` share, then cosine to zero; needs the trainer's max_steps). double_bias: biases learn at
-    twice the rate without decay (paper section 8). Biases and scales are never decayed under "adamw".
+    twice the rate without decay (paper section 8). Biases and scales are never decayed under "adamw". detector_rate: in
+    joint training the detector learns at this multiple of the rate.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -28,11 +29,20 @@ class OptimizerConfig:
     schedule: Literal["constant", "step", "onecycle"] = "step"
     steps: Sequence[int] = (15_000,)
     warmup: float = 0.1
+    detector_rate: float = 0.1
 
 
-def build_optimizers(config: OptimizerConfig, module: nn.Module, max_steps: int) -> dict[str, Any]:
-    """What `configure_optimizers` returns: the optimizer over the trainable parameters, and its per-step schedule."""
-    groups = _parameter_groups(config, module.named_parameters())
+def build_optimizers(
+    config: OptimizerConfig, module: nn.Module, max_steps: int, slow: nn.Module | None = None
+) -> dict[str, Any]:
+    """What `configure_optimizers` returns: the optimizer over the trainable parameters, and its per-step schedule.
+
+    slow: the part of `module` that learns at `detector_rate`.
+    """
+    slow_parameters = [] if slow is None else [p for p in slow.parameters() if p.requires_grad]
+    held = {id(parameter) for parameter in slow_parameters}
+    others = [p for p in module.parameters() if p.requires_grad and id(p) not in held]
+    groups = _groups(config, others, config.lr) + _groups(config, slow_parameters, config.lr * config.detector_rate)
     optimizer: torch.optim.Optimizer
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
@@ -42,16 +52,13 @@ def build_optimizers(config: OptimizerConfig, module: nn.Module, max_steps: int)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _parameter_groups(config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    weights: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    for _, parameter in parameters:
-        if parameter.requires_grad:
-            (weights if parameter.ndim > 1 else biases).append(parameter)
-    bias_lr = config.lr * (2 if config.double_bias else 1)
+def _groups(config: OptimizerConfig, parameters: Sequence[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    """Weights, and biases and scales by themselves."""
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    biases = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [
-        {"params": weights, "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": biases, "lr": bias_lr, "weight_decay": 0.0},
+        {"params": weights, "lr": lr, "weight_decay": config.weight_decay},
+        {"params": biases, "lr": lr * (2 if config.double_bias else 1), "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -1,39 +1,17 @@
-"""Class-agnostic decoders: from the attended pyramid of a region, coarse to fine, to features of each pixel.
+"""The light decoder: narrow, at most 1 GMAC for each region at 320x320, for any pyramid.
 
-A decoder holds no normalisation that mixes positions at fine levels: masked cells stay zero until a convolution reaches
-them, which is what lets a later, box-local decode be exact.
+It holds no normalisation that mixes positions: masked cells stay zero until a convolution reaches them, which is what
+lets a later, box-local decode be exact.
 """
-
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasnet_lightning.registry import Registry
+from dasnet_lightning.functional.pooling import PoolShape
+from dasnet_lightning.nn.decoder.base import DECODERS
 from dasnet_lightning.types import Pyramid
-
-
-@runtime_checkable
-class Decoder(Protocol):
-    """What stage two trains. `out_channels` and `out_stride` describe the features that it returns."""
-
-    out_channels: int
-    out_stride: int
-
-    def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        """Decode an attended pyramid (one entry per region in each level) into features at `out_stride`."""
-        ...
-
-
-DECODERS: Registry[Callable[..., nn.Module]] = Registry("decoder")
-
-
-def build_decoder(name: str, in_channels: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> nn.Module:
-    """Build a decoder by name for a pyramid with these channels and strides (finest first)."""
-    return DECODERS.get(name)(in_channels=in_channels, strides=strides, **options)
 
 
 class PositionNorm(nn.Module):
@@ -127,9 +105,15 @@ class LightDecoder(nn.Module):
 
 
 @DECODERS.register("light")
-def light(in_channels: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> LightDecoder:
-    """The narrow decoder for any detector."""
-    return LightDecoder(in_channels, strides, **options)
+def build_light(
+    in_channels: tuple[int, ...],
+    strides: tuple[int, ...],
+    pool_shapes: tuple[PoolShape, ...] | None,
+    widths: tuple[int, int, int] = (48, 64, 128),
+    out_stride: int = 4,
+) -> LightDecoder:
+    """The narrow decoder for any detector; it needs no switches."""
+    return LightDecoder(in_channels, strides, widths, out_stride)
 
 
 def _width(stride: int, widths: tuple[int, int, int]) -> int:

@@ -1,0 +1,43 @@
+"""Masks as COCO's compressed run lengths: what evaluation keeps of a mask, some hundred bytes instead of H x W."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+
+def encode(masks: Bool[Tensor, "n H W"] | Bool[np.ndarray, "n H W"]) -> list[bytes]:
+    """The run-length counts of each mask; the masks may lie on any device."""
+    tensor = torch.as_tensor(masks)
+    if not len(tensor):
+        return []
+    # COCO counts down the columns: transposed where the masks are, so that numpy need not copy them once more
+    columns = tensor.transpose(1, 2).to(torch.uint8).contiguous().cpu().numpy()
+    return [item["counts"] for item in coco_mask.encode(columns.transpose(2, 1, 0))]
+
+
+def decode(counts: Sequence[bytes], size: tuple[int, int]) -> Bool[np.ndarray, "n H W"]:
+    """The masks of an image of `size` (height, width) from their run-length counts."""
+    if not len(counts):
+        return np.zeros((0, *size), dtype=bool)
+    return np.asarray(coco_mask.decode(as_coco(counts, size)).transpose(2, 0, 1), dtype=bool)
+
+
+def areas(counts: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, " n"]:
+    """How many pixels each mask has."""
+    return np.asarray(coco_mask.area(as_coco(counts, size)), dtype=np.int64)
+
+
+def intersect(counts: Sequence[bytes], other: bytes, size: tuple[int, int]) -> list[bytes]:
+    """What each mask has in common with another one, without decoding any."""
+    pairs = [as_coco([item, other], size) for item in counts]
+    return [coco_mask.merge(pair, intersect=True)["counts"] for pair in pairs]
+
+
+def as_coco(counts: Sequence[bytes], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The run lengths as pycocotools takes them: one {"size", "counts"} each."""
+    return [{"size": list(size), "counts": item} for item in counts]

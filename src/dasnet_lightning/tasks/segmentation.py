@@ -1,0 +1,169 @@
+"""Stage two: with the detector frozen, one class-agnostic decoder learns shapes from the few masks.
+
+Everything that semantic and instance segmentation share; they differ in the regions that they draw, the head, the loss,
+and how scores are assembled into an answer.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from dasnet_lightning.functional.attention import Rounding
+from dasnet_lightning.functional.regions import ground_truth_detections
+from dasnet_lightning.functional.semantic import graph_zero
+from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.metrics.instance import InstanceAP
+from dasnet_lightning.metrics.semantic import SemanticIoU
+from dasnet_lightning.models.answer import Answer
+from dasnet_lightning.models.dasnet import build_dasnet
+from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
+from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid
+
+BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
+
+
+class SegmentationTask(L.LightningModule, ABC):
+    """Trains decoder and head on masks; measures mIoU and mask AP with ground-truth and with detected boxes.
+
+    num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
+    travel inside the checkpoint.
+    detector_checkpoint: stage one's checkpoint, read when training starts; the task's own checkpoints hold the whole
+    model. initial_checkpoint: a checkpoint of the same task to start from. joint: the detector learns too, from its own
+    losses (times `box_loss_weight`) and from what comes back through the attention, at `optimizer.detector_rate` times
+    the rate; its box AP is then measured as well (paper section 1: possible, and no gain for the authors).
+    head: makes the head for the decoder's channels; the final class chooses it.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        class_names: Sequence[str] = (),
+        category_ids: Sequence[int | str] = (),
+        detector: str = "ssd320_vgg16",
+        detector_options: dict[str, Any] | None = None,
+        detector_checkpoint: str | None = None,
+        decoder: str = "light",
+        decoder_options: dict[str, Any] | None = None,
+        rounding: Rounding = "cover",
+        initial_checkpoint: str | None = None,
+        joint: bool = False,
+        box_loss_weight: float = 1.0,
+        optimizer: OptimizerConfig | None = None,
+        *,
+        head: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        # called here, lightning also collects the arguments of the final class
+        self.save_hyperparameters(ignore=["optimizer", "inference", "head"])
+        options = detector_options if detector_checkpoint is None else without_weights(detector_options)
+        self.model = build_dasnet(
+            num_classes, detector, options, decoder, decoder_options, rounding, head, frozen=not joint
+        )
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names)
+        self.detector_checkpoint = detector_checkpoint
+        self.initial_checkpoint = initial_checkpoint
+        self.joint = joint
+        self.box_loss_weight = box_loss_weight
+        self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
+        self.iou = nn.ModuleDict({kind: SemanticIoU(num_classes) for kind in BOX_KINDS})
+        self.mask_ap = {kind: InstanceAP() for kind in BOX_KINDS}
+        self.box_ap = BoxAP()
+
+    @abstractmethod
+    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
+        """What the decoder pays for the regions that it draws from a batch, by name, and how many regions that are.
+
+        The loss of an object without a mask must not depend on what a mask would say.
+        """
+
+    @abstractmethod
+    def answer(
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Answer, ...]:
+        """Masks and class map of each image at its size, for boxes in input pixels."""
+
+    def setup(self, stage: str) -> None:
+        # lightning warns of every module in evaluation mode; the frozen detector is so on purpose
+        warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
+        if stage != "fit":
+            return
+        if self.detector_checkpoint is not None:
+            load_detector(self.model.detector, self.detector_checkpoint)
+        if self.initial_checkpoint is not None:
+            content = read_checkpoint(self.initial_checkpoint)
+            load_network(self.model, sub_state(content["state_dict"], "model."), self.initial_checkpoint, content)
+
+    def on_fit_start(self) -> None:
+        self.train()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        pyramid = self.model.detector.features(batch.images)
+        losses, regions = self.mask_losses(pyramid, batch)
+        weighted = {f"train/{name}_loss": loss for name, loss in losses.items()}
+        if self.joint:
+            boxes = self.model.detector.losses(pyramid, batch.targets)
+            weighted |= {f"train/box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
+        loss = torch.stack([graph_zero(self.parameters()), *weighted.values()]).sum()
+        logged = {name: value.detach() for name, value in weighted.items()} | {"train/loss": loss.detach()}
+        self.log_dict(logged | {"train/regions": float(regions)}, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if self.joint:
+            found = self.model.detector.detect(self.model.detector.features(batch.images))
+            self.box_ap.update(batch.image_ids, found, batch.targets)
+        batch = batch.select([index for index, target in enumerate(batch.targets) if target.truth is not None])
+        if not len(batch):
+            return
+        pyramid = self.model.detector.features(batch.images)
+        annotated = tuple(ground_truth_detections(target) for target in batch.targets)
+        truth = [target.truth.semantic for target in batch.targets if target.truth is not None]
+        sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
+        for kind, boxes in zip(BOX_KINDS, (annotated, self.model.detector.detect(pyramid)), strict=True):
+            answers = self.answer(pyramid, boxes, sizes)
+            predictions = [InstancePrediction(a.found.labels, a.found.scores, a.masks) for a in answers]
+            self.mask_ap[kind].update(batch.image_ids, predictions, batch.targets, pyramid.size)
+            for answer, true_map in zip(answers, truth, strict=True):
+                self._iou(kind).update(answer.semantic, true_map)
+
+    def on_validation_epoch_end(self) -> None:
+        names = self.class_names or tuple(str(label) for label in range(self.num_classes))
+        for kind in BOX_KINDS:
+            iou, mask_ap = self._iou(kind), self.mask_ap[kind]
+            per_class = {f"iou/{name}": value for name, value in iou.per_class(names).items()}
+            figures = {"miou": float(iou.compute())} | per_class | dict(mask_ap.compute(names))
+            self.log_dict({_name(key, kind): value for key, value in figures.items()})
+            iou.reset()
+            mask_ap.reset()
+        if self.joint:
+            self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()})
+            self.box_ap.reset()
+
+    def _iou(self, kind: str) -> SemanticIoU:
+        metric = self.iou[kind]
+        assert isinstance(metric, SemanticIoU)
+        return metric
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        self.validation_step(batch, batch_index)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    def configure_optimizers(self) -> Any:
+        detector = self.model.detector
+        assert isinstance(detector, nn.Module)  # frozen, it has no parameter that could learn
+        return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=detector)
+
+
+def _name(figure: str, kind: str) -> str:
+    """val/FIGURE_KIND, or val/FIGURE_KIND/CLASS."""
+    figure, slash, class_name = figure.partition("/")
+    return f"val/{figure}_{kind}{slash}{class_name}"
