@@ -48,6 +48,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu", options: Op
         **{name: saved[name] for name in names},
         detector_options=without_weights(saved["detector_options"]),
         decoder_options=saved["decoder_options"],
+        soft_attention=saved.get("soft_attention", 0.0),
         head=partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead,
     )
     load_network(model, state, checkpoint, content)

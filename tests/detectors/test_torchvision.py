@@ -116,7 +116,7 @@ def test_only_another_number_of_classes_is_excused(tmp_path, quick_init):
     state = reference("ssdlite320_mobilenet_v3_large", 91).state_dict()
     key = "head.regression_head.module_list.2.1.weight"
     torch.save({**state, key: state[key][:8]}, tmp_path / "anchors.pth")
-    with pytest.raises(CheckpointError, match=r"of another shape: heads\.2\.regression\.1\.weight \(8, 256, 1, 1\)"):
+    with pytest.raises(CheckpointError, match=r"of another shape: heads\.2\.regression\.1\.weight \(8, 512, 1, 1\)"):
         build_detector("ssdlite320_mobilenet_v3_large", 4, backbone_weights=str(tmp_path / "anchors.pth"))
     key = "head.classification_head.module_list.2.1.weight"
     torch.save({**state, key: state[key][:, :8]}, tmp_path / "width.pth")

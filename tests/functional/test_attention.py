@@ -91,3 +91,17 @@ def test_no_boxes_keep_nothing():
     keep = box_attention(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 2, IMAGE, (6, 8))
     assert keep.shape == (2, 6, 8)
     assert keep.sum() == 0
+
+
+def test_soft_weights_scale_the_cells_inside_the_boxes_and_ones_change_nothing():
+    torch.manual_seed(0)
+    pyramid = Pyramid((torch.rand(2, 3, 8, 8), torch.rand(2, 4, 3, 3)), (4, 8), (32, 32))
+    boxes = torch.tensor([[4.0, 4, 20, 20], [0, 0, 9, 9]])
+    regions = Regions(boxes, torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 2]))
+    plain = attend(pyramid, regions)
+    ones = attend(pyramid, regions, weights=torch.ones(2, 16, 16))
+    assert all(torch.equal(one, other) for one, other in zip(plain.levels, ones.levels, strict=True))
+    weights = torch.rand(2, 8, 8)
+    soft = attend(pyramid, regions, weights=weights)
+    assert torch.allclose(soft.levels[0], plain.levels[0] * weights[:, None])
+    assert soft.levels[1].abs().sum() < plain.levels[1].abs().sum()

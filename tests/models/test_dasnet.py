@@ -29,7 +29,10 @@ class Foreground(nn.Module):
         return (pyramid.levels[0].abs().sum(dim=1, keepdim=True) > 0).float()
 
 
-class Score(nn.Module):
+class Score(SemanticHead):
+    def __init__(self) -> None:
+        super().__init__(in_channels=1)
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat([-20 * (features - 0.5), 20 * (features - 0.5)], dim=1)
 

@@ -30,6 +30,7 @@ class RunConfig:
     backbone_weights: str | None = None
     detector_checkpoint: str | None = None
     decoder: str = "light"
+    soft_attention: float = 0.0
     image_size: int = 0
     detector_steps: int = 0
     steps: int = 0

@@ -184,6 +184,7 @@ def start_task(
         "detector_options": without_weights(saved["detector_options"]),
         "initial_checkpoint" if joint else "detector_checkpoint": str(checkpoint),
         "decoder": config.decoder,
+        "soft_attention": config.soft_attention,
         "joint": joint,
         "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     }

@@ -48,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="ssd",
         help="of stage one; ssd zooms out up to 4 times, segment up to 2, for short trainings (default: %(default)s)",
     )
+    parser.add_argument("--decoder", default="light", help="light or paper (default: %(default)s)")
+    parser.add_argument(
+        "--soft-attention",
+        type=float,
+        default=0.0,
+        metavar="A",
+        help="0 to 1: decode twice, the second time with features weighted by the first answer (default: %(default)s)",
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
@@ -119,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
         detector_augmentation=args.detector_augmentation,
         detector_lr=default_detector_lr(args.detector) if args.detector_lr is None else args.detector_lr,
         lr=args.lr,
+        decoder=args.decoder,
+        soft_attention=args.soft_attention,
         score_threshold=args.score_threshold,
         seed=args.seed,
         split_seed=args.split_seed,

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from dasnet_lightning.types import Pyramid, Regions
 
@@ -50,12 +51,23 @@ def box_scores(
     return nothing.scatter_reduce(0, region_index[:, None, None].expand_as(cells), cells, "amax")
 
 
-def attend(pyramid: Pyramid, regions: Regions, rounding: Rounding = "cover") -> Pyramid:
-    """The pyramid of each region: its image's levels, zero outside its boxes; switches are those of the whole image."""
+def attend(
+    pyramid: Pyramid,
+    regions: Regions,
+    rounding: Rounding = "cover",
+    weights: Float[Tensor, "r h w"] | None = None,
+) -> Pyramid:
+    """The pyramid of each region: its image's levels, zero outside its boxes; switches are those of the whole image.
+
+    weights: 0..1 for each pixel or cell of the image, averaged over each level's cells: a soft attention inside the boxes.
+    All ones is the attention by boxes itself.
+    """
 
     def masked(level: Float[Tensor, "b c h w"]) -> Float[Tensor, "r c h w"]:
         size = (level.shape[2], level.shape[3])
         keep = box_attention(regions.boxes, regions.region_index, len(regions), pyramid.size, size, rounding)
+        if weights is not None:
+            keep = keep * F.adaptive_avg_pool2d(weights, size)
         return level[regions.image_index] * keep[:, None].to(level.dtype)
 
     switches = pyramid.switches

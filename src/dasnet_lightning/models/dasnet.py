@@ -14,21 +14,37 @@ from torch.nn import functional as F
 from dasnet_lightning.detectors import build_detector
 from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import Rounding, attend
 from dasnet_lightning.nn.decoder import Decoder, build_decoder
-from dasnet_lightning.nn.heads import SemanticHead
+from dasnet_lightning.nn.heads import Head, SemanticHead
 from dasnet_lightning.types import Images, Pyramid, Regions
 
 
 class DASNet(nn.Module):
-    """Composes a detector, a decoder and a head; one decode answers for all regions of a batch together."""
+    """Composes a detector, a decoder and a head; one decode answers for all regions of a batch together.
 
-    def __init__(self, detector: Detector, decoder: Decoder, head: nn.Module, rounding: Rounding = "cover") -> None:
+    soft_attention: 0 is the paper's attention by boxes. Above 0 a second decode follows, for which the features inside the
+    boxes are weighted by what the first one saw there (paper section 6: class-specific features at pixel level): a cell
+    of no foreground keeps 1 - soft_attention of its features.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        decoder: Decoder,
+        head: Head,
+        rounding: Rounding = "cover",
+        soft_attention: float = 0.0,
+    ) -> None:
         super().__init__()
+        if not 0 <= soft_attention <= 1:
+            raise ConfigError(f"soft_attention is {soft_attention}, expected a share between 0 and 1")
         self.detector = detector
         self.decoder = decoder
         self.head = head
         self.rounding = rounding
+        self.soft_attention = soft_attention
 
     def forward(self, images: Images, regions: Regions) -> Float[Tensor, "r c H W"]:
         """Logits of each region in input pixels."""
@@ -36,14 +52,33 @@ class DASNet(nn.Module):
 
     def decode(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "r c H W"]:
         """Logits of each region in input pixels, from features that were computed before."""
-        logits = self.score(pyramid, regions)
-        if logits.shape[2:] == pyramid.size:
-            return logits
-        return F.interpolate(logits, size=pyramid.size, mode="bilinear", align_corners=False)
+        return to_pixels(self.score(pyramid, regions), pyramid.size)
 
     def score(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "r c h w"]:
         """Logits of each region at the decoder's own resolution."""
-        return self.head(self.decoder.forward(attend(pyramid, regions, self.rounding)))
+        return self.passes(pyramid, regions)[-1]
+
+    def passes(self, pyramid: Pyramid, regions: Regions) -> tuple[Float[Tensor, "r c h w"], ...]:
+        """The logits of each decode, the answer last: one with attention by boxes, a second with soft attention.
+
+        What the first decode saw is detached: the second teaches the decoder alone.
+        """
+        first = self._score(attend(pyramid, regions, self.rounding))
+        if self.soft_attention == 0:
+            return (first,)
+        seen = self.head.foreground(first.detach(), regions, pyramid.size)
+        weights = 1 - self.soft_attention * (1 - seen)
+        return first, self._score(attend(pyramid, regions, self.rounding, weights))
+
+    def _score(self, attended: Pyramid) -> Float[Tensor, "r c h w"]:
+        return self.head.forward(self.decoder.forward(attended))
+
+
+def to_pixels(logits: Float[Tensor, "r c h w"], size: tuple[int, int]) -> Float[Tensor, "r c H W"]:
+    """Logits at the size of the input."""
+    if logits.shape[2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def build_dasnet(
@@ -53,8 +88,9 @@ def build_dasnet(
     decoder: str = "light",
     decoder_options: Mapping[str, Any] | None = None,
     rounding: Rounding = "cover",
-    head: Callable[[int], nn.Module] = SemanticHead,
+    head: Callable[[int], Head] = SemanticHead,
     frozen: bool = True,
+    soft_attention: float = 0.0,
 ) -> DASNet:
     """The network of stage two: a detector by name, a decoder by name that fits its pyramid, a head.
 
@@ -66,4 +102,5 @@ def build_dasnet(
     built = build_decoder(decoder, found.out_channels, found.strides, pool_shapes, **(decoder_options or {}))
     assert isinstance(built, Decoder)
     eyes = FrozenDetector(found) if frozen else found
-    return DASNet(eyes, built, head(built.out_channels), rounding).to(memory_format=torch.channels_last)
+    network = DASNet(eyes, built, head(built.out_channels), rounding, soft_attention)
+    return network.to(memory_format=torch.channels_last)

@@ -1,9 +1,34 @@
 """Heads: from the decoder's features to scores of each pixel."""
 
+from typing import Protocol, runtime_checkable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.functional.boxes import scale_boxes
+from dasnet_lightning.functional.position_sensitive import inside_logits, pixel_grid, read_boxes
+from dasnet_lightning.types import Regions
+
+
+@runtime_checkable
+class Head(Protocol):
+    """The last layer of the network, `out_channels` maps of scores for each region."""
+
+    out_channels: int
+
+    def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c2 h w"]:
+        """The scores of each pixel."""
+        ...
+
+    def foreground(
+        self, scores: Float[Tensor, "r c h w"], regions: Regions, size: tuple[int, int]
+    ) -> Float[Tensor, "r h w"]:
+        """The probability of each pixel of the maps to belong to an object of its region; 0 where the maps cannot tell.
+
+        size: (H, W) of the input, in whose pixels the regions' boxes are.
+        """
+        ...
 
 
 class SemanticHead(nn.Module):
@@ -17,6 +42,11 @@ class SemanticHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r 2 h w"]:
         return self.score(features)
+
+    def foreground(
+        self, scores: Float[Tensor, "r 2 h w"], regions: Regions, size: tuple[int, int]
+    ) -> Float[Tensor, "r h w"]:
+        return scores.float().softmax(dim=1)[:, 1]
 
 
 class PositionSensitiveHead(nn.Module):
@@ -32,6 +62,19 @@ class PositionSensitiveHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c2 h w"]:
         return self.score(features)
+
+    def foreground(
+        self, scores: Float[Tensor, "r c h w"], regions: Regions, size: tuple[int, int]
+    ) -> Float[Tensor, "r h w"]:
+        """The largest probability of being inside over the boxes of the region, 0 outside of all."""
+        cells = (scores.shape[2], scores.shape[3])
+        boxes = scale_boxes(regions.boxes, size, cells)
+        grid = pixel_grid(boxes, cells)
+        inside = inside_logits(read_boxes(scores, boxes, regions.region_index, grid, cells, self.cells)).sigmoid()
+        rows = regions.region_index[:, None, None] * cells[0] + grid.rows[:, :, None]
+        places = (rows * cells[1] + grid.columns[:, None, :])[grid.valid]
+        nothing = inside.new_zeros(len(regions) * cells[0] * cells[1])
+        return nothing.scatter_reduce(0, places, inside[grid.valid], "amax").view(len(regions), *cells)
 
 
 def build_score(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
+
 from dasnet_lightning.functional.instance import SamplingOptions, draw_samples, instance_losses
 from dasnet_lightning.functional.position_sensitive import read_boxes
 from dasnet_lightning.functional.regions import draw_objects, object_regions
@@ -50,9 +52,12 @@ class InstanceTask(SegmentationTask):
         if not len(regions):
             return {}, 0
         samples = draw_samples(batch.targets, drawn, generators, pyramid.size, self.sampling)
-        maps = self.model.score(pyramid, regions)
-        scores = read_boxes(maps, samples.boxes, samples.region_index, samples.grid, pyramid.size, self.cells)
-        return instance_losses(scores, samples), len(regions)
+        passes = [
+            read_boxes(maps, samples.boxes, samples.region_index, samples.grid, pyramid.size, self.cells)
+            for maps in self.model.passes(pyramid, regions)
+        ]
+        losses = [instance_losses(scores, samples) for scores in passes]
+        return {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}, len(regions)
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]

@@ -21,6 +21,7 @@ from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
+from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid
@@ -37,7 +38,8 @@ class SegmentationTask(L.LightningModule, ABC):
     model. initial_checkpoint: a checkpoint of the same task to start from. joint: the detector learns too, from its own
     losses (times `box_loss_weight`) and from what comes back through the attention, at `optimizer.detector_rate` times
     the rate; its box AP is then measured as well (paper section 1: possible, and no gain for the authors).
-    head: makes the head for the decoder's channels; the final class chooses it.
+    soft_attention: see DASNet; both decodes are trained. head: makes the head for the decoder's channels; the final
+    class chooses it.
     """
 
     def __init__(
@@ -51,19 +53,20 @@ class SegmentationTask(L.LightningModule, ABC):
         decoder: str = "light",
         decoder_options: dict[str, Any] | None = None,
         rounding: Rounding = "cover",
+        soft_attention: float = 0.0,
         initial_checkpoint: str | None = None,
         joint: bool = False,
         box_loss_weight: float = 1.0,
         optimizer: OptimizerConfig | None = None,
         *,
-        head: Callable[[int], nn.Module],
+        head: Callable[[int], Head],
     ) -> None:
         super().__init__()
         # called here, lightning also collects the arguments of the final class
         self.save_hyperparameters(ignore=["optimizer", "inference", "head"])
         options = detector_options if detector_checkpoint is None else without_weights(detector_options)
         self.model = build_dasnet(
-            num_classes, detector, options, decoder, decoder_options, rounding, head, frozen=not joint
+            num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
         )
         self.num_classes = num_classes
         self.class_names = tuple(class_names)

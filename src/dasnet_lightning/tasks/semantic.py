@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from dasnet_lightning.functional.regions import draw_objects, object_regions, region_labels
 from dasnet_lightning.functional.semantic import semantic_loss
 from dasnet_lightning.models.answer import Answer
+from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import SemanticHead
 from dasnet_lightning.tasks.segmentation import SegmentationTask
@@ -39,7 +42,8 @@ class SemanticTask(SegmentationTask):
         if not len(regions):
             return {}, 0
         labels = region_labels(batch.targets, regions, pyramid.size)
-        return {"mask": semantic_loss(self.model.decode(pyramid, regions), labels)}, len(regions)
+        passes = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
+        return {"mask": torch.stack([semantic_loss(logits, labels) for logits in passes]).mean()}, len(regions)
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
