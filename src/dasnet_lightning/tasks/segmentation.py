@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors import portable_options
+from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
