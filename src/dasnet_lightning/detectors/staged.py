@@ -6,6 +6,7 @@ and more, which is where a stage ends.
 
 import copy
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from dasnet_lightning.detectors.extras import import_extra
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD
 from dasnet_lightning.detectors.weights import FILE_SUFFIXES, fill, load_state, load_state_file
-from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.errors import ConfigError
 
 TIMM = "timm:"
 FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet", "efficientnet", "convnext", "regnet", "mnasnet", "vgg")
@@ -151,24 +152,21 @@ def _find_stages(blocks: Mapping[str, nn.Module]) -> tuple[list[int], tuple[int,
 def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], freeze_norm: bool) -> StagedBackbone:
     timm = import_extra("timm", "timm")
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"{name[:4]}*")[:8]) or "see timm.list_models()"
+        near = ", ".join(get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
         raise ConfigError(f"timm {timm.__version__} has no model '{name}', names like it: {near}")
     options: dict[str, Any] = {"features_only": True}
     if timm.get_pretrained_cfg(name).fixed_input_size:
         options["img_size"] = image_size
     if weights is not None and (Path(weights).suffix in FILE_SUFFIXES or Path(weights).exists()):
-        load_state_file(Path(weights))  # a file that cannot be read is named before timm sees it
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _load_timm(timm, name, weights)}}
     elif weights is not None:
         name = f"{name}.{weights}"
         options |= {"pretrained": True}
     try:
         body = timm.create_model(name, **options)
     except RuntimeError as error:
-        what = str(error).strip().splitlines()
-        raise (CheckpointError if weights else ConfigError)(
-            f"timm's '{name}' cannot be built with features_only and backbone_weights {weights}: {' '.join(what[:3])}"
-        ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"timm cannot build '{name}' with features_only: {reason}") from error
     reductions, channels = body.feature_info.reduction(), body.feature_info.channels()
     last = {stride: index for index, stride in enumerate(reductions) if stride >= FINEST}
     if not last:
@@ -184,3 +182,17 @@ def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], fre
         getattr(body, "output_fmt", "NCHW") == "NHWC",  # not all of timm's wrappers have it
         freeze_norm,
     )
+
+
+def _load_timm(timm: Any, name: str, weights: str) -> dict[str, Tensor]:
+    """The state dict of a whole network of timm's, from a file and checked: with features_only timm takes what fits.
+
+    The file's classifier may be absent or for other classes. Raises CheckpointError where anything else differs.
+    """
+    network = timm.create_model(name)
+    names = timm.get_pretrained_cfg(name).classifier or ()
+    classifiers = tuple(f"{each}." for each in ((names,) if isinstance(names, str) else names))
+    own = {key: value for key, value in network.state_dict().items() if key.startswith(classifiers)}
+    state = {key: value for key, value in load_state_file(Path(weights)).items() if not key.startswith(classifiers)}
+    fill(network, {**state, **own}, weights, f"the state dict of timm's {name}")
+    return dict(network.state_dict())

@@ -70,6 +70,9 @@ class SegmentationTask(L.LightningModule, ABC):
         self.model = build_dasnet(
             num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
         )
+        built = self.model.detector
+        portable = portable_options(built.detector if isinstance(built, FrozenDetector) else built, detector_options)
+        self.save_hyperparameters({"detector_options": portable})
         self.num_classes = num_classes
         self.class_names = tuple(class_names)
         self.detector_checkpoint = detector_checkpoint
