@@ -147,5 +147,5 @@ def test_a_missing_library_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"timm is not installed, .*pip install 'dasnet-lightning\[timm\]'"):
         build_detector("ssd", 4, backbone="timm:test_resnet")
-    with pytest.raises(ModuleNotFoundError, match="dasnet_lightning.nowhere"):  # a fault of ours is no missing extra
+    with pytest.raises(ModuleNotFoundError, match=r"dasnet_lightning\.nowhere"):  # a fault of ours is no missing extra
         import_extra("dasnet_lightning.nowhere", "timm")
