@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from tiny_transformers import TINY
+from torch.utils.data import DataLoader
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO
 from dasnet_lightning.detectors import build_detector

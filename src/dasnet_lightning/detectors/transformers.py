@@ -116,6 +116,7 @@ class TransformersDetector(nn.Module):
         std: Sequence[float],
         score_threshold: float,
         detections_per_image: int,
+        portable_options: dict[str, Any],
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -125,7 +126,7 @@ class TransformersDetector(nn.Module):
         self.image_size = image_size
         self.score_threshold = score_threshold
         self.detections_per_image = detections_per_image
-        self.portable_options = {"model": plain_config(model.config), "mean": list(mean), "std": list(std)}
+        self.portable_options = portable_options
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         maps = self._probe()

@@ -9,7 +9,13 @@ import torch
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.extras import import_extra
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD, parse_size
-from dasnet_lightning.detectors.transformers import TransformersDetector, fuse_norms, open_stages, take_backbone
+from dasnet_lightning.detectors.transformers import (
+    TransformersDetector,
+    fuse_norms,
+    open_stages,
+    plain_config,
+    take_backbone,
+)
 from dasnet_lightning.detectors.weights import fill, load_state
 from dasnet_lightning.errors import CheckpointError, ConfigError
 
@@ -43,6 +49,7 @@ def build_transformers(
     if backbone_weights is not None:
         fill(backbone, load_state(backbone_weights), backbone_weights, f"the state dict of a {type(backbone).__name__}")
     raw = network.config.model_type in RAW_PIXELS
+    portable = {"model": plain_config(network.config)}  # as it is before its backbone opens more stages
     return TransformersDetector(
         network,
         backbone,
@@ -54,6 +61,7 @@ def build_transformers(
         std or ((1.0, 1.0, 1.0) if raw else IMAGENET_STD),
         score_threshold,
         detections_per_image,
+        portable,
     )
 
 
