@@ -93,7 +93,7 @@ def _load_network(transformers: Any, name: str, num_labels: int) -> Any:
 
 
 def _adapt(config: Any, num_labels: int) -> Any:
-    """The configuration for our classes and for images of any size; it must not fetch a backbone's weights."""
+    """The configuration for our classes and for images of any size."""
     config.num_labels = num_labels
     for name in FIXED_SIZE:
         if getattr(config, name, None) is not None:
