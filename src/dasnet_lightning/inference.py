@@ -14,7 +14,7 @@ from PIL import Image
 
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.errors import CheckpointError, ConfigError
-from dasnet_lightning.functional.boxes import scale_boxes
+from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
@@ -102,7 +102,7 @@ class Segmenter:
         answer = self._answer(pyramid, found, size, threshold)
         return Segmentation(
             image=pixels,
-            boxes=scale_boxes(answer.found.boxes, self.image_size, size).cpu(),
+            boxes=restore_boxes(answer.found.boxes, self.image_size, size).cpu(),
             labels=answer.found.labels.cpu(),
             scores=answer.found.scores.cpu(),
             masks=answer.masks.cpu(),

@@ -5,7 +5,6 @@ The folder of a run holds `run.json` (its settings), `detector/`, one folder for
 """
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,14 @@ import lightning as L
 import torch
 
 from dasnet_lightning.cli.console import progress, say
-from dasnet_lightning.cli.run_records import BudgetResult, RunConfig, RunResult, claim_folder, write_json
+from dasnet_lightning.cli.run_records import BudgetResult, RunConfig, RunResult, claim_folder
 from dasnet_lightning.cli.stages import Stage, TrainerSettings, build_evaluator, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.detectors import DETECTORS, build_detector, learns_boxes
 from dasnet_lightning.errors import CheckpointError
+from dasnet_lightning.files import write_json
 from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
@@ -236,12 +236,9 @@ def evaluate(
     checkpoint: Path,
     settings: TrainerSettings,
 ) -> Mapping[str, float]:
-    """The validation figures of a checkpoint, measured once and then read from the stage's folder."""
-    path = stage.folder / "metrics.json"
-    if not path.is_file():
+    """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
+    if not stage.metrics.is_file():
         say(f"{stage.name}: evaluating {checkpoint}")
-        started = time.perf_counter()
         load_checkpoint(task, checkpoint)
-        values = build_evaluator(settings).validate(task, data, verbose=False)[0]
-        write_json(path, dict(values) | {"seconds": time.perf_counter() - started})
-    return json.loads(path.read_text())
+        write_json(stage.metrics, dict(build_evaluator(settings).validate(task, data, verbose=False)[0]))
+    return json.loads(stage.metrics.read_text())

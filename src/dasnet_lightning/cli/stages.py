@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
+from dasnet_lightning.files import write_json
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 
 FINAL = "final.ckpt"
@@ -45,6 +46,16 @@ class Stage:
     def final(self) -> Path:
         return self.folder / FINAL
 
+    @property
+    def metrics(self) -> Path:
+        """The validation figures of the final checkpoint."""
+        return self.folder / "metrics.json"
+
+    @property
+    def interval(self) -> int:
+        """Steps between two validations; beyond the end where there are none."""
+        return max(1, self.steps // self.validations) if self.validations else self.steps + 1
+
 
 def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
@@ -65,6 +76,9 @@ def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule
 
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
+    if stage.validations and stage.steps % stage.interval == 0:  # the last validation measured the final weights
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        write_json(stage.metrics, values)
     last.unlink(missing_ok=True)
     return stage.final
 
@@ -83,7 +97,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         precision=settings.precision,  # type: ignore[arg-type]
         max_steps=stage.steps,
         check_val_every_n_epoch=None,
-        val_check_interval=max(1, stage.steps // stage.validations) if stage.validations else stage.steps + 1,
+        val_check_interval=stage.interval,
         num_sanity_val_steps=0,
         gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,

@@ -4,10 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
-from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.cli.options import parse_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         task=args.task,
         mask_budgets=tuple(args.mask_budget),
         detector=args.detector,
-        detector_options=parse_options(args.detector_option),
+        detector_options=parse_options(args.detector_option, "--detector-option"),
         backbone_weights=args.backbone_weights,
         detector_checkpoint=args.detector_checkpoint,
         image_size=args.image_size,
@@ -153,19 +152,6 @@ def default_folder(data: str, budgets: Sequence[str], split_seed: int) -> str:
     """Where a run goes when nobody says: a folder of its own for each data set, budgets and split seed."""
     name = "-".join([Path(data).resolve().stem, *(budget.replace("/", "-per-") for budget in budgets)])
     return str(Path("runs") / (f"{name}-split{split_seed}" if split_seed else name))
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs, values as YAML reads them. Raises ConfigError for anything else."""
-    import yaml
-
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise ConfigError(f"--detector-option '{pair}' cannot be read, expected NAME=VALUE")
-        options[name] = yaml.safe_load(value)
-    return options
 
 
 def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from dasnet_lightning.detectors.anchors import AnchorLayout, clip_shapes, ssd_sh
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import L2Norm, PairedHead, parse_size
 from dasnet_lightning.detectors.ssd import SSD
-from dasnet_lightning.detectors.vgg16 import RATIOS, VGG16, accept_pixels, check_side, load_vgg16, stage_names
+from dasnet_lightning.detectors.vgg16 import POOLS, RATIOS, VGG16, accept_pixels, check_side, load_vgg16, stage_names
 from dasnet_lightning.detectors.weights import fill_detector, is_detector, load_state
 
 MEAN = (0.48235, 0.45882, 0.40784)
@@ -79,7 +79,7 @@ def build_ssd300_vgg16(
     heads[0] = nn.Sequential(L2Norm(512, scale=20.0), heads[0])
     detector = SSD(
         backbone, heads, anchors, tuple(range(6)), num_classes, size, MEAN, STD,
-        score_threshold, nms_threshold, top_k, detections_per_image,
+        score_threshold, nms_threshold, top_k, detections_per_image, POOLS,
     )  # fmt: skip
     if backbone_weights is None:
         accept_pixels(backbone)
