@@ -137,7 +137,7 @@ def skip_detector(
     """Stage one of a detector that boxes teach nothing: its checkpoint without a step, and its box AP as it is."""
     say(f"{stage.name}: detector '{config.detector}' has nothing to learn from them, stage two starts directly")
     task.optimizer_config = replace(task.optimizer_config, schedule="constant")  # no other one is without a length
-    checkpoint = run_stage(replace(stage, steps=0), task, data, config.trainer)
+    checkpoint = run_stage(replace(stage, steps=0, validations=0), task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
     return checkpoint, {**metrics, "score_threshold": config.score_threshold or HIGHEST}
 

@@ -53,9 +53,10 @@ def build_detector(name: str, num_classes: int, **options: Any) -> Detector:
     return DETECTORS.get(name)(num_classes=num_classes, **options)
 
 
-def portable_options(detector: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def portable_options(detector: Any, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The options that a checkpoint keeps: from them the detector is built again without the files that it came from."""
-    return {**(options or {}), **getattr(detector, "portable_options", {})}
+    portable = getattr(detector, "portable_options", None)
+    return options if portable is None else {**(options or {}), **portable}
 
 
 def learns_boxes(detector: Any) -> bool:
