@@ -19,10 +19,10 @@ from dasnet_lightning.cli.stages import Stage, Task, TrainerSettings, build_eval
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.formats import DataSet, open_dataset
-from dasnet_lightning.detectors import DETECTORS, build_detector
+from dasnet_lightning.detectors import DETECTORS, build_detector, learns_boxes
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.files import write_json
-from dasnet_lightning.metrics.threshold import best_score_threshold
+from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
@@ -114,7 +114,6 @@ def train_detector(
     """Stage one, unless a checkpoint is given; returns the checkpoint and the detector's box AP."""
     folder = config.folder / "detector"
     steps = config.detector_steps or max(600, 40 * len(data.train_set()) // config.detector_batch_size)
-    stage = Stage("stage one: boxes", folder, steps)
     given = config.detector_checkpoint
     task = DetectionTask(
         data.num_classes,
@@ -124,9 +123,23 @@ def train_detector(
         options if given is None else without_weights(options),
         OptimizerConfig("adamw", config.detector_lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     )
+    stage = Stage("stage one: boxes", folder, steps)
+    if not learns_boxes(task.detector):
+        return skip_detector(config, data, task, stage)
     checkpoint = Path(given) if given else run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
     return checkpoint, {**metrics, "score_threshold": choose_threshold(stage, task, data, checkpoint, config)}
+
+
+def skip_detector(
+    config: RunConfig, data: MixedSupervisionDataModule, task: DetectionTask, stage: Stage
+) -> tuple[Path, Mapping[str, float]]:
+    """Stage one of a detector that boxes teach nothing: its checkpoint without a step, and its box AP as it is."""
+    say(f"{stage.name}: detector '{config.detector}' has nothing to learn from them, stage two starts directly")
+    task.optimizer_config = replace(task.optimizer_config, schedule="constant")  # no other one is without a length
+    checkpoint = run_stage(replace(stage, steps=0, validations=0), task, data, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    return checkpoint, {**metrics, "score_threshold": config.score_threshold or HIGHEST}
 
 
 def choose_threshold(

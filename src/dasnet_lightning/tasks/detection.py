@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from dasnet_lightning.detectors import build_detector
+from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
@@ -34,6 +34,7 @@ class DetectionTask(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.detector = build_detector(detector, num_classes, **(detector_options or {}))
+        self.save_hyperparameters({"detector_options": portable_options(self.detector, detector_options)})
         self.to(memory_format=torch.channels_last)
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
         self.class_names = tuple(class_names)

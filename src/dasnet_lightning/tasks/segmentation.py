@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors import portable_options
+from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
@@ -69,6 +71,9 @@ class SegmentationTask(L.LightningModule, ABC):
         self.model = build_dasnet(
             num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
         )
+        built = self.model.detector
+        portable = portable_options(built.detector if isinstance(built, FrozenDetector) else built, detector_options)
+        self.save_hyperparameters({"detector_options": portable})
         self.num_classes = num_classes
         self.class_names = tuple(class_names)
         self.detector_checkpoint = detector_checkpoint
