@@ -4,6 +4,7 @@ A stage's folder holds `last.ckpt` while it runs and `final.ckpt` once it is com
 """
 
 import csv
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
+from dasnet_lightning.cli.console import say
 from dasnet_lightning.files import write_json
-from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 
@@ -86,6 +88,22 @@ def run_stage(
         write_json(stage.metrics, task.figures)
     last.unlink(missing_ok=True)
     return stage.final
+
+
+def evaluate(
+    stage: Stage,
+    task: Task,
+    data: L.LightningDataModule,
+    checkpoint: Path,
+    settings: TrainerSettings,
+) -> Mapping[str, float]:
+    """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
+    if not stage.metrics.is_file():
+        say(f"{stage.name}: evaluating {checkpoint}")
+        load_checkpoint(task, checkpoint)
+        build_evaluator(settings).validate(task, data, verbose=False)
+        write_json(stage.metrics, task.figures)
+    return json.loads(stage.metrics.read_text())
 
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
