@@ -84,7 +84,7 @@ class Segmenter:
     def segment(
         self, image: ImageLike, boxes: ArrayLike | None = None, labels: Sequence[int | str] | None = None
     ) -> Segmentation:
-        """Find and cut out the objects of an image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB.
+        """Find and cut out the objects of an image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB; best first.
 
         boxes: xyxy in the image's own pixels; then nothing is detected and these are segmented, each with its label (a
         number 1..num_classes-1 or a class name). Raises ConfigError where boxes come without labels, DataError for a
@@ -100,12 +100,15 @@ class Segmenter:
         else:
             found, threshold = self._given(boxes, labels, size), None
         answer = self._answer(pyramid, found, size, threshold)
+        scores = answer.found.scores.cpu()
+        # the instance score has its say only after the detector's order was made; given boxes keep theirs
+        order = torch.arange(len(scores)) if boxes is not None else torch.argsort(scores, descending=True, stable=True)
         return Segmentation(
             image=pixels,
-            boxes=restore_boxes(answer.found.boxes, self.image_size, size).cpu(),
-            labels=answer.found.labels.cpu(),
-            scores=answer.found.scores.cpu(),
-            masks=answer.masks.cpu(),
+            boxes=restore_boxes(answer.found.boxes, self.image_size, size).cpu()[order],
+            labels=answer.found.labels.cpu()[order],
+            scores=scores[order],
+            masks=answer.masks.cpu()[order],
             semantic=answer.semantic.cpu(),
             class_names=self.class_names,
             category_ids=self.category_ids,
