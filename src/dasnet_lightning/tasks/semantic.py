@@ -12,6 +12,7 @@ from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import SemanticHead
+from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
 
@@ -35,7 +36,7 @@ class SemanticTask(SegmentationTask):
     ) -> None:
         super().__init__(num_classes, class_names, category_ids, head=SemanticHead, **network)
         self.subset = subset
-        self.inference = inference or SemanticOptions()
+        self.inference = restore_options(SemanticOptions, inference)
         self.save_hyperparameters({"inference": asdict(self.inference)})
 
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
