@@ -101,29 +101,18 @@ class Segmenter:
             answer = self._answer(pyramid, found, size, self.options.score_threshold)
             corners = restore_boxes(answer.found.boxes, self.image_size, size)
         else:
-<<<<<<< HEAD
-            found, threshold = self._given(boxes, labels, size), None
-        answer = self._answer(pyramid, found, size, threshold)
+            found = self._given(boxes, labels, size)
+            answer = self._answer(pyramid, found, size, None)
+            corners = _corners(boxes)  # all of them are segmented, in their order
         scores = answer.found.scores.cpu()
         # the instance score has its say only after the detector's order was made; given boxes keep theirs
         order = torch.arange(len(scores)) if boxes is not None else torch.argsort(scores, descending=True, stable=True)
         return Segmentation(
             image=pixels,
-            boxes=restore_boxes(answer.found.boxes, self.image_size, size).cpu()[order],
+            boxes=corners.cpu()[order],
             labels=answer.found.labels.cpu()[order],
             scores=scores[order],
             masks=answer.masks.cpu()[order],
-=======
-            found = self._given(boxes, labels, size)
-            answer = self._answer(pyramid, found, size, None)
-            corners = _corners(boxes)  # all of them are segmented, in their order
-        return Segmentation(
-            image=pixels,
-            boxes=corners.cpu(),
-            labels=answer.found.labels.cpu(),
-            scores=answer.found.scores.cpu(),
-            masks=answer.masks.cpu(),
->>>>>>> tasktests
             semantic=answer.semantic.cpu(),
             class_names=self.class_names,
             category_ids=self.category_ids,
