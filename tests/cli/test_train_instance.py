@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from dasnet_lightning.cli import runs
+from dasnet_lightning.cli import stage_two
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.errors import ConfigError
@@ -32,7 +32,7 @@ BOXES = [[60.0, 10, 80, 50], [5.0, 5, 37, 31], [7.25, 3.5, 41.75, 29.5], [0.0, 0
 def _few_detections() -> Iterator[None]:
     """A detector of six steps believes in everything a little: without a limit, evaluation would take minutes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "InstanceOptions", partial(InstanceOptions, max_detections=5))
+        patch.setattr(stage_two, "InstanceOptions", partial(InstanceOptions, max_detections=5))
         yield
 
 
@@ -129,6 +129,9 @@ def test_options_of_a_checkpoint_are_of_its_task(finished):
 def test_detected_objects_obey_the_options(finished, shapes):
     path = sorted((shapes / "val").iterdir())[0]
     segmenter = load(finished / "masks-6" / "final.ckpt", options=InstanceOptions(score_threshold=0.01))
+    ranked = segmenter.segment(path)
+    assert torch.equal(ranked.scores, ranked.scores.sort(descending=True).values)  # by the instance score too
+    segmenter.options = InstanceOptions(score_threshold=0.01, weight_by_instance_score=False)
     many = segmenter.segment(path)
     segmenter.options = InstanceOptions(score_threshold=0.01, max_detections=2, weight_by_instance_score=False)
     two = segmenter.segment(path)
