@@ -9,7 +9,7 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic import write_synthetic
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-CONFIGS = sorted((EXPERIMENTS / "configs").rglob("*.yaml"))
+CONFIGS = sorted((EXPERIMENTS / "configs").glob("*.yaml"))  # configs/paper: test_paper_configs.py
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_config_runs(config, shapes):
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) >= 3
+    assert len(CONFIGS) >= 1
 
 
 def test_fit_validate_and_test_work_on_one_stage(shapes, capsys):
