@@ -140,28 +140,31 @@ def small(row: str) -> list[str]:
     """A small network, and small images, in the place of the row's own."""
     decoder = [] if row.startswith("detection") else ["--model.init_args.decoder", "light"]
     options = ["--model.init_args.detector", "ssd_tiny", "--model.init_args.detector_options", "null"]
-    return [*options, *decoder, "--data.image_size", "64"]
+    return [*options, *decoder, "--data.image_size", "160"]
+
+
+def last(row: str) -> str:
+    return f"runs/paper/{row}/last.ckpt"
 
 
 def test_the_rows_follow_one_another_and_continue(data):
     """Checkpoints lie where the next row looks for them, count optimizer steps, and training goes on from them."""
-    every_step = ["--trainer.callbacks.init_args.every_n_train_steps", "1"]
     for row, steps, more in [
-        ("detection_box16.5k", 1, []),
-        ("detection_box16.5k", 2, ["--ckpt_path", "runs/paper/detection_box16.5k/last.ckpt"]),
+        ("detection_box16.5k", 1, ["--data.samples_per_epoch", "1"]),
+        ("detection_box16.5k", 2, ["--data.samples_per_epoch", "1", "--ckpt_path", last("detection_box16.5k")]),
         ("semantic_seg10k", 3, ["--data.samples_per_epoch", "8", "--model.init_args.optimizer.steps", "[2]"]),
         ("semantic_seg10k_finetune", 1, []),
     ]:
         length = ["--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"]
-        assert main([*command(row), *data_root(row, data), *small(row), *QUICK, *every_step, *length, *more]) == 0
+        assert main([*command(row), *data_root(row, data), *small(row), *QUICK, *length, *more]) == 0
         assert [path.name for path in Path("runs/paper", row).glob("*.ckpt")] == ["last.ckpt"]
-        assert read_checkpoint(f"runs/paper/{row}/last.ckpt")["global_step"] == steps
+        assert read_checkpoint(last(row))["global_step"] == steps
         assert list(Path("runs/paper", row).glob("version_*/config.yaml"))
-    content = read_checkpoint("runs/paper/semantic_seg10k/last.ckpt")
+    content = read_checkpoint(last("semantic_seg10k"))
     progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     assert progress["completed"] == 12  # batches of one image, four in a step
     (rates,) = ({group["lr"] for group in state["param_groups"]} for state in content["optimizer_states"])
-    assert rates == {pytest.approx(0.001), pytest.approx(0.002)}  # divided by ten after two steps, not two batches
+    assert sorted(rates) == pytest.approx([0.001, 0.002])  # divided by ten after two steps, not two batches
 
 
 def resolved(row: str, capsys) -> dict:
@@ -185,7 +188,7 @@ def test_the_recipes_are_the_papers(row, capsys):
     assert (optimizer["double_bias"], optimizer["schedule"]) == (True, "step")
     assert trainer["callbacks"][-1]["init_args"]["dirpath"] == f"runs/paper/{row}"
     assert trainer["logger"]["init_args"]["name"] == row
-    assert trainer["max_steps"] % trainer["callbacks"][-1]["init_args"]["every_n_train_steps"] == 0
+    assert trainer["callbacks"][-1]["init_args"]["save_on_train_epoch_end"] is True
     lengths = (optimizer["lr"], tuple(optimizer["steps"]), trainer["max_steps"])
     if row.startswith("detection"):
         assert lengths == (0.001, (80_000, 100_000), 120_000)
