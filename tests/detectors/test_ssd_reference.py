@@ -155,7 +155,12 @@ def test_losses_equal_the_written_out_ones(seed):
 
 @pytest.mark.parametrize(
     ("seed", "options"),
-    [(0, {}), (1, {"detections_per_image": 20}), (2, {"score_threshold": 0.4, "nms_threshold": 0.2}), (3, {"top_k": 9})],
+    [
+        (0, {}),
+        (1, {"detections_per_image": 20}),
+        (2, {"score_threshold": 0.4, "nms_threshold": 0.2}),
+        (3, {"top_k": 9}),
+    ],
 )
 def test_detections_equal_the_written_out_ones(seed, options):
     pyramid = random_pyramid(torch.Generator().manual_seed(seed), 2, 2.0)
