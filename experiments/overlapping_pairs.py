@@ -83,9 +83,9 @@ def train(args: argparse.Namespace, data: Path) -> dict[str, InstanceTask]:
 
 
 def proposals(target: Target, generator: torch.Generator) -> Detections:
-    """A heap of boxes: for each shape 4 that match it and 24 that match none, and one around both."""
+    """A heap of boxes: for each shape 8 that match it and 24 that match none, and one around both."""
     around = torch.arange(len(target.labels))
-    drawn = sample_boxes(target.boxes, around, (SIZE, SIZE), generator, positives=4, negatives=24, min_iou=0.1)
+    drawn = sample_boxes(target.boxes, around, (SIZE, SIZE), generator, positives=8, negatives=24, min_iou=0.1)
     both = torch.cat([target.boxes[:, :2].amin(dim=0), target.boxes[:, 2:].amax(dim=0)])
     heap = torch.cat([drawn.boxes, both[None]])
     return Detections(heap, target.labels[:1].expand(len(heap)), torch.ones(len(heap)))
@@ -125,7 +125,6 @@ def measure(tasks: dict[str, InstanceTask], data: MixedSupervisionDataModule, sh
     counts = {name: dict.fromkeys(("true boxes", "class attention", "proposals"), 0) for name in tasks}
     rows, pairs, generator = [], 0, torch.Generator().manual_seed(0)
     for batch in data.val_dataloader():
-        # visible parts that fell apart into nothing are no pair
         truth = [torch.from_numpy(decode([c for c in t.truth.masks if c], (SIZE, SIZE))) for t in batch.targets]
         heaps = [proposals(target, generator) for target in batch.targets]
         found = {}
@@ -150,15 +149,15 @@ def main() -> None:
     """Train what is not trained yet, measure, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/pairs"))
-    parser.add_argument("--images", type=int, default=1500)
-    parser.add_argument("--detector-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--detector-steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--accelerator", default="auto")
     args = parser.parse_args()
     quiet_lightning()
     L.seed_everything(0, verbose=False)
-    data = write_synthetic(args.out / "data", args.images, max(2, args.images // 5), size=SIZE, render=render_pair)
+    data = write_synthetic(args.out / "data", args.images, max(2, args.images // 8), size=SIZE, render=render_pair)
     tasks = train(args, data)
     module = MixedSupervisionDataModule(str(data), image_size=SIZE, supervision="masks", batch_size=16)
     figures, picture = measure(tasks, module, shown=6)

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from dasnet_lightning.metrics.box import BoxAP
@@ -89,7 +90,7 @@ class ProgressLines(Callback):
 
 class BoxAPGuard(Callback):
     """Measures the detector's box AP50 before joint training and watches it: says so where it falls by more than
-    `tolerance`. Does nothing where the task's detector is frozen."""
+    `tolerance`. Does nothing where the task's detector is frozen, or where the images come without a data module."""
 
     def __init__(self, tolerance: float = 0.02) -> None:
         self.tolerance = tolerance
@@ -107,7 +108,7 @@ class BoxAPGuard(Callback):
         model: Any = module.model
         detector, box_ap = model.detector, BoxAP()
         module.eval()
-        with torch.no_grad():
+        with isolate_rng(), torch.no_grad():  # loaders draw from the global generator, dropout too
             for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
                 found = detector.detect(detector.features(batch.images.to(module.device)))
                 box_ap.update(batch.image_ids, found, batch.targets)

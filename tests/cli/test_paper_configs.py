@@ -167,6 +167,27 @@ def test_the_rows_follow_one_another_and_continue(data):
     assert sorted(rates) == pytest.approx([0.001, 0.002])  # divided by ten after two steps, not two batches
 
 
+def test_the_readmes_measurements_work(data, capsys):
+    """Stage two goes on from its checkpoint, is validated with the options of its training, and fills VOC's folders."""
+    row = "instance_seg10k"
+    make_earlier_stages(row, "ssd_tiny", "light")
+    options = [*command(row)[1:], *data_root(row, data), *small(row), *QUICK, "--data.samples_per_epoch", "4"]
+    for steps, more in ((1, []), (2, ["--ckpt_path", last(row)])):
+        length = ["--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"]
+        assert main(["fit", *options, *length, *more]) == 0
+        assert read_checkpoint(last(row))["global_step"] == steps
+    capsys.readouterr()
+    assert main(["validate", *options, "--ckpt_path", last(row)]) == 0
+    shown = set(re.findall(r"val/\w+", capsys.readouterr().out))
+    protocols = [f"apr{threshold}_{protocol}" for threshold in (50, 70, 75) for protocol in ("area", "11point")]
+    for figure in ("miou", "coco_ap", *protocols):
+        assert {f"val/{figure}_detected_boxes", f"val/{figure}_ground_truth_boxes"} <= shown
+    pictures = str(data / "VOCdevkit/VOC2012/JPEGImages")
+    assert main(["segment", pictures, "--checkpoint", last(row), "--out", "pictures", "--voc-results", "voc"]) == 0
+    maps = Path("voc/results/VOC2012/Segmentation/comp6_test_cls").glob("*.png")
+    assert sorted(path.stem for path in maps) == ["2008_000001", "2008_000002", "2008_000003"]
+
+
 def resolved(row: str, capsys) -> dict:
     with pytest.raises(SystemExit) as stop:
         main([*command(row), "--print_config"])

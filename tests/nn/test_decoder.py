@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dasnet_lightning.errors import UnknownNameError
+from dasnet_lightning.errors import ConfigError, UnknownNameError
 from dasnet_lightning.nn.decoder import DECODERS, Decoder, build_decoder
 from dasnet_lightning.nn.decoder.light import PositionNorm
 from dasnet_lightning.types import Pyramid
@@ -66,3 +66,10 @@ def test_position_norm_keeps_zeros_and_positions_apart():
 def test_unknown_decoder_names_the_known_ones():
     with pytest.raises(UnknownNameError, match="did you mean 'light'"):
         build_decoder("ligth", (8,), (4,))
+
+
+def test_widths_of_the_light_decoder_may_come_from_a_file():
+    channels, strides, _ = PYRAMIDS["fpn"]
+    assert build_decoder("light", channels, strides, widths=[8, 12, 16]).out_channels == 8
+    with pytest.raises(ConfigError, match=r"widths is \[8\], expected three"):
+        build_decoder("light", channels, strides, widths=[8])

@@ -10,7 +10,7 @@ from dasnet_lightning import __version__
 from dasnet_lightning.cli.stages import TrainerSettings
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.files import write_text
+from dasnet_lightning.files import write_json
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,3 @@ def claim_folder(config: RunConfig) -> None:
             what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
             raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")
     write_json(path, settings)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")

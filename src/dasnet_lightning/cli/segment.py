@@ -6,9 +6,11 @@ One broken image does not stop the others.
 import argparse
 import glob
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dasnet_lightning.cli.options import parse_options, replace_options
 
 if TYPE_CHECKING:
     from dasnet_lightning.inference import Segmenter
@@ -24,7 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("segmented"), help="default: %(default)s")
     parser.add_argument(
-        "--score-threshold", metavar="S", type=_fraction, help="leave out detections below it, 0 to 1 (default: 0.5)"
+        "--score-threshold",
+        metavar="S",
+        type=_fraction,
+        help="leave out detections below it, 0 to 1 (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--inference-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace a choice that the checkpoint holds, a field of SemanticOptions or InstanceOptions such as "
+        "foreground_threshold=0.4; may be repeated",
     )
     parser.add_argument(
         "--voc-results",
@@ -41,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
     paths = find_images(args.images, args.out)
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
-    segmenter = _load(args.checkpoint, args.device, args.score_threshold)
+    changes = parse_options(args.inference_option, "--inference-option")
+    changes |= {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
+    segmenter = _load(args.checkpoint, args.device, changes)
     args.out.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     try:
@@ -104,15 +119,14 @@ def _expand(argument: str, out: Path) -> list[Path]:
     return [image for image in images if not image.resolve().is_relative_to(written)]
 
 
-def _load(checkpoint: Path, device: str, score_threshold: float | None) -> "Segmenter":
+def _load(checkpoint: Path, device: str, changes: Mapping[str, Any]) -> "Segmenter":
+    """The network of the checkpoint, with the options that it holds but for the given changes."""
     from dasnet_lightning import inference
 
-    place = _device(device)
-    if score_threshold is None:
-        return inference.load(checkpoint, device=place)
-    from dasnet_lightning.models.semantic import SemanticOptions
-
-    return inference.load(checkpoint, device=place, options=SemanticOptions(score_threshold=score_threshold))
+    segmenter = inference.load(checkpoint, device=_device(device))
+    if changes:
+        segmenter.options = replace_options(segmenter.options, changes, "--inference-option")
+    return segmenter
 
 
 def _device(name: str) -> str:

@@ -4,6 +4,7 @@ A stage's folder holds `last.ckpt` while it runs and `final.ckpt` once it is com
 """
 
 import csv
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
-from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.cli.console import say
+from dasnet_lightning.files import write_json
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
+from dasnet_lightning.tasks.detection import DetectionTask
+from dasnet_lightning.tasks.segmentation import SegmentationTask
+
+Task = DetectionTask | SegmentationTask
 
 FINAL = "final.ckpt"
 GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all later ones
@@ -45,8 +52,20 @@ class Stage:
     def final(self) -> Path:
         return self.folder / FINAL
 
+    @property
+    def metrics(self) -> Path:
+        """The validation figures of the final checkpoint."""
+        return self.folder / "metrics.json"
 
-def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
+    @property
+    def interval(self) -> int:
+        """Steps between two validations; beyond the end where there are none."""
+        return max(1, self.steps // self.validations) if self.validations else self.steps + 1
+
+
+def run_stage(
+    stage: Stage, task: DetectionTask | SegmentationTask, data: L.LightningDataModule, settings: TrainerSettings
+) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
     if stage.final.is_file():
         print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
@@ -65,8 +84,26 @@ def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule
 
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
+    if stage.validations and stage.steps % stage.interval == 0:  # the last validation measured the final weights
+        write_json(stage.metrics, task.figures)
     last.unlink(missing_ok=True)
     return stage.final
+
+
+def evaluate(
+    stage: Stage,
+    task: Task,
+    data: L.LightningDataModule,
+    checkpoint: Path,
+    settings: TrainerSettings,
+) -> Mapping[str, float]:
+    """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
+    if not stage.metrics.is_file():
+        say(f"{stage.name}: evaluating {checkpoint}")
+        load_checkpoint(task, checkpoint)
+        build_evaluator(settings).validate(task, data, verbose=False)
+        write_json(stage.metrics, task.figures)
+    return json.loads(stage.metrics.read_text())
 
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
@@ -83,7 +120,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         precision=settings.precision,  # type: ignore[arg-type]
         max_steps=stage.steps,
         check_val_every_n_epoch=None,
-        val_check_interval=max(1, stage.steps // stage.validations) if stage.validations else stage.steps + 1,
+        val_check_interval=stage.interval,
         num_sanity_val_steps=0,
         gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,

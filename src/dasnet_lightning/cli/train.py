@@ -4,10 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
-from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.cli.options import parse_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--detector-batch-size", type=int, default=16, metavar="B")
     parser.add_argument(
-        "--detector-lr", type=float, default=None, help="of stage one (default: 2e-4 for VGG and ResNet, else 1e-3)"
+        "--detector-lr",
+        type=float,
+        default=None,
+        help="of stage one (default: 2e-4 for VGG, ResNet and transformers, else 1e-3)",
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="of stage two (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of stage two (default: %(default)s)")
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         task=args.task,
         mask_budgets=tuple(args.mask_budget),
         detector=args.detector,
-        detector_options=parse_options(args.detector_option),
+        detector_options=parse_options(args.detector_option, "--detector-option"),
         backbone_weights=args.backbone_weights,
         detector_checkpoint=args.detector_checkpoint,
         image_size=args.image_size,
@@ -142,27 +144,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_detector_lr(detector: str) -> float:
-    """AdamW's rate: deep pretrained backbones without normalisation that learns want a small one."""
-    return 2e-4 if "vgg" in detector or "resnet" in detector else 1e-3
+    """AdamW's rate: deep pretrained backbones without normalisation that learns want a small one, and so do transformers."""
+    return 2e-4 if any(kind in detector for kind in ("vgg", "resnet", "transformers")) else 1e-3
 
 
 def default_folder(data: str, budgets: Sequence[str], split_seed: int) -> str:
     """Where a run goes when nobody says: a folder of its own for each data set, budgets and split seed."""
     name = "-".join([Path(data).resolve().stem, *(budget.replace("/", "-per-") for budget in budgets)])
     return str(Path("runs") / (f"{name}-split{split_seed}" if split_seed else name))
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs, values as YAML reads them. Raises ConfigError for anything else."""
-    import yaml
-
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise ConfigError(f"--detector-option '{pair}' cannot be read, expected NAME=VALUE")
-        options[name] = yaml.safe_load(value)
-    return options
 
 
 def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]

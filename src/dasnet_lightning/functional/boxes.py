@@ -13,6 +13,7 @@ from torchvision.ops import clip_boxes_to_image
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 MAX_LOG_RATIO = math.log(1000.0)  # an untrained network must not overflow exp()
+SLACK = 0.01  # pixels
 MIN_SIDE = 1e-3  # pixels; a box without area must not give an infinite log
 
 
@@ -56,6 +57,18 @@ def scale_boxes(boxes: Float[Tensor, "n 4"], size: tuple[int, int], new_size: tu
     """The same boxes after an image of `size` = (H, W) was resized to `new_size`."""
     vertical, horizontal = new_size[0] / size[0], new_size[1] / size[1]
     return boxes * boxes.new_tensor([horizontal, vertical, horizontal, vertical])
+
+
+def restore_boxes(
+    boxes: Float[Tensor, "n 4"], size: tuple[int, int], new_size: tuple[int, int]
+) -> Float[Tensor, "n 4"]:
+    """`scale_boxes` back to the pixels that an image had at first: an edge that rounding moved off a whole pixel returns.
+
+    Without that, a box that went to the network's input and back would touch one row or column of pixels more.
+    """
+    scaled = scale_boxes(boxes, size, new_size)
+    whole = scaled.round()
+    return torch.where((scaled - whole).abs() < SLACK, whole, scaled)
 
 
 def covered_fraction(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "m n"]:

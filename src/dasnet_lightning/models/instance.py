@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from dasnet_lightning.functional.boxes import scale_boxes
+from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.functional.boxes import restore_boxes
 from dasnet_lightning.functional.position_sensitive import (
     inside_logits,
     instance_scores,
@@ -42,6 +43,12 @@ class InstanceOptions:
     weight_by_instance_score: bool = True
     grouping: Literal["instance", "class"] = "instance"
     regions_at_once: int = 16
+
+    def __post_init__(self) -> None:
+        if self.regions_at_once < 1 or self.max_detections < 0:
+            raise ConfigError(
+                f"regions_at_once={self.regions_at_once} must be at least 1, max_detections={self.max_detections} at least 0"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +96,7 @@ def _cut_all(
         for index in inside.nonzero()[:, 0].tolist():
             region = int(regions.region_index[index])
             size = sizes[images[region]]
-            box = scale_boxes(regions.boxes[index, None], pyramid.size, size)
+            box = restore_boxes(regions.boxes[index, None], pyramid.size, size)
             yield index, cut_out(maps[region - start], box, size, model.head.cells)
 
 

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import box_attention, box_scores
-from dasnet_lightning.functional.boxes import scale_boxes
+from dasnet_lightning.functional.boxes import restore_boxes
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.semantic import merge_regions
 from dasnet_lightning.models.answer import Answer
@@ -34,6 +35,12 @@ class SemanticOptions:
     box_margin: float = 0.0
     weight_by_score: bool = True
     regions_at_once: int = 16
+
+    def __post_init__(self) -> None:
+        if self.regions_at_once < 1 or self.max_classes < 0:
+            raise ConfigError(
+                f"regions_at_once={self.regions_at_once} must be at least 1, max_classes={self.max_classes} at least 0"
+            )
 
 
 def segment_semantic(
@@ -66,7 +73,7 @@ def _cut_out(
 ) -> Bool[Tensor, "n H0 W0"]:
     size = (semantic.shape[0], semantic.shape[1])
     each = torch.arange(len(found.labels), device=semantic.device)
-    windows = box_attention(scale_boxes(found.boxes, input_size, size), each, len(each), size, size) > 0
+    windows = box_attention(restore_boxes(found.boxes, input_size, size), each, len(each), size, size) > 0
     return windows & (semantic == found.labels[:, None, None])
 
 

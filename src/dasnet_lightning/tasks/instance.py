@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from dasnet_lightning.functional.regions import draw_objects, object_regions
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.nn.heads import PositionSensitiveHead
+from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
 
@@ -22,7 +23,8 @@ class InstanceTask(SegmentationTask):
     SegmentationTask.
 
     cells: k, of the k x k position-sensitive cells of a box. subset: a region draws a random non-empty subset of its
-    class's boxes, else all of them (the paper). sampling: the boxes that it is trained on.
+    class's boxes, else all of them (the paper). sampling: the boxes that it is trained on. task: tells its checkpoints
+    from others; an argument, so that hyper-parameters are arguments and nothing else.
     """
 
     def __init__(
@@ -34,16 +36,16 @@ class InstanceTask(SegmentationTask):
         subset: bool = True,
         sampling: SamplingOptions | None = None,
         inference: InstanceOptions | None = None,
+        task: Literal["instance"] = "instance",
         **network: Any,
     ) -> None:
         head = partial(PositionSensitiveHead, cells=cells)
         super().__init__(num_classes, class_names, category_ids, head=head, **network)
         self.cells = cells
         self.subset = subset
-        self.sampling = sampling or SamplingOptions()
-        self.inference = inference or InstanceOptions()
-        options = {"sampling": asdict(self.sampling), "inference": asdict(self.inference)}
-        self.save_hyperparameters({"task": "instance"} | options)
+        self.sampling = restore_options(SamplingOptions, sampling)
+        self.inference = restore_options(InstanceOptions, inference)
+        self.save_hyperparameters({"sampling": asdict(self.sampling), "inference": asdict(self.inference)})
 
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
         generators = batch.generators()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import SemanticHead
+from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
 
@@ -19,7 +20,8 @@ from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
 class SemanticTask(SegmentationTask):
     """Trains the decoder on masks for a class map of each image. `network` are the arguments of SegmentationTask.
 
-    subset: a region draws a random non-empty subset of its class's boxes, else all of them.
+    subset: a region draws a random non-empty subset of its class's boxes, else all of them. task: tells its checkpoints
+    from others; an argument, so that hyper-parameters are arguments and nothing else.
     """
 
     def __init__(
@@ -29,12 +31,13 @@ class SemanticTask(SegmentationTask):
         category_ids: Sequence[int | str] = (),
         subset: bool = True,
         inference: SemanticOptions | None = None,
+        task: Literal["semantic"] = "semantic",
         **network: Any,
     ) -> None:
         super().__init__(num_classes, class_names, category_ids, head=SemanticHead, **network)
         self.subset = subset
-        self.inference = inference or SemanticOptions()
-        self.save_hyperparameters({"task": "semantic", "inference": asdict(self.inference)})
+        self.inference = restore_options(SemanticOptions, inference)
+        self.save_hyperparameters({"inference": asdict(self.inference)})
 
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
         drawn = draw_objects(batch.targets, batch.generators(), self.subset)

@@ -4,11 +4,14 @@ It holds no normalisation that mixes positions: masked cells stay zero until a c
 lets a later, box-local decode be exact.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.nn.decoder.base import DECODERS
 from dasnet_lightning.types import Pyramid
@@ -109,11 +112,13 @@ def build_light(
     in_channels: tuple[int, ...],
     strides: tuple[int, ...],
     pool_shapes: tuple[PoolShape, ...] | None,
-    widths: tuple[int, int, int] = (48, 64, 128),
+    widths: Sequence[int] = (48, 64, 128),
     out_stride: int = 4,
 ) -> LightDecoder:
-    """The narrow decoder for any detector; it needs no switches."""
-    return LightDecoder(in_channels, strides, widths, out_stride)
+    """The narrow decoder for any detector; it needs no switches. widths: three, and a list where they come from a file."""
+    if len(widths) != 3:
+        raise ConfigError(f"widths is {list(widths)}, expected three: at strides up to 4, at 8, at 16 and coarser")
+    return LightDecoder(in_channels, strides, (widths[0], widths[1], widths[2]), out_stride)
 
 
 def _width(stride: int, widths: tuple[int, int, int]) -> int:

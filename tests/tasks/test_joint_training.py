@@ -1,0 +1,238 @@
+"""Detector and decoder together: gradients through the attention, two rates, checkpoints both ways, the guard."""
+
+from dataclasses import replace
+
+import lightning as L
+import pytest
+import torch
+from task_builders import ADAM, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
+from torch import nn
+
+from dasnet_lightning.callbacks import BoxAPGuard
+from dasnet_lightning.detectors import DETECTORS
+from dasnet_lightning.detectors.frozen import FrozenDetector
+from dasnet_lightning.errors import CheckpointError
+from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.types import Detections, Pyramid
+from toy import ToyDetector, make_batch, make_target
+
+CENTRE = [[8.0, 8, 24, 24]]  # what the toy detector always finds, as class 1
+BATCH = make_batch([make_target(CENTRE, [1]), make_target(CENTRE, [1], has_mask=[False])])
+
+
+def test_stage_wise_is_the_default():
+    task = build_task("instance")
+    assert isinstance(task.model.detector, FrozenDetector)
+    assert not any(parameter.requires_grad for parameter in task.model.detector.parameters())
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_detector_learns_from_masks_alone_through_the_attention(kind):
+    task = quiet(build_task(kind, joint=True, box_loss_weight=0.0))
+    task.training_step(BATCH, 0).backward()
+    found = gradients(task)
+    assert task.logged["train/box_count_loss"] == 0
+    assert found["model.detector.stem.0.weight"].any()
+    assert found["model.detector.deep.0.weight"].any()
+    assert not found["model.detector.score.weight"].any()  # only boxes teach where boxes are
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_features_outside_the_boxes_get_no_gradient_from_masks(kind):
+    task = quiet(build_task(kind, joint=True, box_loss_weight=0.0))
+    detector, seen = task.model.detector, []
+
+    class Watched(nn.Module):
+        num_classes, losses = detector.num_classes, staticmethod(detector.losses)
+
+        def features(self, images: torch.Tensor) -> Pyramid:
+            pyramid = detector.features(images)
+            seen.extend(level.detach().requires_grad_() for level in pyramid.levels)
+            return Pyramid(tuple(seen), pyramid.strides, pyramid.size)
+
+    task.model.detector = Watched()
+    task.training_step(make_batch([make_target(CENTRE, [1])]), 0).backward()
+    assert len(seen) == 2
+    for level, stride in zip(seen, (4, 8), strict=True):
+        inside = torch.zeros(level.shape[2:], dtype=torch.bool)
+        inside[8 // stride : 24 // stride, 8 // stride : 24 // stride] = True
+        touched = level.grad.abs().sum(dim=(0, 1)) > 0
+        assert touched[inside].any()
+        assert not touched[~inside].any()
+
+
+def test_box_losses_are_weighed():
+    logged = {}
+    for weight in (0.5, 2.0):
+        task = quiet(build_task("instance", joint=True, box_loss_weight=weight))
+        torch.manual_seed(0)  # of the toy's dropout
+        task.training_step(BATCH, 0)
+        logged[weight] = task.logged
+    assert logged[2.0]["train/box_count_loss"] == pytest.approx(4 * float(logged[0.5]["train/box_count_loss"]))
+    parts = [float(value) for name, value in logged[0.5].items() if name.endswith("_loss")]
+    assert float(logged[0.5]["train/loss"]) == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_detector_learns_at_its_own_rate(name, tmp_path):
+    config = OptimizerConfig(name, lr=0.01, detector_rate=0.25, double_bias=False, schedule="constant")
+    task = build_task("semantic", joint=True, optimizer=config)
+    task.trainer = trainer(tmp_path, 3)
+    rates = {
+        id(parameter): group["lr"]
+        for group in task.configure_optimizers()["optimizer"].param_groups
+        for parameter in group["params"]
+    }
+    named = dict(task.model.named_parameters())
+    assert len(rates) == len(named)  # each once
+    for parameter_name, parameter in named.items():
+        assert rates[id(parameter)] == (0.0025 if parameter_name.startswith("detector.") else 0.01), parameter_name
+
+
+def test_a_schedule_moves_both_rates(tmp_path):
+    config = OptimizerConfig("sgd", lr=0.01, detector_rate=0.1, double_bias=False, schedule="onecycle", warmup=0.5)
+    task = build_task("semantic", joint=True, optimizer=config)
+    task.trainer = trainer(tmp_path, 4)
+    built = task.configure_optimizers()
+    optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    for _ in range(4):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates[0] == rates[1] == pytest.approx(10 * rates[2])
+        assert rates[2] == rates[3]
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_all_learn_and_box_ap_is_measured(kind, tmp_path):
+    task = build_task(kind, joint=True)
+    before = {name: parameter.clone() for name, parameter in task.named_parameters()}
+    fitter = trainer(tmp_path, 2)
+    fitter.fit(task, loader([BATCH] * 2), loader([BATCH]))
+    for name in ("model.detector.stem.0.weight", "model.detector.score.weight", "model.decoder.top.weight"):
+        assert not torch.equal(before[name], task.get_parameter(name)), name
+    metrics = fitter.callback_metrics
+    assert metrics["val/box_ap50"] == 1  # images without masks count for boxes
+    assert {"val/box_ap", "val/box_ap50/a", "val/miou_detected_boxes", "val/coco_ap_detected_boxes"} <= set(metrics)
+
+
+def save(task, path, tmp_path):
+    fitter = trainer(tmp_path, 1)
+    fitter.fit(task, loader([BATCH]), loader([BATCH]))
+    fitter.save_checkpoint(path)
+    return path
+
+
+def network(task) -> dict[str, torch.Tensor]:
+    return {key.replace(".frozen.module", ""): value for key, value in task.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("joint_first", [False, True], ids=["frozen first", "joint first"])
+def test_a_training_starts_from_a_checkpoint_of_the_other_sort(kind, joint_first, tmp_path):
+    first = build_task(kind, joint=joint_first)
+    path = save(first, tmp_path / "first.ckpt", tmp_path)
+    torch.manual_seed(1)
+    second = TASKS[kind](3, detector="toy", joint=not joint_first, initial_checkpoint=str(path))
+    trained = network(first)
+    assert not torch.equal(network(second)["head.score.weight"], trained["head.score.weight"])
+    second.setup("fit")
+    assert set(network(second)) == set(trained)
+    assert all(torch.equal(value, trained[key]) for key, value in network(second).items())
+    trainable = any(parameter.requires_grad for parameter in second.model.detector.parameters())
+    assert trainable == (not joint_first)
+
+
+def test_a_checkpoint_of_the_other_task_is_refused(tmp_path):
+    path = save(build_task("semantic"), tmp_path / "semantic.ckpt", tmp_path)
+    other = TASKS["instance"](3, detector="toy", initial_checkpoint=str(path))
+    with pytest.raises(CheckpointError, match=r"semantic\.ckpt: does not fit"):
+        other.setup("fit")
+
+
+class Boxes(L.LightningDataModule):
+    """The same few images for training and validation."""
+
+    def train_dataloader(self):
+        return loader([BATCH] * 2)
+
+    def val_dataloader(self):
+        return loader([BATCH])
+
+
+class Forgetful(nn.Module):
+    """A toy detector whose box moves away as soon as its weights do."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.toy = ToyDetector(num_classes)
+        for name in ("num_classes", "image_size", "strides", "out_channels", "features", "losses"):
+            setattr(self, name, getattr(self.toy, name))
+        self.register_buffer("start", self.toy.score.bias.detach().clone())
+
+    def detect(self, pyramid: Pyramid) -> tuple[Detections, ...]:
+        far = 1e6 * float((self.toy.score.bias.detach() - self.start).abs())
+        return tuple(replace(found, boxes=found.boxes + far) for found in self.toy.detect(pyramid))
+
+
+def guarded(task, tmp_path, steps=2, **options):
+    guard = BoxAPGuard()
+    fitter = trainer(tmp_path, steps, callbacks=[guard], **options)
+    fitter.fit(task, datamodule=Boxes())
+    return guard, fitter
+
+
+def test_the_guard_measures_before_and_after(tmp_path, capsys):
+    guard, _ = guarded(build_task("instance", joint=True), tmp_path)
+    said = capsys.readouterr().err
+    assert guard.before == 1
+    assert "box AP50 before joint training: 1.000" in said
+    assert "box AP50 in joint training, step 2: 1.000, before 1.000\n" in said
+    assert "forgets" not in said
+
+
+def test_the_guard_says_so_where_the_detector_forgets(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(DETECTORS._entries, "toy", lambda num_classes, backbone_weights=None: Forgetful(num_classes))
+    guard, fitter = guarded(build_task("semantic", joint=True), tmp_path)
+    said = capsys.readouterr().err
+    assert guard.before == 1
+    assert fitter.callback_metrics["val/box_ap50"] == 0
+    assert "step 2: 0.000, before 1.000; the detector forgets: lower optimizer.detector_rate" in said
+
+
+def test_measuring_before_changes_nothing_of_the_training(tmp_path):
+    trained = []
+    for callbacks in ([], [BoxAPGuard()]):
+        task = build_task("instance", joint=True)
+        torch.manual_seed(5)
+        trainer(tmp_path, 2, callbacks=callbacks).fit(task, datamodule=Boxes())
+        trained.append(network(task))
+    assert all(torch.equal(value, trained[1][key]) for key, value in trained[0].items())
+
+
+def test_the_guard_is_silent_about_a_frozen_detector(tmp_path, capsys):
+    guard, _ = guarded(build_task("instance"), tmp_path)
+    assert guard.before is None
+    assert "box AP50" not in capsys.readouterr().err
+
+
+def test_a_continued_training_compares_with_the_first_beginning(tmp_path, capsys):
+    _, fitter = guarded(build_task("instance", joint=True, optimizer=ADAM), tmp_path)
+    fitter.save_checkpoint(tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt")["callbacks"]["BoxAPGuard"] == {"before": 1.0}
+    capsys.readouterr()
+    guard = BoxAPGuard()
+    task = build_task("instance", joint=True)
+    fitter = trainer(tmp_path, 4, callbacks=[guard])
+    fitter.fit(task, datamodule=Boxes(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    said = capsys.readouterr().err
+    assert guard.before == 1
+    assert "before joint training" not in said  # not measured again, on a detector that has learned already
+    assert "step 4: 1.000, before 1.000" in said
+
+
+def test_no_mask_at_all_still_trains_the_detector():
+    task = quiet(build_task("semantic", joint=True))
+    task.training_step(make_batch([TARGETS["no mask"]]), 0).backward()
+    assert gradients(task)["model.detector.score.weight"].any()
