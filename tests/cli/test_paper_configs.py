@@ -5,6 +5,7 @@ theirs with a small detector and decoder in its place.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,8 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where the runs go
+    yield
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # checkpoints of whole networks
 
 
 @pytest.fixture(autouse=True)
