@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import ArrayLike
 from PIL import Image
+from torch import Tensor
 
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.errors import CheckpointError, ConfigError
@@ -84,11 +85,11 @@ class Segmenter:
     def segment(
         self, image: ImageLike, boxes: ArrayLike | None = None, labels: Sequence[int | str] | None = None
     ) -> Segmentation:
-        """Find and cut out the objects of an image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB.
+        """Find and cut out the objects of an image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB; best first.
 
-        boxes: xyxy in the image's own pixels; then nothing is detected and these are segmented, each with its label (a
-        number 1..num_classes-1 or a class name). Raises ConfigError where boxes come without labels, DataError for a
-        file that is no readable image.
+        boxes: xyxy in the image's own pixels; then nothing is detected and these are segmented and come back in their
+        order, each with its label (a number 1..num_classes-1 or a class name). Raises ConfigError where boxes come
+        without labels, DataError for a file that is no readable image.
         """
         pixels = _to_array(image)
         size = (pixels.shape[0], pixels.shape[1])
@@ -96,16 +97,22 @@ class Segmenter:
         resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
         pyramid = self.model.detector.features(resized.permute(2, 0, 1)[None].float() / 255)
         if boxes is None:
-            found, threshold = self.model.detector.detect(pyramid)[0], self.options.score_threshold
+            found = self.model.detector.detect(pyramid)[0]
+            answer = self._answer(pyramid, found, size, self.options.score_threshold)
+            corners = restore_boxes(answer.found.boxes, self.image_size, size)
         else:
-            found, threshold = self._given(boxes, labels, size), None
-        answer = self._answer(pyramid, found, size, threshold)
+            found = self._given(boxes, labels, size)
+            answer = self._answer(pyramid, found, size, None)
+            corners = _corners(boxes)  # all of them are segmented, in their order
+        scores = answer.found.scores.cpu()
+        # the instance score has its say only after the detector's order was made; given boxes keep theirs
+        order = torch.arange(len(scores)) if boxes is not None else torch.argsort(scores, descending=True, stable=True)
         return Segmentation(
             image=pixels,
-            boxes=restore_boxes(answer.found.boxes, self.image_size, size).cpu(),
-            labels=answer.found.labels.cpu(),
-            scores=answer.found.scores.cpu(),
-            masks=answer.masks.cpu(),
+            boxes=corners.cpu()[order],
+            labels=answer.found.labels.cpu()[order],
+            scores=scores[order],
+            masks=answer.masks.cpu()[order],
             semantic=answer.semantic.cpu(),
             class_names=self.class_names,
             category_ids=self.category_ids,
@@ -113,7 +120,7 @@ class Segmenter:
 
     def _answer(self, pyramid: Pyramid, found: Detections, size: tuple[int, int], threshold: float | None) -> Answer:
         """Segment the detections from a score on; None segments all of them."""
-        options, lowest = self.options, threshold or 0.0
+        options, lowest = self.options, 0.0 if threshold is None else threshold
         if isinstance(options, InstanceOptions):
             most = EVERY if threshold is None else options.max_detections
             options = replace(options, score_threshold=lowest, lowest_score=lowest, max_detections=most)
@@ -124,7 +131,7 @@ class Segmenter:
 
     def _given(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:
         device = next(self.model.parameters()).device
-        corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4).to(device)
+        corners = _corners(boxes).to(device)
         if labels is None or len(labels) != len(corners):
             given = "none" if labels is None else str(len(labels))
             raise ConfigError(f"{len(corners)} boxes need {len(corners)} labels, given: {given}")
@@ -139,6 +146,10 @@ class Segmenter:
         if isinstance(index, str) or not 0 < int(index) < len(self.class_names):
             raise ConfigError(f"no class {label!r}; known: {', '.join(self.class_names[1:])}")
         return int(index)
+
+
+def _corners(boxes: ArrayLike) -> Float[Tensor, "n 4"]:
+    return torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
 
 
 def _to_array(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:

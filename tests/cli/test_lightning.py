@@ -13,7 +13,7 @@ from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-CONFIGS = sorted((EXPERIMENTS / "configs").rglob("*.yaml"))
+CONFIGS = sorted((EXPERIMENTS / "configs").glob("*.yaml"))  # configs/paper: test_paper_configs.py
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_config_runs(config, shapes, capsys):
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) >= 5
+    assert len(CONFIGS) >= 3
 
 
 def common(task, shapes):

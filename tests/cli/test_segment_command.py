@@ -1,6 +1,7 @@
 """`dasnet segment` with a made-up network: what is found, written and reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.cli.segment import find_images, name_pictures
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.errors import DataError
+from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.segmentation import Segmentation
 
 
 class Squares:
-    """Answers every readable image with one square, of the category 18."""
+    """Answers every readable image with one square, of the category 18; its checkpoint holds options of its own."""
+
+    def __init__(self) -> None:
+        self.options = InstanceOptions(score_threshold=0.17, max_detections=9)
 
     def segment(self, path: Path) -> Segmentation:
         image = read_image(path)
@@ -38,12 +43,12 @@ class Squares:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """Put the made-up network in the place of checkpoints; collects how they were asked for."""
+    """Put the made-up network in the place of checkpoints; collects how they were asked for, and what was made of them."""
     calls: list[dict] = []
 
-    def load(checkpoint: Path, **options: object) -> Squares:
-        calls.append({"checkpoint": checkpoint, **options})
-        return Squares()
+    def load(checkpoint: Path, device: str) -> Squares:
+        calls.append({"checkpoint": checkpoint, "device": device, "network": Squares()})
+        return calls[-1]["network"]
 
     monkeypatch.setattr(inference, "load", load)
     return calls
@@ -67,7 +72,7 @@ def test_a_folder_becomes_pictures_and_a_coco_file(
             main(["segment", str(tmp_path / "in"), "--checkpoint", "c.ckpt", "--out", str(out), "--device", "cpu"]) == 0
         )
         assert sorted(path.name for path in out.iterdir()) == ["A_2.png", "a.png", "predictions.json"]
-    assert loads[0] == {"checkpoint": Path("c.ckpt"), "device": "cpu"}
+    assert (loads[0]["checkpoint"], loads[0]["device"]) == (Path("c.ckpt"), "cpu")
     assert "2 of 2 images segmented, 2 objects" in capsys.readouterr().out
     predictions = COCO(out / "predictions.json")
     assert [(image["width"], image["height"]) for image in predictions.dataset["images"]] == [(24, 20), (40, 30)]
@@ -111,13 +116,29 @@ def test_what_was_done_before_an_interruption_is_kept(
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 1
 
 
-def test_the_score_threshold_reaches_the_network(tmp_path: Path, loads: list[dict]) -> None:
+def test_the_checkpoints_options_are_kept_but_for_those_that_are_given(
+    tmp_path: Path, loads: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
     image = write_image(tmp_path / "a.png")
     arguments = ["segment", str(image), "--checkpoint", "c", "--out", str(tmp_path / "out")]
+    saved = Squares().options
+    assert main(arguments) == 0
+    assert loads[0]["network"].options == saved
     assert main([*arguments, "--score-threshold", "0.25"]) == 0
-    assert loads[0]["options"].score_threshold == 0.25
+    assert loads[1]["network"].options == replace(saved, score_threshold=0.25)
+    several = ["--inference-option", "foreground_threshold=0.4", "--inference-option=grouping=class"]
+    assert main([*arguments, *several, "--score-threshold", "0"]) == 0
+    expected = replace(saved, score_threshold=0.0, foreground_threshold=0.4, grouping="class")
+    assert loads[2]["network"].options == expected
+    capsys.readouterr()
+
     assert main([*arguments, "--score-threshold", "25"]) == 2
-    assert len(loads) == 1
+    assert main([*arguments, "--inference-option", "grouping"]) == 2
+    assert len(loads) == 3
+    capsys.readouterr()
+    assert main([*arguments, "--inference-option", "groping=class"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dasnet: --inference-option: nothing is called 'groping', did you mean 'grouping'?")
 
 
 @pytest.mark.parametrize("device", ["warp", "cuda:77"])

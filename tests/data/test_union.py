@@ -319,8 +319,8 @@ def test_a_data_module_trains_on_a_union(tmp_path: Path) -> None:
     assert len(samples) == 7
     assert {sample.image_id for sample in samples if sample.target.has_mask.any()} == set(data.mask_ids)
     (value,) = [data.val_set()[(0, index)] for index in range(len(data.val_set()))]
-    assert value.target.semantic is not None
-    assert set(np.unique(value.target.semantic)) == {0, VOC_CLASSES.index("cat"), 255}
+    assert value.target.truth is not None
+    assert set(np.unique(value.target.truth.semantic)) == {0, VOC_CLASSES.index("cat"), 255}
     assert data.category_ids == ()
 
 

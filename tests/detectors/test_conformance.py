@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_transformers import TINY
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,6 +19,12 @@ from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.types import Target
 
 NUM_CLASSES = 4
+# Detectors that are nothing without options, or that many options change: a colon, then what is special. Their options
+# stand in OPTIONS, like those of the others.
+WITH_OPTIONS = ("ssd:timm", *(f"transformers:{kind}" for kind in TINY))
+NOT_BY_NAME = ("transformers", "boxes")  # needs options; learns nothing and finds nothing, see test_given_boxes.py
+CASES = (*(name for name in DETECTORS.names() if name not in NOT_BY_NAME), *WITH_OPTIONS)
+LIBRARIES = {"ssd:timm": "timm"} | {f"transformers:{kind}": "transformers" for kind in TINY}  # each an extra of ours
 SIZES = {  # else 64 x 64
     "ssd320_vgg16": (257, 257),
     "ssd300_vgg16": (257, 257),
@@ -33,6 +40,7 @@ RATES = {  # else 5e-3
     "faster_rcnn_resnet50_fpn_v2": 2e-2,
     "ssd320_vgg16": 1e-3,
     "ssd300_vgg16": 1e-3,
+    "transformers:detr": 2e-2,
 }
 IMAGES = {"ssd320_vgg16": 1, "ssd300_vgg16": 1}  # else 2
 STEPS = {  # else 3
@@ -41,12 +49,17 @@ STEPS = {  # else 3
     "retinanet_resnet50_fpn_v2": 7,
     "fcos_resnet50_fpn": 4,
     "faster_rcnn_resnet50_fpn_v2": 5,
+    "transformers:detr": 6,
+    "transformers:rt_detr": 6,
+    "transformers:d_fine": 6,
 }
 OPTIONS = {  # few regions for the costly box heads; an untrained focal loss believes in nothing
     "faster_rcnn_resnet50_fpn": {"top_k": 50, "box_samples": 64},
     "faster_rcnn_resnet50_fpn_v2": {"top_k": 20, "box_samples": 32},
     "retinanet_resnet50_fpn_v2": {"score_threshold": 0.005},
     "fcos_resnet50_fpn": {"score_threshold": 0.05},
+    "ssd:timm": {"backbone": "timm:test_resnet"},
+    **{f"transformers:{kind}": {"model": config, "image_size": 64} for kind, config in TINY.items()},
 }
 
 
@@ -64,12 +77,19 @@ def make_target(size, number=2, ignore=False):
     )
 
 
+def registered(name):
+    """The detector's name of a case."""
+    return name.partition(":")[0]
+
+
 def build(name, **options):
-    return build_detector(name, NUM_CLASSES, **{**OPTIONS.get(name, {}), **options})
+    return build_detector(registered(name), NUM_CLASSES, **{**OPTIONS.get(name, {}), **options})
 
 
-@pytest.fixture(scope="module", params=DETECTORS.names())
+@pytest.fixture(scope="module", params=CASES)
 def name(request):
+    if request.param in LIBRARIES:
+        pytest.importorskip(LIBRARIES[request.param])
     return request.param
 
 
@@ -132,7 +152,7 @@ def assert_heads_learn(detector, pyramid, targets):
     leaves = tuple(level.detach().clone().requires_grad_() for level in pyramid.levels)
     loss = total(detector.losses(replace(pyramid, levels=leaves), targets))
     loss.backward()
-    learning = [(key, p) for key, p in detector.named_parameters() if "backbone." not in key]
+    learning = [(key, p) for key, p in detector.named_parameters() if p.requires_grad and "backbone." not in key]
     assert [key for key, p in learning if p.grad is None or not p.grad.isfinite().all()] == []
     reached = [leaf.grad for leaf in leaves if leaf.grad is not None]
     assert reached
@@ -254,7 +274,7 @@ class TestConformance:
         assert all(item.boxes.dtype == item.scores.dtype == torch.float32 for item in found)
 
     def test_stage_two_trains_and_the_detector_stays_bit_identical(self, name, images, size, undrawn):
-        model = build_dasnet(NUM_CLASSES, name, OPTIONS.get(name), decoder="light").train()
+        model = build_dasnet(NUM_CLASSES, registered(name), OPTIONS.get(name), decoder="light").train()
         before = {key: value.clone() for key, value in model.state_dict().items()}
         targets = [make_target(size)] * len(images)
         pyramid = model.detector.features(images)

@@ -157,6 +157,26 @@ def test_ssd300_keeps_the_box_regression_for_other_classes(monkeypatch, quick_in
         build_detector("ssd300_vgg16", 4, backbone_weights="COCO_V1")
 
 
+def test_ssd300_takes_over_the_predictors_of_chosen_classes(monkeypatch, quick_init):
+    """COCO's detector detects some of its classes, in another order, without any training."""
+    torch.manual_seed(0)
+    theirs = reference("ssd300_vgg16", 91).state_dict()
+    monkeypatch.setattr("dasnet_lightning.detectors.ssd300.load_state", lambda *_: theirs)
+    chosen = [0, 62, 5]
+    whole = build_detector("ssd300_vgg16", 91, backbone_weights="COCO_V1").eval()
+    few = build_detector("ssd300_vgg16", 3, backbone_weights="COCO_V1", predictor_classes=chosen).eval()
+    images = torch.rand(1, 3, 300, 300, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, offsets, _ = whole.predict(whole.features(images))
+        fewer, same, _ = few.predict(few.features(images))
+    torch.testing.assert_close(fewer, logits[..., chosen])
+    torch.testing.assert_close(same, offsets)
+    with pytest.raises(ConfigError, match=r"predictor_classes is \[0, 91, 5\], but the classes of COCO_V1 are 0 to 90"):
+        build_detector("ssd300_vgg16", 3, backbone_weights="COCO_V1", predictor_classes=[0, 91, 5])
+    with pytest.raises(ConfigError, match="predictor_classes names 3 classes, expected 4"):
+        build_detector("ssd300_vgg16", 4, predictor_classes=chosen)
+
+
 def test_ssd300_has_torchvisions_anchors():
     """torchvision's own builder's numbers; 38 to 1 cells, the shapes clipped to the image."""
     with torch.device("meta"):

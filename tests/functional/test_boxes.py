@@ -1,9 +1,17 @@
 import math
 
+import pytest
 import torch
 from torchvision.ops import box_iou
 
-from dasnet_lightning.functional.boxes import clip_boxes, covered_fraction, decode_boxes, encode_boxes
+from dasnet_lightning.functional.boxes import (
+    clip_boxes,
+    covered_fraction,
+    decode_boxes,
+    encode_boxes,
+    restore_boxes,
+    scale_boxes,
+)
 
 
 def random_boxes(number: int, seed: int) -> torch.Tensor:
@@ -46,3 +54,15 @@ def test_an_iou_above_one_half_implies_more_than_half_covered():
     overlap = box_iou(regions, boxes) > 0.5
     assert overlap.any()
     assert (covered_fraction(boxes, regions)[overlap] > 0.5).all()
+
+
+@pytest.mark.parametrize("size", [(375, 500), (57, 43), (1080, 1920)])
+def test_whole_pixels_come_back_from_another_size_and_fractions_stay(size):
+    start = torch.arange(0, min(size) - 1, dtype=torch.float32)
+    whole = torch.stack([start, start, start + 1, start + 1], dim=1)
+    there = scale_boxes(whole, size, (320, 320))
+    assert not torch.equal(scale_boxes(there, (320, 320), size), whole)  # why restore_boxes exists
+    assert torch.equal(restore_boxes(there, (320, 320), size), whole)
+    fractions = whole + torch.tensor([0.2, 0.3, 0.4, 0.45])
+    back = restore_boxes(scale_boxes(fractions, size, (320, 320)), (320, 320), size)
+    assert torch.allclose(back, fractions, atol=1e-3)

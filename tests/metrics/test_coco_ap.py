@@ -39,7 +39,8 @@ def run_pycocotools(folder: Path, truth: list[dict], found: list[dict], images: 
         evaluation.accumulate()
         evaluation.summarize()
         if evaluation.stats[1] > -1:
-            values[f"ap50/{NAMES[label]}"] = float(evaluation.stats[1])
+            for name, value in zip(("ap", "ap50", "ap75"), evaluation.stats, strict=False):
+                values[f"{name}/{NAMES[label]}"] = float(value)
     return values
 
 

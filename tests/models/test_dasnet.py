@@ -3,12 +3,15 @@ import torch
 from torch import nn
 
 from dasnet_lightning.detectors.frozen import FrozenDetector
+from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.functional.attention import attend
+from dasnet_lightning.functional.position_sensitive import assemble, pixel_windows
 from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class, regions_by_instance
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.decoder import build_decoder
-from dasnet_lightning.nn.heads import SemanticHead
-from dasnet_lightning.types import Detections, Pyramid
+from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
+from dasnet_lightning.types import Detections, Pyramid, Regions
 from toy import ToyDetector, make_batch, make_target
 
 
@@ -103,3 +106,46 @@ def test_the_options_of_inference_do_what_they_say():
     narrow = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions())[0].semantic
     wide = segment_semantic(model, pyramid, boxes, [(32, 32)], SemanticOptions(box_margin=4.0))[0].semantic
     assert (wide > 0).sum() >= (narrow > 0).sum()
+
+
+def test_soft_attention_decodes_twice_and_its_zero_is_the_attention_by_boxes(model):
+    pyramid = model.detector.features(make_batch(TARGETS).images)
+    regions = regions_by_class([ground_truth_detections(target) for target in TARGETS])
+    plain = model.score(pyramid, regions)
+    assert len(model.passes(pyramid, regions)) == 1
+    soft = DASNet(model.detector, model.decoder, model.head, soft_attention=1.0).eval()
+    first, second = soft.passes(pyramid, regions)
+    assert torch.equal(first, plain)
+    assert torch.equal(second, soft.score(pyramid, regions))
+    assert not torch.allclose(second, plain)
+    seen = soft.head.foreground(plain, regions, pyramid.size)
+    attended = attend(pyramid, regions, weights=seen)
+    assert torch.allclose(second, model.head(model.decoder(attended)), atol=1e-6)
+    with pytest.raises(ConfigError, match="soft_attention is 2"):
+        DASNet(model.detector, model.decoder, model.head, soft_attention=2.0)
+
+
+def test_the_second_decode_does_not_teach_the_first(model):
+    """What the first decode saw is detached: without its own loss it gets no gradient of its own."""
+    soft = DASNet(model.detector, model.decoder, model.head, soft_attention=1.0)
+    pyramid = model.detector.features(make_batch(TARGETS).images)
+    regions = regions_by_class([ground_truth_detections(target) for target in TARGETS])
+    weight = model.head.score.weight
+    second = torch.autograd.grad(soft.passes(pyramid, regions)[1].sum(), weight)[0]
+    seen = soft.head.foreground(model.score(pyramid, regions).detach(), regions, pyramid.size)
+    alone = model.head(model.decoder(attend(pyramid, regions, weights=seen)))
+    assert torch.allclose(second, torch.autograd.grad(alone.sum(), weight)[0], atol=1e-5)
+
+
+def test_the_foreground_of_position_sensitive_maps_is_the_best_of_all_boxes():
+    torch.manual_seed(0)
+    head, size = PositionSensitiveHead(4, cells=3), (32, 32)
+    maps = torch.randn(2, 18, 8, 8)
+    boxes = torch.tensor([[0.0, 0, 16, 16], [8, 8, 30, 30], [4, 0, 20, 12]])
+    regions = Regions(boxes, torch.tensor([0, 0, 1]), torch.tensor([0, 0]), torch.tensor([1, 2]))
+    expected = torch.zeros(2, 8, 8)
+    for box, region in zip(boxes / 4, [0, 0, 1], strict=True):
+        x0, y0, x1, y1 = pixel_windows(box[None], (8, 8))[0].tolist()
+        inside = assemble(maps[region], box, 3).softmax(dim=0)[0]
+        expected[region, y0:y1, x0:x1] = torch.maximum(expected[region, y0:y1, x0:x1], inside)
+    assert torch.allclose(head.foreground(maps, regions, size), expected, atol=1e-6)

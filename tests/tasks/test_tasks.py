@@ -156,7 +156,13 @@ def test_stage_two_starts_from_a_checkpoint_of_stage_one(kind, tmp_path):
     torch.manual_seed(0)
     other = TASKS[kind](4, detector="toy", detector_checkpoint=str(tmp_path / "one.ckpt"))
     with pytest.raises(CheckpointError, match=r"one\.ckpt: "):
-        other.setup("fit")
+        trainer(tmp_path, 1).fit(other, masked, masked)
+
+    (tmp_path / "one.ckpt").unlink()  # a whole stage two needs nothing else
+    again = TASKS[kind].load_from_checkpoint(tmp_path / "two.ckpt", weights_only=True)
+    assert again.inference == second.inference
+    found = trainer(tmp_path, 1).validate(again, masked, verbose=False)[0]
+    assert found == trainer(tmp_path, 1).validate(second, masked, verbose=False)[0]
 
 
 class Evil:

@@ -45,9 +45,9 @@ def _checked(name: str, value: Any, kinds: Mapping[str, Any], option: str) -> An
 
 
 def _as_number(value: Any) -> Any:
-    """YAML reads 1e-3, which has no point, as text."""
+    """YAML reads 4 as a whole number, and 1e-3, which has no point, as text."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
     except ValueError:
         return value
 
@@ -56,10 +56,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is Literal:
-        return value in get_args(kind)
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if isinstance(value, bool):  # a bool is an int to Python
         return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    return isinstance(value, kind)
 
 
 def _describe(kind: Any) -> str:

@@ -4,6 +4,7 @@ A stage's folder holds `last.ckpt` while it runs and `final.ckpt` once it is com
 """
 
 import csv
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
+from dasnet_lightning.cli.console import say
 from dasnet_lightning.files import write_json
-from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
+from dasnet_lightning.tasks.detection import DetectionTask
+from dasnet_lightning.tasks.segmentation import SegmentationTask
+
+Task = DetectionTask | SegmentationTask
 
 FINAL = "final.ckpt"
 GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all later ones
@@ -57,7 +63,9 @@ class Stage:
         return max(1, self.steps // self.validations) if self.validations else self.steps + 1
 
 
-def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
+def run_stage(
+    stage: Stage, task: DetectionTask | SegmentationTask, data: L.LightningDataModule, settings: TrainerSettings
+) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
     if stage.final.is_file():
         print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
@@ -77,10 +85,25 @@ def run_stage(stage: Stage, task: L.LightningModule, data: L.LightningDataModule
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
     if stage.validations and stage.steps % stage.interval == 0:  # the last validation measured the final weights
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        write_json(stage.metrics, values)
+        write_json(stage.metrics, task.figures)
     last.unlink(missing_ok=True)
     return stage.final
+
+
+def evaluate(
+    stage: Stage,
+    task: Task,
+    data: L.LightningDataModule,
+    checkpoint: Path,
+    settings: TrainerSettings,
+) -> Mapping[str, float]:
+    """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
+    if not stage.metrics.is_file():
+        say(f"{stage.name}: evaluating {checkpoint}")
+        load_checkpoint(task, checkpoint)
+        build_evaluator(settings).validate(task, data, verbose=False)
+        write_json(stage.metrics, task.figures)
+    return json.loads(stage.metrics.read_text())
 
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:

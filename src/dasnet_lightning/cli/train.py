@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--detector-batch-size", type=int, default=16, metavar="B")
     parser.add_argument(
-        "--detector-lr", type=float, default=None, help="of stage one (default: 2e-4 for VGG and ResNet, else 1e-3)"
+        "--detector-lr",
+        type=float,
+        default=None,
+        help="of stage one (default: 2e-4 for VGG, ResNet and transformers, else 1e-3)",
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="of stage two (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of stage two (default: %(default)s)")
@@ -141,8 +144,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_detector_lr(detector: str) -> float:
-    """AdamW's rate: deep pretrained backbones without normalisation that learns want a small one."""
-    return 2e-4 if "vgg" in detector or "resnet" in detector else 1e-3
+    """AdamW's rate: deep pretrained backbones without normalisation that learns want a small one, and so do transformers."""
+    return 2e-4 if any(kind in detector for kind in ("vgg", "resnet", "transformers")) else 1e-3
 
 
 def default_folder(data: str, budgets: Sequence[str], split_seed: int) -> str:

@@ -18,7 +18,8 @@ class Detector(Protocol):
     num_classes: with background. image_size: the (H, W) that the detector is made for. strides, out_channels: of the
     pyramid's levels, finest first; all levels are offered to the decoder, also those that the boxes do not need. A
     detector whose pyramid holds switches has `pool_shapes` too (functional.pooling.PoolShape, finest first), from which
-    decoders that unpool are built.
+    decoders that unpool are built. One that is made from files of another library has `portable_options`, which replace
+    the options that name them. One that boxes teach nothing has `learns_boxes = False`.
     """
 
     num_classes: int
@@ -50,3 +51,14 @@ def build_detector(name: str, num_classes: int, **options: Any) -> Detector:
     UnknownNameError for a name that nobody registered, ConfigError for one whose package cannot be loaded.
     """
     return DETECTORS.get(name)(num_classes=num_classes, **options)
+
+
+def portable_options(detector: Any, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The options that a checkpoint keeps: from them the detector is built again without the files that it came from."""
+    portable = getattr(detector, "portable_options", None)
+    return options if portable is None else {**(options or {}), **portable}
+
+
+def learns_boxes(detector: Any) -> bool:
+    """Whether there is a stage one for this detector: false where it takes its boxes from elsewhere."""
+    return bool(getattr(detector, "learns_boxes", True))

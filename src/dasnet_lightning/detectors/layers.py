@@ -87,6 +87,27 @@ def reduced_head(channels: int, width: int, outputs: int, norm_groups: int) -> n
     return nn.Sequential(narrow, nn.GroupNorm(norm_groups, width), nn.ReLU(), nn.Conv2d(width, outputs, 3, padding=1))
 
 
+def extra_levels(channels: int, widths: Sequence[tuple[int, int]], norm_groups: int) -> nn.ModuleList:
+    """Blocks that each halve the level before: 1x1 to the narrow width, then 3x3 to the other, both with GroupNorm.
+
+    widths: (narrow, out) of each block. The norm is of an image by itself: small batches, levels of 1x1.
+    """
+    inputs = (channels, *(out for _, out in widths))
+    blocks = nn.ModuleList(
+        nn.Sequential(
+            nn.Conv2d(before, narrow, 1),
+            nn.GroupNorm(norm_groups, narrow),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(narrow, out, 3, stride=2, padding=1),
+            nn.GroupNorm(norm_groups, out),
+            nn.ReLU(inplace=True),
+        )
+        for before, (narrow, out) in zip(inputs, widths, strict=False)
+    )
+    init_convolutions(blocks)
+    return blocks
+
+
 def init_convolutions(module: nn.Module) -> None:
     """He initialisation for every convolution of a part that starts untrained, biases 0."""
     for layer in module.modules():

@@ -15,6 +15,7 @@ from dasnet_lightning.detectors.layers import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     FrozenBatchNorm,
+    extra_levels,
     init_convolutions,
     init_small,
     parse_size,
@@ -40,19 +41,7 @@ class MobileNetV2(nn.Module):
     def __init__(self, freeze_norm: bool) -> None:
         super().__init__()
         self.features = mobilenet_v2(norm_layer=FrozenBatchNorm if freeze_norm else nn.BatchNorm2d).features
-        inputs = (1280, *(out for _, out in EXTRAS))
-        self.extras = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, narrow, 1),
-                nn.GroupNorm(NORM_GROUPS, narrow),  # of an image by itself: small batches, cells of 1x1
-                nn.ReLU(inplace=True),
-                nn.Conv2d(narrow, out, 3, stride=2, padding=1),
-                nn.GroupNorm(NORM_GROUPS, out),
-                nn.ReLU(inplace=True),
-            )
-            for channels, (narrow, out) in zip(inputs, EXTRAS, strict=False)
-        )
-        init_convolutions(self.extras)
+        self.extras = extra_levels(1280, EXTRAS, NORM_GROUPS)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
         x, levels = images, []

@@ -5,6 +5,7 @@ torchvision's model the pyramid holds the raw conv4_3, the L2 norm stands in fro
 poolings give their switches. All poolings round up, of torchvision's the third one only: the same at 300 pixels.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ from dasnet_lightning.detectors.layers import L2Norm, PairedHead, parse_size
 from dasnet_lightning.detectors.ssd import SSD
 from dasnet_lightning.detectors.vgg16 import POOLS, RATIOS, VGG16, accept_pixels, check_side, load_vgg16, stage_names
 from dasnet_lightning.detectors.weights import fill_detector, is_detector, load_state
+from dasnet_lightning.errors import ConfigError
 
 MEAN = (0.48235, 0.45882, 0.40784)
 STD = (1 / 255, 1 / 255, 1 / 255)
 STEPS = (8, 16, 32, 64, 100, 300)
 SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 POOL4 = 23  # its number in torchvision's `features`: what follows is counted anew, from 0, in `extra.0`
-PREDICTOR = r"heads\..*classification\."
+PREDICTOR = r"heads\.(\d)\..*classification\."
 FULLY_CONNECTED = {"extra.0.7.1": "fc6", "extra.0.7.3": "fc7"}
 
 
@@ -49,6 +51,26 @@ def ssd300_state(state: Mapping[str, Tensor], backbone: VGG16) -> dict[str, Tens
     return renamed
 
 
+def choose_classes(
+    state: Mapping[str, Tensor], per_cell: Sequence[int], classes: Sequence[int], source: str
+) -> dict[str, Tensor]:
+    """A state dict whose class predictors answer for some of their classes, in the given order.
+
+    Raises ConfigError, which names the source, for a class that they do not know.
+    """
+    chosen = dict(state)
+    for key, value in state.items():
+        found = re.match(PREDICTOR, key)
+        if found is None:
+            continue
+        rows = value.unflatten(0, (per_cell[int(found[1])], -1))
+        if not all(0 <= label < rows.shape[1] for label in classes):
+            known = rows.shape[1] - 1
+            raise ConfigError(f"predictor_classes is {list(classes)}, but the classes of {source} are 0 to {known}")
+        chosen[key] = rows[:, list(classes)].flatten(0, 1)
+    return chosen
+
+
 @DETECTORS.register("ssd300_vgg16")
 def build_ssd300_vgg16(
     num_classes: int,
@@ -58,12 +80,17 @@ def build_ssd300_vgg16(
     nms_threshold: float = 0.45,
     top_k: int = 400,
     detections_per_image: int = 200,
+    predictor_classes: Sequence[int] | None = None,
 ) -> SSD:
     """torchvision's SSD300-VGG16.
 
     backbone_weights: torchvision's name ("COCO_V1" for the whole detector, "IMAGENET1K_FEATURES" for the backbone) or a
-    file of ssd300_vgg16 or vgg16.
+    file of ssd300_vgg16 or vgg16. predictor_classes: for each class, background first, the one of a whole detector's
+    weights whose predictors it takes over, so that it detects without training; otherwise the predictors of another
+    number of classes start anew.
     """
+    if predictor_classes is not None and len(predictor_classes) != num_classes:
+        raise ConfigError(f"predictor_classes names {len(predictor_classes)} classes, expected {num_classes}")
     size = parse_size(image_size)
     check_side(size, "ssd300_vgg16")
     backbone = VGG16(STEPS)
@@ -84,14 +111,20 @@ def build_ssd300_vgg16(
     if backbone_weights is None:
         accept_pixels(backbone)
     else:
-        load_ssd300(detector, backbone, backbone_weights)
+        load_ssd300(detector, backbone, backbone_weights, predictor_classes)
     return detector
 
 
-def load_ssd300(detector: SSD, backbone: VGG16, weights: str) -> None:
-    """Load the whole detector or the backbone: what the weights hold decides. Raises CheckpointError."""
+def load_ssd300(detector: SSD, backbone: VGG16, weights: str, classes: Sequence[int] | None = None) -> None:
+    """Load the whole detector or the backbone: what the weights hold decides. Raises CheckpointError.
+
+    classes: those of a whole detector's to take, None for all.
+    """
     state = load_state(weights, "vgg16", "ssd300_vgg16")
     if is_detector(state):
-        fill_detector(detector, ssd300_state(state, backbone), weights, "ssd300_vgg16", PREDICTOR)
+        state = ssd300_state(state, backbone)
+        if classes is not None:
+            state = choose_classes(state, detector.anchors.per_cell, classes, weights)
+        fill_detector(detector, state, weights, "ssd300_vgg16", PREDICTOR)
     else:
         load_vgg16(backbone, state, weights)

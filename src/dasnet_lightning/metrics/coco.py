@@ -74,15 +74,16 @@ def as_array(tensor: Tensor) -> np.ndarray:
 def summarize_coco(scenes: Mapping[str, Scene], kind: Kind, class_names: Sequence[str] = ()) -> dict[str, float]:
     """`ap` averaged over IoU 0.50:0.95, `ap50` and `ap75` in 0..1, -1 where nothing was annotated.
 
-    `ap50/<class>` by class name for classes that were annotated. Equal scores keep the order of the scenes.
+    `ap/<class>` and so on by class name for classes that were annotated. Equal scores keep the order of the scenes.
     """
     labels = sorted({int(label) for scene in scenes.values() for label in (*scene.labels, *scene.found_labels)})
     precision = _precision(scenes, kind, labels)
     summary = {"ap": _mean(precision), "ap50": _mean(precision[0]), "ap75": _mean(precision[5])}
     for column, label in enumerate(labels):
-        value = _mean(precision[0, :, column])
-        if label < len(class_names) and value != NOT_ANNOTATED:
-            summary[f"ap50/{class_names[label]}"] = value
+        of_class = precision[:, :, column]
+        if label < len(class_names) and _mean(of_class) != NOT_ANNOTATED:
+            parts = {"ap": of_class, "ap50": of_class[0], "ap75": of_class[5]}
+            summary |= {f"{name}/{class_names[label]}": _mean(part) for name, part in parts.items()}
     return summary
 
 

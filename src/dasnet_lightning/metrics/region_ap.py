@@ -18,7 +18,6 @@ from dasnet_lightning.metrics.coco import NOT_ANNOTATED, Scene
 from dasnet_lightning.metrics.run_lengths import as_coco
 
 THRESHOLDS = (0.5, 0.7, 0.75)
-THRESHOLDS_BY_CLASS = (0.5, 0.75)
 EXCUSED_OVERLAP = 0.5
 
 
@@ -36,8 +35,8 @@ class Judged:
 def summarize_regions(scenes: Mapping[str, Scene], class_names: Sequence[str] = ()) -> dict[str, float]:
     """`apr50_area`, `apr50_11point` and so on for 0.7 and 0.75, in 0..1: means over the classes that have an object.
 
-    -1 where no class has one. `apr50_area/<class>` and `apr75_area/<class>` for the classes that have a name. Equal scores
-    keep the order of the scenes.
+    -1 where no class has one. `apr50_area/<class>` and so on for the classes that have a name. Equal scores keep the
+    order of the scenes.
     """
     by_class: dict[int, list[Judged]] = defaultdict(list)
     for scene in scenes.values():
@@ -47,14 +46,13 @@ def summarize_regions(scenes: Mapping[str, Scene], class_names: Sequence[str] = 
     judged = {label: item for label, item in judged.items() if item.objects}
     summary: dict[str, float] = {}
     for threshold in THRESHOLDS:
-        curves = {label: count_hits(item, threshold) for label, item in judged.items()}
-        area = {label: area_ap(hits, judged[label].objects) for label, hits in curves.items()}
-        points = [eleven_point_ap(hits, judged[label].objects) for label, hits in curves.items()]
-        name = f"apr{round(100 * threshold)}"
-        summary |= {f"{name}_area": _mean(list(area.values())), f"{name}_11point": _mean(points)}
-        if threshold in THRESHOLDS_BY_CLASS:
-            named = [label for label in area if label < len(class_names)]
-            summary |= {f"{name}_area/{class_names[label]}": area[label] for label in named}
+        hits = {label: count_hits(item, threshold) for label, item in judged.items()}
+        for kind, measure in (("area", area_ap), ("11point", eleven_point_ap)):
+            values = {label: measure(hits[label], item.objects) for label, item in judged.items()}
+            name = f"apr{round(100 * threshold)}_{kind}"
+            summary[name] = _mean(list(values.values()))
+            named = {label: value for label, value in values.items() if label < len(class_names)}
+            summary |= {f"{name}/{class_names[label]}": value for label, value in named.items()}
     return summary
 
 

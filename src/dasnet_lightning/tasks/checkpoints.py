@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.models.dasnet import DASNet
+
+Options = TypeVar("Options")
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
@@ -102,3 +104,10 @@ def load_checkpoint(task: nn.Module, path: str | Path) -> None:
 def without_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Detector options for a network whose weights come from a checkpoint: the backbone's file need not exist any more."""
     return {**(options or {}), "backbone_weights": None}
+
+
+def restore_options(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:
+    """Options as a record: given as one, read from a checkpoint (where they are plain values), or the defaults."""
+    if given is None:
+        return kind()
+    return kind(**given) if isinstance(given, Mapping) else given

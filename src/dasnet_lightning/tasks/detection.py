@@ -7,8 +7,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from dasnet_lightning.detectors import build_detector
+from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.types import Batch
 
@@ -33,10 +34,12 @@ class DetectionTask(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.detector = build_detector(detector, num_classes, **(detector_options or {}))
+        self.save_hyperparameters({"detector_options": portable_options(self.detector, detector_options)})
         self.to(memory_format=torch.channels_last)
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
         self.class_names = tuple(class_names)
         self.box_ap = BoxAP()
+        self.figures: dict[str, float] = {}  # all of the last validation
 
     def on_fit_start(self) -> None:
         self.train()
@@ -53,7 +56,8 @@ class DetectionTask(L.LightningModule):
         self.box_ap.update(batch.image_ids, detections, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute(self.class_names).items()})
+        self.figures = {f"val/box_{name}": value for name, value in self.box_ap.compute(self.class_names).items()}
+        self.log_dict(worth_logging(self.figures))
         self.box_ap.reset()
 
     test_step = validation_step

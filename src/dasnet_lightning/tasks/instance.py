@@ -13,6 +13,7 @@ from dasnet_lightning.functional.regions import draw_objects, object_regions
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.nn.heads import PositionSensitiveHead
+from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
 
@@ -42,8 +43,8 @@ class InstanceTask(SegmentationTask):
         super().__init__(num_classes, class_names, category_ids, head=head, **network)
         self.cells = cells
         self.subset = subset
-        self.sampling = sampling or SamplingOptions()
-        self.inference = inference or InstanceOptions()
+        self.sampling = restore_options(SamplingOptions, sampling)
+        self.inference = restore_options(InstanceOptions, inference)
         self.save_hyperparameters({"sampling": asdict(self.sampling), "inference": asdict(self.inference)})
 
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:

@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors import portable_options
+from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
@@ -23,6 +25,7 @@ from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
+from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid
 
@@ -68,6 +71,9 @@ class SegmentationTask(L.LightningModule, ABC):
         self.model = build_dasnet(
             num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
         )
+        built = self.model.detector
+        portable = portable_options(built.detector if isinstance(built, FrozenDetector) else built, detector_options)
+        self.save_hyperparameters({"detector_options": portable})
         self.num_classes = num_classes
         self.class_names = tuple(class_names)
         self.detector_checkpoint = detector_checkpoint
@@ -78,6 +84,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.iou = nn.ModuleDict({kind: SemanticIoU(num_classes) for kind in BOX_KINDS})
         self.mask_ap = {kind: InstanceAP() for kind in BOX_KINDS}
         self.box_ap = BoxAP()
+        self.figures: dict[str, float] = {}  # all of the last validation
 
     @abstractmethod
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
@@ -138,16 +145,18 @@ class SegmentationTask(L.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
+        self.figures = {}
         for kind in BOX_KINDS:
             iou, mask_ap = self._iou(kind), self.mask_ap[kind]
             per_class = {f"iou/{name}": value for name, value in iou.per_class(names).items()}
             figures = {"miou": float(iou.compute())} | per_class | dict(mask_ap.compute(names))
-            self.log_dict({_name(key, kind): value for key, value in figures.items()})
+            self.figures |= {_name(key, kind): value for key, value in figures.items()}
             iou.reset()
             mask_ap.reset()
         if self.joint:
-            self.log_dict({f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()})
+            self.figures |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
             self.box_ap.reset()
+        self.log_dict(worth_logging(self.figures))
 
     def _iou(self, kind: str) -> SemanticIoU:
         metric = self.iou[kind]

@@ -13,6 +13,7 @@ from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.models.window_loss import window_loss
 from dasnet_lightning.nn.heads import SemanticHead
+from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
 
@@ -36,7 +37,7 @@ class SemanticTask(SegmentationTask):
     ) -> None:
         super().__init__(num_classes, class_names, category_ids, head=SemanticHead, **network)
         self.subset = subset
-        self.inference = inference or SemanticOptions()
+        self.inference = restore_options(SemanticOptions, inference)
         self.save_hyperparameters({"inference": asdict(self.inference)})
 
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:

@@ -1,0 +1,99 @@
+"""Stage one of a run: the detector and from which score on it is believed; trained, taken over, or not needed at all."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dasnet_lightning.cli.console import progress, say
+from dasnet_lightning.cli.run_records import RunConfig
+from dasnet_lightning.cli.stages import Stage, build_evaluator, evaluate, run_stage
+from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+from dasnet_lightning.detectors import DETECTORS, build_detector
+from dasnet_lightning.detectors.base import learns_boxes
+from dasnet_lightning.errors import CheckpointError
+from dasnet_lightning.files import write_json
+from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
+from dasnet_lightning.tasks.detection import DetectionTask
+from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.types import Detections, Target
+
+CALIBRATION_IMAGES = 200
+
+
+def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str, Any], tuple[int, int]]:
+    """The detector's name, its options and its input size: from its checkpoint where one is given."""
+    options = dict(config.detector_options)
+    options |= {"image_size": config.image_size} if config.image_size else {}
+    if config.detector_checkpoint is None:
+        name = config.detector
+        DETECTORS.get(name)
+        options |= {"backbone_weights": config.backbone_weights} if config.backbone_weights else {}
+    else:
+        saved = read_checkpoint(config.detector_checkpoint)["hyper_parameters"]
+        name, options = saved["detector"], dict(saved["detector_options"] or {}) | options
+        if saved["num_classes"] != num_classes:
+            raise CheckpointError(
+                f"{config.detector_checkpoint}: detects {saved['num_classes'] - 1} classes, the data set has {num_classes - 1}"
+            )
+    return name, options, build_detector(name, num_classes, **without_weights(options)).image_size
+
+
+def train_detector(
+    config: RunConfig, data: MixedSupervisionDataModule, detector: str, options: dict[str, Any]
+) -> tuple[Path, Mapping[str, float]]:
+    """Stage one, unless a checkpoint is given; returns the checkpoint and the detector's box AP."""
+    folder = config.folder / "detector"
+    steps = config.detector_steps or max(600, 40 * len(data.train_set()) // config.detector_batch_size)
+    given = config.detector_checkpoint
+    task = DetectionTask(
+        data.num_classes,
+        data.class_names,
+        data.category_ids,
+        detector,
+        options if given is None else without_weights(options),
+        OptimizerConfig("adamw", config.detector_lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+    )
+    stage = Stage("stage one: boxes", folder, steps)
+    if not learns_boxes(task.detector):
+        return skip_detector(config, data, task, stage)
+    checkpoint = Path(given) if given else run_stage(stage, task, data, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    return checkpoint, {**metrics, "score_threshold": choose_threshold(stage, task, data, checkpoint, config)}
+
+
+def skip_detector(
+    config: RunConfig, data: MixedSupervisionDataModule, task: DetectionTask, stage: Stage
+) -> tuple[Path, Mapping[str, float]]:
+    """Stage one of a detector that boxes teach nothing: its checkpoint without a step, and its box AP as it is."""
+    say(f"{stage.name}: detector '{config.detector}' has nothing to learn from them, stage two starts directly")
+    task.optimizer_config = replace(task.optimizer_config, schedule="constant")  # no other one is without a length
+    checkpoint = run_stage(replace(stage, steps=0, validations=0), task, data, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    return checkpoint, {**metrics, "score_threshold": config.score_threshold or HIGHEST}
+
+
+def choose_threshold(
+    stage: Stage, task: DetectionTask, data: MixedSupervisionDataModule, checkpoint: Path, config: RunConfig
+) -> float:
+    """The score from which on detections are believed: given, or the best F1 on training images, found once."""
+    path = stage.folder / "threshold.json"
+    if config.score_threshold:
+        return config.score_threshold
+    if not path.is_file():
+        say(f"{stage.name}: choosing the score threshold on training images")
+        load_checkpoint(task, checkpoint)
+        device = build_evaluator(config.trainer).strategy.root_device
+        task.eval().to(device)
+        detections: list[Detections] = []
+        targets: list[Target] = []
+        with torch.inference_mode():
+            for batch in progress(data.calibration_dataloader(CALIBRATION_IMAGES), stage.name):
+                detections += task.detector.detect(task.detector.features(batch.images.to(device)))
+                targets += batch.targets
+        write_json(path, {"score_threshold": best_score_threshold(detections, targets), "images": len(targets)})
+    return float(json.loads(path.read_text())["score_threshold"])

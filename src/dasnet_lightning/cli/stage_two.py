@@ -1,0 +1,83 @@
+"""Stage two of a run, for each mask budget: its split, the use of every label, the decoder, and joint training after it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dasnet_lightning.cli.run_records import BudgetResult, RunConfig
+from dasnet_lightning.cli.stages import Stage, evaluate, run_stage
+from dasnet_lightning.data.accounting import account, summarise, write_accounting
+from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+from dasnet_lightning.models.instance import InstanceOptions
+from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
+from dasnet_lightning.tasks.instance import InstanceTask
+from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.tasks.segmentation import SegmentationTask
+from dasnet_lightning.tasks.semantic import SemanticTask
+
+
+def account_labels(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
+    """Write the split of a budget and the use of every label beside it; returns the counts by class."""
+    folder = budget_folder(config, data)
+    data.write_split(folder / "split.json")
+    dataset = data.opened().dataset
+    uses = (*account(dataset.train, data.mask_ids, "train"), *account(dataset.val, None, "val"))
+    write_accounting(uses, folder / "labels.csv")
+    return summarise(uses)
+
+
+def budget_folder(config: RunConfig, data: MixedSupervisionDataModule) -> Path:
+    """Where the second stage of a budget lives."""
+    return config.folder / f"masks-{str(data.mask_budget).replace('/', '-per-')}"
+
+
+def start_task(
+    config: RunConfig,
+    data: MixedSupervisionDataModule,
+    checkpoint: Path,
+    score_threshold: float,
+    joint: bool = False,
+) -> SegmentationTask:
+    """The task of the run with the recipe of `dasnet train`: from a detector, or jointly from a finished stage two."""
+    saved = read_checkpoint(checkpoint)["hyper_parameters"]
+    rate = config.lr / 4 if joint else config.lr
+    shared: dict[str, Any] = {
+        "num_classes": data.num_classes,
+        "class_names": data.class_names,
+        "category_ids": data.category_ids,
+        "detector": saved["detector"],
+        "detector_options": without_weights(saved["detector_options"]),
+        "initial_checkpoint" if joint else "detector_checkpoint": str(checkpoint),
+        "decoder": config.decoder,
+        "soft_attention": config.soft_attention,
+        "joint": joint,
+        "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+    }
+    if config.task == "instance":
+        return InstanceTask(**shared, inference=InstanceOptions(score_threshold=score_threshold))
+    return SemanticTask(**shared, inference=SemanticOptions(score_threshold=score_threshold))
+
+
+def train_budget(
+    config: RunConfig, data: MixedSupervisionDataModule, task: SegmentationTask, masks: int
+) -> BudgetResult:
+    """Stage two with the masks of one budget."""
+    budget = str(data.mask_budget)
+    stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), config.steps or 1500, validations=2)
+    checkpoint = run_stage(stage, task, data, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    return BudgetResult(budget, len(data.mask_ids), masks, metrics, str(checkpoint))
+
+
+def train_jointly(
+    config: RunConfig, data: MixedSupervisionDataModule, before: BudgetResult, score_threshold: float
+) -> BudgetResult:
+    """Fine-tune the detector together with a trained decoder, on all boxes and the masks of the budget."""
+    task = start_task(config, data, Path(before.checkpoint), score_threshold, joint=True)
+    folder = budget_folder(config, data) / "joint"
+    stage = Stage(f"joint training: {before.budget} masks", folder, config.joint_steps, validations=2)
+    checkpoint = run_stage(stage, task, data, config.trainer)
+    metrics = evaluate(stage, task, data, checkpoint, config.trainer)
+    return replace(before, budget=f"{before.budget}, joint", metrics=metrics, checkpoint=str(checkpoint))

@@ -1,0 +1,86 @@
+"""SSD on any backbone by name (detectors/staged.py), torchvision's or timm's, with the heads of ssd320_mobilenet_v2.
+
+The backbone's levels below stride 16 are for the decoder; boxes are predicted from stride 16 on (from 8 on demand), at
+the backbone's own levels and at extra ones, six in all.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.layers import extra_levels, init_convolutions, init_small, parse_size, reduced_head
+from dasnet_lightning.detectors.mobilenet_v2 import HEAD_WIDTH, NORM_GROUPS, SCALE_STRIDE8, SCALES
+from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.staged import StagedBackbone, build_staged
+from dasnet_lightning.errors import ConfigError
+
+HEAD_LEVELS = 6
+COARSE = 16  # the stride of the first level with boxes
+EXTRA_WIDTHS = (512, 256, 256, 128, 128)
+
+
+class ExtendedBackbone(nn.Module):
+    """The levels of a backbone, and extra ones above them, each half the one before."""
+
+    def __init__(self, body: StagedBackbone) -> None:
+        super().__init__()
+        own = sum(stride >= COARSE for stride in body.strides)
+        widths = EXTRA_WIDTHS[: HEAD_LEVELS - own]
+        self.body = body
+        self.extras = extra_levels(body.out_channels[-1], [(width // 2, width) for width in widths], NORM_GROUPS)
+        self.strides = (*body.strides, *(body.strides[-1] * 2**number for number in range(1, len(widths) + 1)))
+        self.out_channels = (*body.out_channels, *widths)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        levels, _ = self.body(images)
+        x, all_levels = levels[-1], list(levels)
+        for extra in self.extras:
+            x = extra(x)
+            all_levels.append(x)
+        return tuple(all_levels), None
+
+
+@DETECTORS.register("ssd")
+def build_ssd(
+    num_classes: int,
+    backbone: str = "resnet18",
+    backbone_weights: str | None = None,
+    image_size: int | Sequence[int] = 320,
+    head_stride8: bool = False,
+    freeze_norm: bool | None = None,
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+    top_k: int = 400,
+    detections_per_image: int = 200,
+) -> SSD:
+    """SSD on a backbone by name.
+
+    backbone: torchvision's name ("resnet18", "convnext_tiny", ...) or "timm:NAME" (needs dasnet-lightning[timm]).
+    backbone_weights: a file of that network, torchvision's name ("IMAGENET1K_V1") or timm's tag ("a1_in1k").
+    head_stride8: predict boxes at stride 8 too, for small objects. freeze_norm: hold BatchNorm; None means where
+    backbone_weights are given.
+    """
+    size = parse_size(image_size)
+    extended = ExtendedBackbone(build_staged(backbone, backbone_weights, size, freeze_norm))
+    first = next((level for level, stride in enumerate(extended.strides) if stride >= COARSE), 0)
+    if head_stride8 and first == 0:
+        raise ConfigError(
+            f"head_stride8: backbone '{backbone}' has no level at stride 8, its strides are {extended.strides}"
+        )
+    head_levels = tuple(range(first - 1 if head_stride8 else first, len(extended.strides)))
+    scales = (SCALE_STRIDE8, *SCALES) if head_stride8 else SCALES
+    anchors = AnchorLayout(ssd_shapes(scales, [(2.0, 3.0)] * len(head_levels)))
+    heads = [
+        reduced_head(extended.out_channels[level], HEAD_WIDTH, number * (num_classes + 4), NORM_GROUPS)
+        for level, number in zip(head_levels, anchors.per_cell, strict=True)
+    ]
+    for head in heads:
+        init_convolutions(head)
+        init_small(head[-1])
+    return SSD(
+        extended, heads, anchors, head_levels, num_classes, size, extended.body.mean, extended.body.std,
+        score_threshold, nms_threshold, top_k, detections_per_image,
+    )  # fmt: skip
