@@ -6,10 +6,10 @@ Three ways to the same masks, in instance mode (one region a box, 98 position-se
 * plain: the encoder once, then decoder and score layer on whole maps for each box;
 * ours: the encoder once, windows around the boxes (models.local), only the channels that are read (lazy_scoring).
 
-Operations are multiply-adds of convolutions and matrix products, counted while the real code runs with the arithmetic
-left out; peak bytes are those of all tensors alive at once, model and images not counted. Both are figures of the
-encoder and 16 boxes at once, as inference does. Times are medians of interleaved repetitions in one process, after the
-encoder; --boxes-timed bounds what is run for real. On a GPU bf16 and a compiled decoder are timed too.
+Operations are multiply-adds of convolutions and matrix products, encoder and box heads included, counted while the real
+code runs with the arithmetic left out. Peak bytes are those of all tensors of the decode that are alive at once, masks
+included, with at most 16 whole maps as in inference. Times are medians of interleaved repetitions in one process, from
+the encoder's features on; --boxes-timed bounds what is run for real. On a GPU bf16 and a compiled decoder are timed too.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import json
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,24 +121,18 @@ def count(run: Callable[[], Any]) -> tuple[float, int]:
     return counter.get_total_flops() / 2e9, bytes_.peak
 
 
-@contextmanager
-def on_device(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Waits for a GPU where there is one."""
-    yield (torch.cuda.synchronize if device.type == "cuda" else lambda: None)
-
-
 def time_interleaved(runs: dict[str, Callable[[], Any]], device: torch.device, repetitions: int) -> dict[str, float]:
     """Median seconds of each call, all taking turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    with on_device(device) as wait:
-        for repetition in range(repetitions + 1):
-            for name, run in runs.items():
-                wait()
-                started = time.perf_counter()
-                run()
-                wait()
-                if repetition:  # the first one prepares the kernels
-                    times[name].append(time.perf_counter() - started)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for repetition in range(repetitions + 1):
+        for name, run in runs.items():
+            wait()
+            started = time.perf_counter()
+            run()
+            wait()
+            if repetition:  # the first one prepares the kernels
+                times[name].append(time.perf_counter() - started)
     return {name: statistics.median(spent) for name, spent in times.items()}
 
 
