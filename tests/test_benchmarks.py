@@ -12,9 +12,7 @@ def test_decode(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("decode", SCRIPTS / "decode.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    options = (
-        "--detector ssd_tiny --decoder light --size 128 --numbers 2 6 --sides 0.2 --repetitions 1 --boxes-timed 2"
-    )
+    options = "--detector ssd_tiny --decoder light --size 128 --numbers 2 6 --sides 0.2 --repetitions 1 --boxes-timed 2"
     monkeypatch.setattr(sys, "argv", ["decode.py", *options.split(), "--out", str(tmp_path)])
     script.main()
     few, many = json.loads((tmp_path / "decode.json").read_text())["lines"]
