@@ -69,6 +69,16 @@ def test_starting_a_finished_run_again_trains_nothing(finished, shapes, capsys):
     assert (finished / "masks-all" / "final.ckpt").stat().st_mtime_ns == before
 
 
+def test_a_run_that_lacks_only_its_end_is_measured(finished, shapes):
+    """Killed after the last step and before the final checkpoint: no step and no validation is left to run."""
+    stage = finished / "masks-all"
+    before = json.loads((stage / "metrics.json").read_text())
+    (stage / "final.ckpt").rename(stage / "last.ckpt")
+    (stage / "metrics.json").unlink()
+    assert main(["train", str(shapes), "--out", str(finished), "--mask-budget", "6", "all", *TINY]) == 0
+    assert json.loads((stage / "metrics.json").read_text()) == pytest.approx(before, nan_ok=True)
+
+
 def test_other_settings_in_the_same_folder_are_refused(finished, shapes, capsys):
     assert main(["train", str(shapes), "--out", str(finished), "--mask-budget", "5", *TINY]) == 2
     assert "mask_budgets was ['6', 'all'] and is ['5']" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import pytest
 from dasnet_lightning.data.checks import read_image
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.shapes import LEAST_PIXELS, LEAST_VISIBLE, MAX_OBJECTS, OUTLINES, SHAPES, Scene, render_scene
+from dasnet_lightning.data.scenes import LEAST_PIXELS, LEAST_VISIBLE, MAX_OBJECTS, Scene, render_scene
+from dasnet_lightning.data.shapes import OUTLINES, SHAPES
 from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.errors import DataError
 

@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from dasnet_lightning.detectors import DETECTORS, build_detector
-from dasnet_lightning.detectors.plugins import PluginRegistry
+from dasnet_lightning.detectors.plugins import Plugins
 from dasnet_lightning.errors import ConfigError, UnknownNameError
+from dasnet_lightning.registry import Registry
 
 GROUP = "dasnet_lightning.detectors"
 
@@ -33,7 +34,7 @@ def install(tmp_path, monkeypatch):
 
 @pytest.fixture
 def registry():
-    registry = PluginRegistry("detector", GROUP)
+    registry = Registry("detector", find_more=Plugins(GROUP))
     registry.register("own")(lambda num_classes: "own")
     return registry
 
@@ -60,7 +61,7 @@ def test_a_plug_in_is_built_by_name_and_loaded_when_it_is_asked_for(install, reg
 
 
 def test_the_registry_of_detectors_finds_plug_ins(install, monkeypatch):
-    monkeypatch.setattr(DETECTORS._registry, "_entries", dict(DETECTORS._entries))
+    monkeypatch.setattr(DETECTORS, "_entries", dict(DETECTORS._entries))
     install("good_package", REAL.format(decorator=""), good="build")
     assert build_detector("good", 4, width=96).image_size == (96, 96)
     assert {"good", "ssd_tiny"} <= set(DETECTORS.names())
@@ -119,7 +120,7 @@ def test_what_is_registered_here_comes_first(install, registry):
 
 
 def test_a_plug_in_may_register_itself_when_it_is_imported(install, monkeypatch):
-    monkeypatch.setattr(DETECTORS._registry, "_entries", dict(DETECTORS._entries))
+    monkeypatch.setattr(DETECTORS, "_entries", dict(DETECTORS._entries))
     install("eager_package", REAL.format(decorator="@DETECTORS.register('eager')"), eager="build")
     assert build_detector("eager", 4, width=64).num_classes == 4
     assert "eager" in DETECTORS.names()

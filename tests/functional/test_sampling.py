@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
 from torchvision.ops import box_iou
 
+from dasnet_lightning.functional.instance import SamplingOptions, draw_samples, instance_losses
 from dasnet_lightning.functional.sampling import sample_boxes
+from toy import make_target
 
 SIZE = (60, 80)
 SCENES = {
@@ -49,10 +53,17 @@ def test_negatives_are_found_where_there_is_room():
     assert (~draw(SCENES["one"]).positive).sum() == 4
 
 
-def test_no_negative_exists_for_an_object_that_fills_the_image():
-    """A candidate inside the image can still be small; one of at least half the object cannot exist."""
-    samples = draw(SCENES["the whole image"], min_iou=0.49999)
-    assert (~samples.positive).sum() < 4
+def test_fewer_negatives_come_back_where_there_is_no_room_and_the_loss_stays_defined():
+    """No box overlaps an object by half and by less than half at once."""
+    samples = draw(SCENES["the whole image"], min_iou=0.5)
+    assert samples.positive.tolist() == [True, True]
+    target = make_target([[0.0, 0, 32, 32]], [1])
+    options = SamplingOptions(min_iou=0.5)
+    drawn = draw_samples([target], [torch.tensor([0])], [torch.Generator().manual_seed(0)], (32, 32), options)
+    assert drawn.positive.tolist() == [True, True]
+    losses = instance_losses(torch.zeros(2, 2, *drawn.labels.shape[1:]), drawn)
+    assert losses["score"] == pytest.approx(math.log(2))
+    assert losses["mask"] == pytest.approx(math.log(2))
 
 
 def test_a_tiny_box_serves_itself():

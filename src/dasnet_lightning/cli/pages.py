@@ -11,9 +11,9 @@ from dasnet_lightning.cli.console import print_table, say
 from dasnet_lightning.cli.pictures import draw_pictures
 from dasnet_lightning.cli.run_records import RunConfig, RunResult
 from dasnet_lightning.cli.stages import read_curves
+from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.report import Curve, KeyFigure, Report, Table, Value, write_report
 
-GROUND_TRUTH, DETECTED = "val/miou_ground_truth_boxes", "val/miou_detected_boxes"
 BOXES = {"ground-truth boxes": "ground_truth_boxes", "detected boxes": "detected_boxes"}
 MIOU_NOTE = (
     "Mean IoU over the background and all classes that occur in the validation set, at the images' own resolution; "
@@ -21,12 +21,13 @@ MIOU_NOTE = (
 )
 AP_NOTE = (
     "COCO protocol: 101-point interpolation; AP is the mean over IoU 0.50 to 0.95. "
-    "Detections below the score threshold are not decoded."
+    "Class maps are made of detections from the score threshold on."
 )
 INSTANCE_NOTE = (
     "Masks at the images' own resolution, void pixels left out. mAP^r after VOC and SDS: each mask goes to the object of "
     "largest IoU, duplicates are false; area: under precision over recall, 11-point: VOC 2007. COCO: 101-point, AP is the "
-    "mean over IoU 0.50 to 0.95."
+    f"mean over IoU 0.50 to 0.95. Detections count from a score of {InstanceOptions().lowest_score} on in the instance "
+    "task, from the score threshold on in the semantic one."
 )
 INSTANCE_FIGURES = {
     "mAP^r 0.5 (area)": "apr50_area",
@@ -43,10 +44,15 @@ INSTANCE_FIGURES = {
 def results_table(result: RunResult) -> Table:
     """Budgets x {ground-truth boxes, detected boxes}."""
     rows: list[list[Value]] = [
-        [item.budget, item.mask_images, item.mask_objects, item.metrics[GROUND_TRUTH], item.metrics[DETECTED]]
+        [
+            item.budget,
+            item.mask_images,
+            item.mask_objects,
+            *(item.metrics[f"val/miou_{kind}"] for kind in BOXES.values()),
+        ]
         for item in result.budgets
     ]
-    header = ["mask budget", "images with masks", "masks", "mIoU, ground-truth boxes", "mIoU, detected boxes"]
+    header = ["mask budget", "images with masks", "masks", *(f"mIoU, {boxes}" for boxes in BOXES)]
     return Table("Semantic segmentation", header, rows, MIOU_NOTE)
 
 

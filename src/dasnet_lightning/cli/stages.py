@@ -63,9 +63,7 @@ class Stage:
         return max(1, self.steps // self.validations) if self.validations else self.steps + 1
 
 
-def run_stage(
-    stage: Stage, task: DetectionTask | SegmentationTask, data: L.LightningDataModule, settings: TrainerSettings
-) -> Path:
+def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
     if stage.final.is_file():
         print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
@@ -84,7 +82,8 @@ def run_stage(
 
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
-    if stage.validations and stage.steps % stage.interval == 0:  # the last validation measured the final weights
+    # the last validation measured the final weights; none ran where only the end was missing
+    if task.figures and stage.steps % stage.interval == 0:
         write_json(stage.metrics, task.figures)
     last.unlink(missing_ok=True)
     return stage.final

@@ -1,38 +1,21 @@
-"""Pictures of textured shapes on textured ground, with the visible part of each shape: what the synthetic data is made of.
+"""Shapes and textures: outlines rasterised in a random pose, and colours and patterns to paint them with.
 
-The class is the shape alone; colour, texture, pose, proportions and overlap are drawn independently of it, so nothing but
-the outline tells the classes apart. All draws come from the generator that is passed in.
+All draws come from the generator that is passed in.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32
 from PIL import Image
 
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
-COMPACT = SHAPES[:3]
-MAX_OBJECTS = 4
 SCALES = (0.15, 0.65)  # outer diameter, in image sizes
-LEAST_VISIBLE = 0.3  # of a shape's own area
-LEAST_PIXELS = 40
-LEAST_INSIDE = 0.6  # of a shape's area must lie inside the picture
 CONTRAST = 0.35  # between the mean colours of a shape and all that it may touch (RGB, 0..1)
-TRIES = 12
-PAIR_SIZE = 0.05  # the least area of a shape of a pair, in picture areas
-PAIR_HIDDEN = (0.08, 0.4)  # how much of the one behind is hidden
+COLOURS_TRIED = 12
 
 Field = Float32[np.ndarray, "h w"]
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """A picture, and for each shape its label (1-based place in SHAPES) and its visible pixels."""
-
-    image: UInt8[np.ndarray, "S S 3"]
-    labels: tuple[int, ...]
-    masks: tuple[Bool[np.ndarray, "S S"], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,79 +28,7 @@ class Piece:
     area: float
 
 
-def render_scene(rng: np.random.Generator, size: int) -> Scene:
-    """Draw one picture of `size` pixels a side with 1 to 4 shapes, the later ones in front."""
-    base = rng.uniform(0.1, 0.9, 3)
-    canvas = _paint(rng, base, (size, size))
-    owner = np.zeros((size, size), dtype=np.uint8)
-    labels: list[int] = []
-    areas: list[float] = []
-    colours = [base]
-    for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
-        label = int(rng.integers(1, len(SHAPES) + 1))
-        piece = _place(rng, label, owner, areas, size)
-        if piece is None:
-            continue
-        colour = _distinct_colour(rng, colours)
-        window = canvas[piece.window]
-        window += piece.cover[:, :, None] * (_paint(rng, colour, piece.cover.shape) - window)
-        labels.append(label)
-        areas.append(piece.area)
-        colours.append(colour)
-        owner[piece.window][piece.inside] = len(labels)
-    canvas += _shade(rng, size)[:, :, None] + rng.normal(0, 0.02, (size, size, 1)).astype(np.float32)
-    image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
-    return Scene(image, tuple(labels), tuple(owner == place for place in range(1, len(labels) + 1)))
-
-
-def render_pair(rng: np.random.Generator, size: int) -> Scene:
-    """Draw one picture with two overlapping shapes of one class, about equally large, one in front of the other.
-
-    Only compact shapes: what such pairs ask is which object a pixel belongs to, not how thin a part is still seen.
-    """
-    base = rng.uniform(0.1, 0.9, 3)
-    label = int(rng.integers(1, len(COMPACT) + 1))
-    for _ in range(100 * TRIES):
-        back, front = (_cut(rng, SHAPES[label - 1], size) for _ in range(2))
-        masks = [np.zeros((size, size), dtype=bool) for _ in range(2)]
-        for mask, piece in zip(masks, (back, front), strict=True):
-            mask[piece.window] = piece.inside
-        hidden = np.count_nonzero(masks[0] & masks[1])
-        least, most = sorted((back.area, front.area))
-        whole = all(mask.sum() >= 0.95 * piece.area for mask, piece in zip(masks, (back, front), strict=True))
-        if (
-            whole
-            and least >= max(PAIR_SIZE * size**2, most / 2)
-            and PAIR_HIDDEN[0] <= hidden / back.area <= PAIR_HIDDEN[1]
-        ):
-            break
-    canvas, colours = _paint(rng, base, (size, size)), [base]
-    for piece in (back, front):
-        colours.append(_distinct_colour(rng, colours))
-        window = canvas[piece.window]
-        window += piece.cover[:, :, None] * (_paint(rng, colours[-1], piece.cover.shape) - window)
-    canvas += rng.normal(0, 0.02, (size, size, 1)).astype(np.float32)
-    image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
-    return Scene(image, (label, label), (masks[0] & ~masks[1], masks[1]))
-
-
-def _place(
-    rng: np.random.Generator, label: int, owner: UInt8[np.ndarray, "S S"], areas: list[float], size: int
-) -> Piece | None:
-    """Find a place for a shape where it and those behind it stay visible enough; None where there is none."""
-    for _ in range(TRIES):
-        piece = _cut(rng, SHAPES[label - 1], size)
-        seen = np.count_nonzero(piece.inside)
-        if seen < max(LEAST_PIXELS, LEAST_INSIDE * piece.area):
-            continue
-        lost = np.bincount(owner[piece.window][piece.inside], minlength=len(areas) + 1)[1:]
-        left = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:] - lost
-        if all(rest >= max(LEAST_PIXELS, LEAST_VISIBLE * area) for rest, area in zip(left, areas, strict=True)):
-            return piece
-    return None
-
-
-def _cut(rng: np.random.Generator, shape: str, size: int) -> Piece:
+def cut_piece(rng: np.random.Generator, shape: str, size: int) -> Piece:
     """Draw a pose (place, scale, proportions, shear, rotation) and rasterise the shape in it."""
     radius = rng.uniform(*SCALES) * size / 2
     stretch = float(np.exp(np.clip(rng.normal(0, 0.18), -0.35, 0.35)))
@@ -180,7 +91,7 @@ OUTLINES: dict[str, tuple[Callable[[Field, Field], Field], float]] = {
 }
 
 
-def _paint(rng: np.random.Generator, colour: np.ndarray, shape: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:
+def paint_texture(rng: np.random.Generator, colour: np.ndarray, shape: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:
     """A texture between two colours whose mean is `colour`."""
     apart = (rng.uniform(0.04, 0.2) * _unit(rng)).astype(np.float32)
     field = TEXTURES[int(rng.integers(len(TEXTURES)))](rng, shape)  # -1..1
@@ -228,15 +139,15 @@ def _ramp(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
     return np.float32(np.cos(angle)) * across + np.float32(np.sin(angle)) * down
 
 
-def _shade(rng: np.random.Generator, size: int) -> Field:
+def shade(rng: np.random.Generator, size: int) -> Field:
     """Light that changes slowly over the whole picture."""
     return _ramp(rng, (size, size)) * np.float32(rng.uniform(0, 0.15) / size)
 
 
-def _distinct_colour(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
+def distinct_colour(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
     """A colour that a person tells from the others: the best of some draws, the first that is far enough."""
     best, apart = others[0], -1.0
-    for _ in range(TRIES):
+    for _ in range(COLOURS_TRIED):
         colour = rng.uniform(0.05, 0.95, 3)
         distance = min(float(np.linalg.norm(colour - other)) for other in others)
         if distance > apart:

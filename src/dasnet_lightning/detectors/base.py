@@ -7,7 +7,8 @@ decoder of stage two share the detector's single backbone pass.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from dasnet_lightning.detectors.plugins import PluginRegistry
+from dasnet_lightning.detectors.plugins import Builder, Plugins
+from dasnet_lightning.registry import Registry
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 
@@ -40,7 +41,7 @@ class Detector(Protocol):
         ...
 
 
-DETECTORS = PluginRegistry("detector", group="dasnet_lightning.detectors")
+DETECTORS: Registry[Builder] = Registry("detector", find_more=Plugins("dasnet_lightning.detectors"))
 
 
 def build_detector(name: str, num_classes: int, **options: Any) -> Detector:

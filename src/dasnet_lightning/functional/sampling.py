@@ -1,7 +1,7 @@
 """Training boxes of instance segmentation (paper section 5): around each object some that match it and some that match none.
 
-Boxes that match nothing are what makes the maps position-sensitive: only there do the score maps learn that a pixel of an
-object, seen from the wrong place of a box, is not an answer.
+Boxes that match nothing are what the instance score learns from: without them a box across two objects scores like one
+around an object. Masks inside given boxes do without them (experiments/overlapping_pairs.py measures both).
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ class DASNet(nn.Module):
     """Composes a detector, a decoder and a head; one decode answers for all regions of a batch together.
 
     soft_attention: 0 is the paper's attention by boxes. Above 0 a second decode follows, for which the features inside the
-    boxes are weighted by what the first one saw there (paper section 6: class-specific features at pixel level): a cell
+    boxes are weighted by what the first one saw there (paper section 10, class-specific features at pixel level): a cell
     of no foreground keeps 1 - soft_attention of its features.
     """
 

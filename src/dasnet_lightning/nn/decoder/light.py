@@ -81,8 +81,8 @@ class UpBlock(nn.Module):
 class LightDecoder(nn.Module):
     """A narrow top-down decoder, at most 1 GMAC per region at 320x320, for any pyramid.
 
-    widths: the channels at strides up to 4, at 8, at 16 and coarser. Raises nothing; an `out_stride` coarser than the
-    finest level is reached by that level.
+    widths: the channels at strides up to 4, at 8, at 16 and coarser. An `out_stride` coarser than the finest level is
+    reached by that level.
     """
 
     def __init__(
