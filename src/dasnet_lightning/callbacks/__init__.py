@@ -1,0 +1,7 @@
+"""Callbacks and plug-ins of the trainer, of our own."""
+
+from dasnet_lightning.callbacks.box_ap_guard import BoxAPGuard
+from dasnet_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from dasnet_lightning.callbacks.progress import ProgressLines, Throughput
+
+__all__ = ["AtomicCheckpointIO", "BoxAPGuard", "ProgressLines", "Throughput"]
