@@ -29,7 +29,7 @@ ALLOWED = {
     "results": BASE | {"segmentation", "visualization"},
     "report": BASE,
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "segmentation"},
-    "callbacks": BASE | {"metrics"},
+    "callbacks": BASE | {"metrics", "tasks"},
 }
 LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}
 

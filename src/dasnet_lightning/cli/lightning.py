@@ -16,7 +16,14 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     # imported for their names: LightningCLI finds classes among the subclasses that exist
-    from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput  # noqa: F401
+    from dasnet_lightning.callbacks import (  # noqa: F401  # noqa: F401
+        AtomicCheckpointIO,
+        BoxAPGuard,
+        NaNGuard,
+        ProgressLines,
+        Resumable,
+        Throughput,
+    )
     from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
     from dasnet_lightning.tasks.detection import DetectionTask  # noqa: F401
     from dasnet_lightning.tasks.instance import InstanceTask  # noqa: F401

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
+from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, NaNGuard, ProgressLines, Resumable, Throughput
+from dasnet_lightning.callbacks.resumable import CHECKPOINT
 from dasnet_lightning.cli.console import say
 from dasnet_lightning.files import write_json
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
@@ -29,7 +30,7 @@ GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all la
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What all stages of a run share: hardware, precision, logging."""
+    """What all stages of a run share: hardware, precision, logging, steps between two checkpoints."""
 
     accelerator: str = "auto"
     devices: int = 1
@@ -37,6 +38,8 @@ class TrainerSettings:
     precision: str = "32-true"
     logger: str = "csv"
     project: str = "dasnet"
+    checkpoint_every: int = 100
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
     if stage.final.is_file():
         print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
         return stage.final
-    last = stage.folder / "last.ckpt"
+    last = stage.folder / CHECKPOINT
     resume = last if last.is_file() else None
     if resume is not None:
         read_checkpoint(resume)  # a damaged file is named before anything starts
         print(f"{stage.name}: continues from {resume}", file=sys.stderr)
     trainer = build_trainer(stage, settings)
     trainer.fit(task, data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
+    if trainer.interrupted:  # a second Ctrl-C, or one before the first step
         raise KeyboardInterrupt
     if settings.logger == "wandb":
         import wandb
@@ -107,10 +110,7 @@ def evaluate(
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
     """The trainer of a stage, with its log below the stage's folder."""
-    # without a monitored value the newest epoch is kept; `save_last` alone would save nothing before the end
-    checkpoint = ModelCheckpoint(
-        stage.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
-    )
+    resumable = Resumable(str(stage.folder), settings.checkpoint_every)
     progress: Callback = TQDMProgressBar() if sys.stderr.isatty() else ProgressLines(stage.name)
     return L.Trainer(
         accelerator=settings.accelerator,
@@ -124,8 +124,10 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,
         logger=build_loggers(stage, settings),
-        callbacks=[checkpoint, Throughput(), BoxAPGuard(), progress],
+        callbacks=[Throughput(), BoxAPGuard(), NaNGuard(str(stage.folder)), progress, resumable],
         plugins=[AtomicCheckpointIO()],
+        deterministic=settings.deterministic,
+        enable_checkpointing=False,  # Lightning's own, which knows neither signals nor the middle of an epoch
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -88,6 +88,16 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--strategy", default="auto", help="ddp for several devices (default: %(default)s)")
     parser.add_argument("--precision", default=None, help="32-true, bf16-mixed, ... (default: what the hardware has)")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=100,
+        metavar="N",
+        help="steps between checkpoints (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="slower, but the same bits every time on a GPU too"
+    )
     parser.add_argument("--logger", choices=["csv", "wandb"], default="csv", help="wandb logs beside the CSV files")
     parser.add_argument("--project", default="dasnet", help="project name for wandb")
 
@@ -165,4 +175,6 @@ def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]
         precision=args.precision or default_precision(args.accelerator),
         logger=args.logger,
         project=args.project,
+        checkpoint_every=args.checkpoint_every,
+        deterministic=args.deterministic,
     )

@@ -11,6 +11,7 @@ from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.seeding import seed_global_draws
 from dasnet_lightning.types import Batch
 
 
@@ -44,8 +45,13 @@ class DetectionTask(L.LightningModule):
     def on_fit_start(self) -> None:
         self.train()
 
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What the detector pays for a batch, by name."""
+        seed_global_draws(batch)
+        return self.detector.losses(self.detector.features(batch.images), batch.targets)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        losses: Mapping[str, Tensor] = self.detector.losses(self.detector.features(batch.images), batch.targets)
+        losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
         logged = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
         self.log_dict(logged, batch_size=len(batch))

@@ -27,6 +27,7 @@ from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.seeding import seed_global_draws
 from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid
 
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
@@ -113,15 +114,21 @@ class SegmentationTask(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self.train()
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def losses(self, batch: Batch) -> tuple[Mapping[str, Loss], int]:
+        """What is paid for a batch, by name, and how many regions were drawn from it."""
+        seed_global_draws(batch)
         pyramid = self.model.detector.features(batch.images)
-        losses, regions = self.mask_losses(pyramid, batch)
-        weighted = {f"train/{name}_loss": loss for name, loss in losses.items()}
+        masks, regions = self.mask_losses(pyramid, batch)
+        losses = {f"{name}_loss": loss for name, loss in masks.items()}
         if self.joint:
             boxes = self.model.detector.losses(pyramid, batch.targets)
-            weighted |= {f"train/box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
-        loss = torch.stack([graph_zero(self.parameters()), *weighted.values()]).sum()
-        logged = {name: value.detach() for name, value in weighted.items()} | {"train/loss": loss.detach()}
+            losses |= {f"box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
+        return losses, regions
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        losses, regions = self.losses(batch)
+        loss = torch.stack([graph_zero(self.parameters()), *losses.values()]).sum()
+        logged = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
         self.log_dict(logged | {"train/regions": float(regions)}, batch_size=len(batch))
         return loss
 
