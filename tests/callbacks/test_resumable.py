@@ -17,7 +17,7 @@ from dasnet_lightning.callbacks import AtomicCheckpointIO, Resumable
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.detectors import DETECTORS
-from dasnet_lightning.errors import ConfigError, Stopped
+from dasnet_lightning.errors import Stopped
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from toy import ToyDetector
@@ -183,17 +183,20 @@ def test_between_two_optimizer_steps_nothing_is_saved(shapes, tmp_path):
 
 
 def test_where_it_writes(shapes, tmp_path):
-    def run(*callbacks: Callback) -> None:
+    def run(*callbacks: Callback, **options: Any) -> None:
         trainer = L.Trainer(
             accelerator="cpu", max_steps=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=len(callbacks) > 1, limit_val_batches=0, callbacks=list(callbacks),
+            limit_val_batches=0, callbacks=list(callbacks),
+            default_root_dir=tmp_path, **options,
         )  # fmt: skip
         trainer.fit(*build(shapes))
 
     run(Resumable(every_n_steps=2), ModelCheckpoint(tmp_path / "given", filename="best"))
     assert (tmp_path / "given" / "last.ckpt").is_file()
-    with pytest.raises(ConfigError, match="Resumable knows no folder"):
-        run(Resumable(every_n_steps=2))
+    watch = Watch(at=1, act=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="at step 1; nothing was saved"):
+        run(watch, Resumable(every_n_steps=1), enable_checkpointing=False)
+    assert len(list(tmp_path.rglob("*.ckpt"))) == 2  # both in the folder of ModelCheckpoint
 
 
 def test_a_slurm_job_is_put_back_into_the_queue(shapes, tmp_path, monkeypatch, capsys):

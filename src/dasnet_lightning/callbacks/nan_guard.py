@@ -36,6 +36,6 @@ class NaNGuard(Callback):
         torch.save(describe_step(module, self._batch), path)
         images = ", ".join(f"'{image_id}'" for image_id in self._batch.image_ids)
         raise TrainingError(
-            f"the loss of step {trainer.global_step} is {float(loss.detach())}, for the images {images}; look at their labels, lower "
-            f"the learning rate or use precision 32-true; {path} holds the step (tasks.replay.replay_step)"
+            f"the loss of step {trainer.global_step} is {float(loss.detach())}, for the images {images}; look at their labels, "
+            f"lower the learning rate or use precision 32-true; {path} holds the step (tasks.replay.replay_step)"
         )

@@ -16,10 +16,10 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from dasnet_lightning.callbacks.requeue import requeue_on_slurm
-from dasnet_lightning.errors import ConfigError, Stopped
+from dasnet_lightning.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CHECKPOINT = "last.ckpt"
@@ -30,8 +30,8 @@ class Resumable(Callback):
     """Writes `last.ckpt` every `every_n_steps` optimizer steps (0: never), before validations, and when told to stop by
     SIGTERM, SIGUSR1 or Ctrl-C; then raises Stopped on every process. A second Ctrl-C does not wait.
 
-    folder: where to; None means the folder of the trainer's ModelCheckpoint. Under SLURM, SIGUSR1 also puts the job back
-    into the queue.
+    folder: where to; None means the folder of the trainer's ModelCheckpoint, and that nothing is saved where it has none.
+    Under SLURM, SIGUSR1 also puts the job back into the queue.
     """
 
     def __init__(self, folder: str | None = None, every_n_steps: int = 100) -> None:
@@ -104,23 +104,23 @@ class Resumable(Callback):
             self._leave(trainer, told)
 
     def _save(self, trainer: L.Trainer) -> None:
-        self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self._folder(trainer) / CHECKPOINT)
+        self._saved_step, path = trainer.global_step, self._path(trainer)
+        if path is not None:
+            trainer.save_checkpoint(path)
 
     def _leave(self, trainer: L.Trainer, told: int) -> None:
-        name = signal.Signals(told).name
-        where = self._folder(trainer) / CHECKPOINT
+        path = self._path(trainer)
+        kept = "nothing was saved" if path is None else f"{path} continues there"
         if told == signal.SIGUSR1 and trainer.is_global_zero:
             requeue_on_slurm()
-        raise Stopped(f"stopped by {name} at step {trainer.global_step}; {where} continues there", told)
+        raise Stopped(f"stopped by {signal.Signals(told).name} at step {trainer.global_step}; {kept}", told)
 
-    def _folder(self, trainer: L.Trainer) -> Path:
+    def _path(self, trainer: L.Trainer) -> Path | None:
         if self.folder is not None:
-            return self.folder
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is not None:
-            return Path(checkpoint.dirpath)
-        raise ConfigError("Resumable knows no folder: give it one, or the trainer a ModelCheckpoint with a dirpath")
+            return self.folder / CHECKPOINT
+        checkpoint: Any = trainer.checkpoint_callback
+        folder = getattr(checkpoint, "dirpath", None)
+        return None if folder is None or trainer.fast_dev_run else Path(folder) / CHECKPOINT  # type: ignore[attr-defined]
 
     def _end(self) -> None:
         self._training = False

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.cli.hardware import quiet_lightning
 
 
@@ -37,14 +38,20 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
     csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "fit"}}
     given, sys.argv = sys.argv, ["dasnet", command, *arguments]  # LightningCLI warns of arguments from elsewhere
     try:
-        DasnetCLI(
-            L.LightningModule,
-            MixedSupervisionDataModule,
-            subclass_mode_model=True,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"log_every_n_steps": 10, "logger": csv_logger},
-        )
+        with explained_failures():
+            DasnetCLI(
+                L.LightningModule,
+                MixedSupervisionDataModule,
+                subclass_mode_model=True,
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={
+                    "log_every_n_steps": 10,
+                    "logger": csv_logger,
+                    "use_distributed_sampler": False,
+                    "callbacks": [Resumable(), NaNGuard()],
+                },
+            )
     finally:
         sys.argv = given
     return 0

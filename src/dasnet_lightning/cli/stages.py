@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, NaNGuard, ProgressLines, Resumable, Throughput
 from dasnet_lightning.callbacks.resumable import CHECKPOINT
 from dasnet_lightning.cli.console import say
+from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.files import write_json
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
@@ -77,7 +78,8 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
         read_checkpoint(resume)  # a damaged file is named before anything starts
         print(f"{stage.name}: continues from {resume}", file=sys.stderr)
     trainer = build_trainer(stage, settings)
-    trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+    with explained_failures():
+        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:  # a second Ctrl-C, or one before the first step
         raise KeyboardInterrupt
     if settings.logger == "wandb":
