@@ -50,6 +50,7 @@ def train_detector(
     folder = config.folder / "detector"
     steps = config.detector_steps or max(600, 40 * len(data.train_set()) // config.detector_batch_size)
     given = config.detector_checkpoint
+    torch.manual_seed(config.seed)  # the initial weights
     task = DetectionTask(
         data.num_classes,
         data.class_names,

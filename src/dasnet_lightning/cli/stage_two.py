@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dasnet_lightning.cli.run_records import BudgetResult, RunConfig
 from dasnet_lightning.cli.stages import Stage, evaluate, run_stage
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
@@ -55,6 +57,7 @@ def start_task(
         "joint": joint,
         "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     }
+    torch.manual_seed(config.seed)  # the initial weights: the same whether stage one ran just now or long ago
     if config.task == "instance":
         return InstanceTask(**shared, inference=InstanceOptions(score_threshold=score_threshold))
     return SemanticTask(**shared, inference=SemanticOptions(score_threshold=score_threshold))
