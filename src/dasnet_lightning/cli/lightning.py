@@ -16,7 +16,7 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     # imported for their names: LightningCLI finds classes among the subclasses that exist
-    from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput  # noqa: F401
+    from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, StepSize, Throughput  # noqa: F401
     from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
     from dasnet_lightning.tasks.detection import DetectionTask  # noqa: F401
     from dasnet_lightning.tasks.instance import InstanceTask  # noqa: F401
@@ -28,7 +28,8 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "fit"}}
-    given, sys.argv = sys.argv, ["dasnet", command, *arguments]  # LightningCLI warns of arguments from elsewhere
+    # LightningCLI warns of arguments from elsewhere; for further devices Lightning runs the program of that name again
+    given, sys.argv = sys.argv, [sys.argv[0], command, *arguments]
     try:
         DasnetCLI(
             L.LightningModule,
@@ -36,7 +37,7 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
             subclass_mode_model=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"log_every_n_steps": 10, "logger": csv_logger},
+            trainer_defaults={"log_every_n_steps": 10, "logger": csv_logger, "callbacks": StepSize()},
         )
     finally:
         sys.argv = given

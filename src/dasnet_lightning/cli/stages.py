@@ -9,14 +9,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
-from dasnet_lightning.cli.console import say
+from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, StepSize, Throughput
+from dasnet_lightning.cli.console import complain, say
 from dasnet_lightning.files import write_json
+from dasnet_lightning.processes import is_first, once, world_size
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
@@ -29,7 +32,10 @@ GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all la
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What all stages of a run share: hardware, precision, logging."""
+    """What all stages of a run share: hardware, precision, logging.
+
+    scale_lr: "linear" multiplies the learning rates by the number of processes.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
@@ -37,6 +43,7 @@ class TrainerSettings:
     precision: str = "32-true"
     logger: str = "csv"
     project: str = "dasnet"
+    scale_lr: Literal["none", "linear"] = "none"
 
 
 @dataclass(frozen=True)
@@ -63,30 +70,45 @@ class Stage:
         return max(1, self.steps // self.validations) if self.validations else self.steps + 1
 
 
+def scale_rate(rate: float, settings: TrainerSettings) -> float:
+    """The learning rate for as many processes as there are."""
+    return rate * world_size() if settings.scale_lr == "linear" else rate
+
+
 def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
-    if stage.final.is_file():
-        print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
+    if once(stage.final.is_file):
+        tell(f"{stage.name}: done before, {stage.final}")
         return stage.final
     last = stage.folder / "last.ckpt"
-    resume = last if last.is_file() else None
+    resume = last if once(last.is_file) else None
     if resume is not None:
         read_checkpoint(resume)  # a damaged file is named before anything starts
-        print(f"{stage.name}: continues from {resume}", file=sys.stderr)
+        tell(f"{stage.name}: continues from {resume}")
     trainer = build_trainer(stage, settings)
     trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if settings.logger == "wandb":
+    if settings.logger == "wandb" and is_first():
         import wandb
 
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
-    # the last validation measured the final weights; none ran where only the end was missing
-    if task.figures and stage.steps % stage.interval == 0:
-        write_json(stage.metrics, task.figures)
-    last.unlink(missing_ok=True)
+    once(lambda: _close(stage, task.figures))
     return stage.final
+
+
+def _close(stage: Stage, figures: Mapping[str, float]) -> None:
+    # the last validation measured the final weights; none ran where only the end was missing
+    if figures and stage.steps % stage.interval == 0:
+        write_json(stage.metrics, figures)
+    (stage.folder / "last.ckpt").unlink(missing_ok=True)
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr, from the first process alone."""
+    if is_first():
+        complain(text)
 
 
 def evaluate(
@@ -97,12 +119,12 @@ def evaluate(
     settings: TrainerSettings,
 ) -> Mapping[str, float]:
     """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
-    if not stage.metrics.is_file():
+    if not once(stage.metrics.is_file):
         say(f"{stage.name}: evaluating {checkpoint}")
         load_checkpoint(task, checkpoint)
         build_evaluator(settings).validate(task, data, verbose=False)
-        write_json(stage.metrics, task.figures)
-    return json.loads(stage.metrics.read_text())
+        once(lambda: write_json(stage.metrics, task.figures))
+    return once(lambda: json.loads(stage.metrics.read_text()))
 
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
@@ -124,25 +146,32 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,
         logger=build_loggers(stage, settings),
-        callbacks=[checkpoint, Throughput(), BoxAPGuard(), progress],
+        callbacks=[checkpoint, Throughput(), BoxAPGuard(), StepSize(stage.name, settings.scale_lr), progress],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
         use_distributed_sampler=False,
+        sync_batchnorm=joins_batchnorm(settings),
     )
 
 
 def build_evaluator(settings: TrainerSettings) -> L.Trainer:
-    """A trainer that only measures: on one device, so that no image is counted twice, and without a log."""
+    """A trainer that only measures, without a log; over several devices every image is measured on one of them."""
     return L.Trainer(
         accelerator=settings.accelerator,
-        devices=1,
+        devices=settings.devices,
+        strategy=settings.strategy,
         precision=settings.precision,  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=sys.stderr.isatty(),
         use_distributed_sampler=False,
     )
+
+
+def joins_batchnorm(settings: TrainerSettings) -> bool:
+    """Whether BatchNorm takes its statistics over the images of all processes: torch can on GPUs alone."""
+    return world_size() > 1 and settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build_loggers(stage: Stage, settings: TrainerSettings) -> list[Logger]:

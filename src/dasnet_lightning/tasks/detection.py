@@ -11,6 +11,7 @@ from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers
 from dasnet_lightning.types import Batch
 
 
@@ -19,7 +20,8 @@ class DetectionTask(L.LightningModule):
 
     num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
     travel inside the checkpoint.
-    `detector_options` go to the detector's builder.
+    `detector_options` go to the detector's builder. Over several processes our SSD's losses are means over all of their
+    anchors; those of other libraries are means of each process's own, and DDP averages these.
     """
 
     def __init__(
@@ -41,13 +43,22 @@ class DetectionTask(L.LightningModule):
         self.box_ap = BoxAP()
         self.figures: dict[str, float] = {}  # all of the last validation
 
+    def setup(self, stage: str) -> None:
+        expect_equal_figures()
+
     def on_fit_start(self) -> None:
         self.train()
+
+    def on_validation_start(self) -> None:
+        settle_buffers(self)
+
+    def on_train_end(self) -> None:
+        settle_buffers(self)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses: Mapping[str, Tensor] = self.detector.losses(self.detector.features(batch.images), batch.targets)
         loss = torch.stack(list(losses.values())).sum()
-        logged = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
+        logged = average_values({f"train/{name}": value for name, value in losses.items()} | {"train/loss": loss})
         self.log_dict(logged, batch_size=len(batch))
         return loss
 
