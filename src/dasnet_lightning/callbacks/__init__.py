@@ -5,5 +5,6 @@ from dasnet_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from dasnet_lightning.callbacks.nan_guard import NaNGuard
 from dasnet_lightning.callbacks.progress import ProgressLines, Throughput
 from dasnet_lightning.callbacks.resumable import Resumable
+from dasnet_lightning.callbacks.step_size import StepSize
 
-__all__ = ["AtomicCheckpointIO", "BoxAPGuard", "NaNGuard", "ProgressLines", "Resumable", "Throughput"]
+__all__ = ["AtomicCheckpointIO", "BoxAPGuard", "NaNGuard", "ProgressLines", "Resumable", "StepSize", "Throughput"]

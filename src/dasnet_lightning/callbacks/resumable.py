@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dasnet_lightning.callbacks.requeue import requeue_on_slurm
 from dasnet_lightning.errors import Stopped
+from dasnet_lightning.processes import is_distributed
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CHECKPOINT = "last.ckpt"
@@ -91,7 +92,7 @@ class Resumable(Callback):
 
     def _agree(self) -> int:
         """The signal that any of the processes was sent, on all of them; 0 for none."""
-        if not _distributed():
+        if not is_distributed():
             return self._told
         told = torch.tensor(self._told)
         dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
@@ -131,21 +132,17 @@ class Resumable(Callback):
 
 def _host_group() -> Any:
     """A group whose collectives run on the host, so that comparing notes does not make it wait for a GPU."""
-    return dist.new_group(backend="gloo") if _distributed() and dist.get_backend() != "gloo" else None
+    return dist.new_group(backend="gloo") if is_distributed() and dist.get_backend() != "gloo" else None
 
 
 def _leave_word(told: bool) -> bool:
     """Leave word for the other processes if this one was told to stop; whether any of them has."""
-    if not _distributed():
+    if not is_distributed():
         return told
     store = dist.distributed_c10d._get_default_store()
     if told:
         store.set(WORD, "1")
     return told or bool(store.check([WORD]))
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _validates_next(trainer: L.Trainer) -> bool:

@@ -17,12 +17,13 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     # imported for their names: LightningCLI finds classes among the subclasses that exist
-    from dasnet_lightning.callbacks import (  # noqa: F401  # noqa: F401
+    from dasnet_lightning.callbacks import (  # noqa: F401
         AtomicCheckpointIO,
         BoxAPGuard,
         NaNGuard,
         ProgressLines,
         Resumable,
+        StepSize,
         Throughput,
     )
     from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
@@ -36,7 +37,8 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "fit"}}
-    given, sys.argv = sys.argv, ["dasnet", command, *arguments]  # LightningCLI warns of arguments from elsewhere
+    # LightningCLI warns of arguments from elsewhere; for further devices Lightning runs the program of that name again
+    given, sys.argv = sys.argv, [sys.argv[0], command, *arguments]
     try:
         with explained_failures():
             DasnetCLI(
@@ -49,7 +51,7 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
                     "log_every_n_steps": 10,
                     "logger": csv_logger,
                     "use_distributed_sampler": False,
-                    "callbacks": [Resumable(), NaNGuard()],
+                    "callbacks": [StepSize(), NaNGuard(), Resumable()],
                 },
             )
     finally:

@@ -85,8 +85,14 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="initial weights, order and augmentation")
     parser.add_argument("--num-workers", type=int, default=None, help="loader processes (default: half the processors)")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1, help="processes, each with a batch of its own")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices (default: %(default)s)")
+    parser.add_argument(
+        "--scale-lr",
+        choices=["none", "linear"],
+        default="none",
+        help="linear: multiply the learning rates by the number of processes (default: %(default)s)",
+    )
     parser.add_argument("--precision", default=None, help="32-true, bf16-mixed, ... (default: what the hardware has)")
     parser.add_argument(
         "--checkpoint-every",
@@ -120,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.run_records import RunConfig
     from dasnet_lightning.cli.runs import execute
+    from dasnet_lightning.processes import is_first
 
     config = RunConfig(
         data=args.data,
@@ -149,7 +156,9 @@ def run(args: argparse.Namespace) -> int:
         fix=args.fix,
         trainer=trainer_settings(args),
     )
-    finish(config, execute(config), "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
+    result = execute(config)
+    if is_first():
+        finish(config, result, "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
     return 0
 
 
@@ -177,4 +186,5 @@ def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]
         project=args.project,
         checkpoint_every=args.checkpoint_every,
         deterministic=args.deterministic,
+        scale_lr=args.scale_lr,
     )

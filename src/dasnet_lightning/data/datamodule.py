@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from dasnet_lightning import processes
 from dasnet_lightning.data.collate import Sample, collate
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.formats import DataSet, open_dataset
@@ -167,11 +168,13 @@ class MixedSupervisionDataModule(LightningDataModule):
         return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
-        """At most `count` training images, spread over the set and not augmented, with their boxes alone."""
+        """At most `count` training images over all processes, spread over the set, not augmented, with boxes alone."""
         source = self.opened().dataset.train
         step = -(-len(source.records) // count)
         dataset = SegmentationDataset(source, source.records[::step], frozenset(), self.eval_transform, self.seed)
-        return self._loader(dataset, EpochSampler(len(dataset), self.seed, False))
+        rank, world_size = self._processes()
+        sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Full batches only, in an order that depends on the seed and on what was drawn before alone."""
@@ -215,7 +218,9 @@ class MixedSupervisionDataModule(LightningDataModule):
         )
 
     def _processes(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if self.trainer is None:
+            return processes.rank(), processes.world_size()
+        return self.trainer.global_rank, self.trainer.world_size
 
     def _step_size(self) -> int:
         """Images of a batch over all processes."""

@@ -11,6 +11,7 @@ from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers
 from dasnet_lightning.tasks.seeding import seed_global_draws
 from dasnet_lightning.types import Batch
 
@@ -20,7 +21,8 @@ class DetectionTask(L.LightningModule):
 
     num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
     travel inside the checkpoint.
-    `detector_options` go to the detector's builder.
+    `detector_options` go to the detector's builder. Over several processes our SSD's losses are means over all of their
+    anchors; those of other libraries are means of each process's own, and DDP averages these.
     """
 
     def __init__(
@@ -42,8 +44,17 @@ class DetectionTask(L.LightningModule):
         self.box_ap = BoxAP()
         self.figures: dict[str, float] = {}  # all of the last validation
 
+    def setup(self, stage: str) -> None:
+        expect_equal_figures()
+
     def on_fit_start(self) -> None:
         self.train()
+
+    def on_validation_start(self) -> None:
+        settle_buffers(self)
+
+    def on_train_end(self) -> None:
+        settle_buffers(self)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """What the detector pays for a batch, by name."""
@@ -53,7 +64,7 @@ class DetectionTask(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
-        logged = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
+        logged = average_values({f"train/{name}": value for name, value in losses.items()} | {"train/loss": loss})
         self.log_dict(logged, batch_size=len(batch))
         return loss
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dasnet_lightning.detectors import portable_options
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.functional.attention import Rounding
+from dasnet_lightning.functional.reduction import LossSum, mean_losses
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
 from dasnet_lightning.metrics.box import BoxAP
@@ -24,11 +25,13 @@ from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import Head
+from dasnet_lightning.processes import world_size
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers, waits_for_others
 from dasnet_lightning.tasks.seeding import seed_global_draws
-from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid
+from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid, Regions
 
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
 
@@ -88,9 +91,10 @@ class SegmentationTask(L.LightningModule, ABC):
         self.figures: dict[str, float] = {}  # all of the last validation
 
     @abstractmethod
-    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
+    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
         """What the decoder pays for the regions that it draws from a batch, by name, and how many regions that are.
 
+        The names are always the same, also where no region can be drawn (`learn_nothing`): other processes may have some.
         The loss of an object without a mask must not depend on what a mask would say.
         """
 
@@ -103,6 +107,7 @@ class SegmentationTask(L.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         # lightning warns of every module in evaluation mode; the frozen detector is so on purpose
         warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
+        expect_equal_figures()
         if stage != "fit":
             return
         if self.detector_checkpoint is not None:
@@ -114,12 +119,27 @@ class SegmentationTask(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self.train()
 
+    def on_validation_start(self) -> None:
+        settle_buffers(self)
+
+    def on_train_end(self) -> None:
+        settle_buffers(self)
+
+    def learn_nothing(self, pyramid: Pyramid, regions: Regions) -> LossSum:
+        """The loss of a batch without regions. Under SyncBatchNorm the decoder runs on nothing: the others wait for it."""
+        total = torch.zeros((), device=regions.boxes.device)
+        decoder = self.model.decoder
+        assert isinstance(decoder, nn.Module)
+        if waits_for_others(decoder):
+            total = torch.stack([logits.sum() for logits in self.model.passes(pyramid, regions)]).sum()
+        return LossSum(total, torch.zeros_like(total, dtype=torch.int64))
+
     def losses(self, batch: Batch) -> tuple[Mapping[str, Loss], int]:
         """What is paid for a batch, by name, and how many regions were drawn from it."""
         seed_global_draws(batch)
         pyramid = self.model.detector.features(batch.images)
-        masks, regions = self.mask_losses(pyramid, batch)
-        losses = {f"{name}_loss": loss for name, loss in masks.items()}
+        sums, regions = self.mask_losses(pyramid, batch)
+        losses = {f"{name}_loss": loss for name, loss in mean_losses(sums).items()}
         if self.joint:
             boxes = self.model.detector.losses(pyramid, batch.targets)
             losses |= {f"box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
@@ -128,8 +148,9 @@ class SegmentationTask(L.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses, regions = self.losses(batch)
         loss = torch.stack([graph_zero(self.parameters()), *losses.values()]).sum()
-        logged = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
-        self.log_dict(logged | {"train/regions": float(regions)}, batch_size=len(batch))
+        drawn = torch.full_like(loss, float(regions * world_size()))  # those of all processes, once averaged
+        named = {f"train/{name}": value for name, value in losses.items()}
+        self.log_dict(average_values({**named, "train/loss": loss, "train/regions": drawn}), batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -155,8 +176,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.figures = {}
         for kind in BOX_KINDS:
             iou, mask_ap = self._iou(kind), self.mask_ap[kind]
-            per_class = {f"iou/{name}": value for name, value in iou.per_class(names).items()}
-            figures = {"miou": float(iou.compute())} | per_class | dict(mask_ap.compute(names))
+            figures = dict(iou.figures(names)) | dict(mask_ap.compute(names))
             self.figures |= {_name(key, kind): value for key, value in figures.items()}
             iou.reset()
             mask_ap.reset()
