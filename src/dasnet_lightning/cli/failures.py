@@ -36,7 +36,7 @@ def _explain(message: str) -> str:
             "and start the same command again to continue"
         )
     if "closed by peer" in message or "Connection reset by peer" in message:
-        return f"another process of this training ended, its own message says why ({first})"
+        return "another process of this training ended, its own message says why"
     return ""
 
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 
 from dasnet_lightning.cli.stages import TrainerSettings
 from dasnet_lightning.errors import ConfigError, DasnetError
-from dasnet_lightning.processes import is_first
+from dasnet_lightning.processes import is_distributed, is_first
 
 GRACE = 10.0  # seconds for the other processes to end by themselves
 
@@ -35,6 +37,7 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
         yield
         return
     check_strategy(settings)
+    rejoin_after_restart()
     fabric = L.Fabric(accelerator=settings.accelerator, devices=settings.devices, strategy="ddp")
     fabric.launch()
     if not is_first():
@@ -50,6 +53,22 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
         if failed and not isinstance(error, DasnetError | KeyboardInterrupt):
             raise DasnetError(f"process {failed[0]} of {len(others) + 1} ended with an error, told above") from error
         raise
+
+
+def rejoin_after_restart() -> None:
+    """Where torchrun has started the processes anew after one ended, join them in a fresh part of its store.
+
+    torchrun's store still holds the addresses of the processes before; torch joins under the same keys, and where one
+    reads such an address before it is overwritten the group never comes together (torch 2.10 to 2.13). Collective.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if not attempt or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or is_distributed():
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world_size, is_master=False)
+    fresh = dist.PrefixStore(f"dasnet_lightning/attempt/{attempt}", store)
+    backend = None if torch.cuda.is_available() else "gloo"  # None: for tensors on processors and on GPUs
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=world_size)
 
 
 def check_strategy(settings: TrainerSettings) -> None:

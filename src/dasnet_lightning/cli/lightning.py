@@ -26,10 +26,13 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
         StepSize,
         Throughput,
     )
+    from dasnet_lightning.cli.launch import rejoin_after_restart
     from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
     from dasnet_lightning.tasks.detection import DetectionTask  # noqa: F401
     from dasnet_lightning.tasks.instance import InstanceTask  # noqa: F401
     from dasnet_lightning.tasks.semantic import SemanticTask  # noqa: F401
+
+    rejoin_after_restart()
 
     class DasnetCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
