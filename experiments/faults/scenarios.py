@@ -22,6 +22,7 @@ import torch
 from runs import Ended, expect_same, run, run_and_signal
 
 LEAVE_WITHIN = 20.0  # seconds from a signal to the end of the process
+MAY_GROW = 15.0  # MB: noise of the allocator
 MISSING_LINE = "no line of it names {}"
 
 Scenario = Callable[["Scene"], str]
@@ -195,6 +196,24 @@ def killed_loader_process(scene: Scene) -> str:
     return "one sentence, continued to the same bits"
 
 
+def memory_over_epochs(scene: Scene) -> str:
+    """The memory of a longer run (100 epochs of stage one), looked at all the time."""
+    out, seen = scene.out("long"), []
+    started = time.perf_counter()
+    process = runs.start(scene.data, out, options=["--detector-steps", "600", "--num-workers", "0"])
+    while process.is_alive() and not (out / "detector" / "final.ckpt").exists():
+        seen.append(resident_bytes(process.pid or 0))
+        time.sleep(0.05)
+    ended = runs.finish(process, out, started)
+    assert ended.code == 0, ended.printed
+    half = [
+        sorted(part)[len(part) // 2] / 1e6
+        for part in (seen[len(seen) // 3 : 2 * len(seen) // 3], seen[-len(seen) // 5 :])
+    ]
+    assert half[1] < half[0] + MAY_GROW, f"grew from {half[0]:.0f} to {half[1]:.0f} MB"
+    return f"{half[0]:.0f} MB in the middle, {half[1]:.0f} MB at the end"
+
+
 def elastic(scene: Scene) -> str:
     """Two processes under torchrun; one is killed in the middle, torchrun starts both again."""
     whole, out = scene.out("two-processes"), scene.out("elastic")
@@ -303,6 +322,12 @@ def limit_files_after(number: int) -> Callable[[], None]:
     return prepare
 
 
+def resident_bytes(pid: int) -> int:
+    """The memory that a process holds."""
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started, oldest first."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -329,5 +354,6 @@ SCENARIOS: dict[str, Scenario] = {
     "malicious pickle as a checkpoint": malicious_checkpoint,
     "photograph cut short in an epoch": corrupted_photograph,
     "killed loader process": killed_loader_process,
+    "memory over 100 epochs": memory_over_epochs,
     "one of two ranks killed, torchrun": elastic,
 }
