@@ -1,6 +1,7 @@
 """One stage of training in a folder of its own: started, continued where it stopped, or recognised as done.
 
-A stage's folder holds `last.ckpt` while it runs and `final.ckpt` once it is complete; both are written atomically.
+A stage's folder holds `last.ckpt` and the one before it while it runs, and `final.ckpt` once it is complete; all are
+written atomically and carry a checksum.
 """
 
 import csv
@@ -15,9 +16,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
-from dasnet_lightning.cli.console import say
+from dasnet_lightning.cli.console import complain, say
 from dasnet_lightning.files import write_json
-from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
+from dasnet_lightning.storage.writing import previous_of, remove_leftovers
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 
@@ -69,9 +71,9 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
         print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
         return stage.final
     last = stage.folder / "last.ckpt"
-    resume = last if last.is_file() else None
+    remove_leftovers(stage.folder)
+    resume = newest_good(last, lambda line: complain(f"{stage.name}: {line}"))
     if resume is not None:
-        read_checkpoint(resume)  # a damaged file is named before anything starts
         print(f"{stage.name}: continues from {resume}", file=sys.stderr)
     trainer = build_trainer(stage, settings)
     trainer.fit(task, data, ckpt_path=resume, weights_only=True)
@@ -85,7 +87,8 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
     # the last validation measured the final weights; none ran where only the end was missing
     if task.figures and stage.steps % stage.interval == 0:
         write_json(stage.metrics, task.figures)
-    last.unlink(missing_ok=True)
+    for path in (last, previous_of(last)):
+        path.unlink(missing_ok=True)
     return stage.final
 
 

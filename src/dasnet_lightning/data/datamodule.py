@@ -6,7 +6,7 @@ Two seeds: `split_seed` draws which images may show their masks, `seed` the orde
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import torch
@@ -18,6 +18,7 @@ from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.data.sampling import EpochSampler
+from dasnet_lightning.data.split_state import check_same_split, split_state
 from dasnet_lightning.data.splits import Split, make_split, mask_labels, parse_budget, read_split, write_split
 from dasnet_lightning.data.transforms import build_transform
 from dasnet_lightning.errors import ConfigError, DataError
@@ -189,6 +190,15 @@ class MixedSupervisionDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         """The validation images: data sets have two parts here."""
         return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What travels in checkpoints: the images inside the mask budget."""
+        return {"split": split_state(self.split)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with what is trained on now. Raises ConfigError where a training would go on with other masks."""
+        if self.trainer is not None and self.trainer.state.fn == "fit" and "split" in state_dict:
+            check_same_split(self.split, state_dict["split"], self.trainer.ckpt_path)
 
     def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler, drop_last: bool) -> DataLoader[Sample]:
         return DataLoader(

@@ -26,7 +26,9 @@ from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging
+from dasnet_lightning.tasks.identity import Identity, check_fits, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.signing import check_loaded, sign
 from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid
 
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
@@ -105,9 +107,10 @@ class SegmentationTask(L.LightningModule, ABC):
         if stage != "fit":
             return
         if self.detector_checkpoint is not None:
-            load_detector(self.model.detector, self.detector_checkpoint)
+            load_detector(self.model.detector, self.detector_checkpoint, self.class_names)
         if self.initial_checkpoint is not None:
             content = read_checkpoint(self.initial_checkpoint)
+            check_fits(content, self.identity(), self.initial_checkpoint, whole=False)
             load_network(self.model, sub_state(content["state_dict"], "model."), self.initial_checkpoint, content)
 
     def on_fit_start(self) -> None:
@@ -168,6 +171,15 @@ class SegmentationTask(L.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end()
+
+    def identity(self) -> Identity:
+        return identify(self.hparams, self.model.detector.image_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sign(self.identity(), checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_loaded(self, self.identity(), checkpoint)
 
     def configure_optimizers(self) -> Any:
         detector = self.model.detector
