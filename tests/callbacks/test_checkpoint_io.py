@@ -36,6 +36,7 @@ def steps_in(folder):
     return {path.name: read_tensors(path)["global_step"] for path in folder.glob("*.ckpt")}
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_model_checkpoint_keeps_the_last_two_and_the_trainer_goes_on(tmp_path):
     def same_name():  # as `dasnet train` has it
         return ModelCheckpoint(tmp_path, "last", save_top_k=1, enable_version_counter=False)

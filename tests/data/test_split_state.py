@@ -13,7 +13,7 @@ from dasnet_lightning.errors import ConfigError
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return write_synthetic(tmp_path_factory.mktemp("shapes"), num_train=8, num_val=2, size=32)
+    return write_synthetic(tmp_path_factory.mktemp("shapes"), num_train=8, num_val=2, size=64)
 
 
 class Mean(L.LightningModule):
@@ -47,24 +47,24 @@ def trainer(folder, steps):
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_the_split_travels_in_the_checkpoint_and_is_compared(shapes, tmp_path):
     module = data(shapes)
-    first = trainer(tmp_path, 1)
+    first = trainer(tmp_path, 2)  # an epoch
     first.fit(Mean(), module)
     path = tmp_path / "last.ckpt"
     first.save_checkpoint(path)
     saved = torch.load(path, weights_only=True)["MixedSupervisionDataModule"]["split"]
     assert saved == {"image_ids": module.split.image_ids, "budget": "4", "seed": 0}
 
-    trainer(tmp_path, 2).fit(Mean(), data(shapes), ckpt_path=path)
+    trainer(tmp_path, 4).fit(Mean(), data(shapes), ckpt_path=path)
     sentence = (
         r"last\.ckpt: was trained on the masks of 4 images \(budget '4', split_seed 0\), this training has the masks of 5 "
         r"images \(budget '5', split_seed 0\); 1 images differ, the first is '.+': continue with the same"
     )
     with pytest.raises(ConfigError, match=sentence):
-        trainer(tmp_path, 2).fit(Mean(), data(shapes, mask_budget=5), ckpt_path=path)
+        trainer(tmp_path, 4).fit(Mean(), data(shapes, mask_budget=5), ckpt_path=path)
     with pytest.raises(ConfigError, match="split_seed 3"):
-        trainer(tmp_path, 2).fit(Mean(), data(shapes, split_seed=3), ckpt_path=path)
+        trainer(tmp_path, 4).fit(Mean(), data(shapes, split_seed=3), ckpt_path=path)
     with pytest.raises(ConfigError, match="this training has no masks"):
-        trainer(tmp_path, 2).fit(Mean(), data(shapes, supervision="boxes"), ckpt_path=path)
+        trainer(tmp_path, 4).fit(Mean(), data(shapes, supervision="boxes"), ckpt_path=path)
     trainer(tmp_path, 2).validate(
         Mean(), data(shapes, mask_budget=5), ckpt_path=path, verbose=False
     )  # looks at no split
