@@ -37,6 +37,7 @@ def steps_in(folder):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")  # a plain loader
 def test_model_checkpoint_keeps_the_last_two_and_the_trainer_goes_on(tmp_path):
     def same_name():  # as `dasnet train` has it
         return ModelCheckpoint(tmp_path, "last", save_top_k=1, enable_version_counter=False)
