@@ -18,19 +18,20 @@ ALLOWED = {
     "registry": {"errors"},
     "files": set(),
     "processes": set(),
+    "storage": {"errors"},
     "functional": BASE,
     "nn": BASE | {"functional"},
-    "detectors": BASE | {"functional", "nn"},
+    "detectors": BASE | {"functional", "nn", "storage"},
     "models": BASE | {"functional", "nn", "detectors"},
     "metrics": BASE,
     "data": BASE,
-    "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics"},
+    "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics", "storage"},
     "segmentation": BASE | {"visualization"},
     "visualization": BASE,
     "results": BASE | {"segmentation", "visualization"},
     "report": BASE,
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "segmentation"},
-    "callbacks": BASE | {"metrics", "tasks"},
+    "callbacks": BASE | {"metrics", "storage", "tasks"},
 }
 LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}
 

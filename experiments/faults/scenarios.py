@@ -6,7 +6,6 @@ happened to.
 
 import io
 import os
-import pickle
 import random
 import resource
 import shutil
@@ -151,9 +150,6 @@ def malicious_checkpoint(scene: Scene) -> str:
 
     said = damaged(scene, "malicious", poison)
     assert not trap.exists(), "the code in the checkpoint ran"
-    assert pickle.loads(pickle.dumps(Trap(str(trap)))) is not None
-    assert trap.exists()
-    trap.unlink()
     return f"refused, nothing ran; {said}"
 
 

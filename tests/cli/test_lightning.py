@@ -13,6 +13,7 @@ from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.inference import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.storage.seal import Seal, check_seal
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from dasnet_lightning.tasks.semantic import SemanticTask
 
@@ -57,6 +58,7 @@ def common(task, shapes):
 def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys):
     assert main(["fit", *common(task, shapes)]) == 0
     (checkpoint,) = tmp_path.rglob("epoch*.ckpt")  # beside last.ckpt
+    assert check_seal(checkpoint) is Seal.INTACT  # without a word in the configuration
     assert main(["validate", *common(task, shapes)]) == 0
     printed = capsys.readouterr().out
     assert "val/miou_ground_truth_boxes" in printed
@@ -70,6 +72,37 @@ def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys)
     assert {read_checkpoint(path)["global_step"] for path in tmp_path.rglob("*.ckpt")} == {2, 3}
     options = load(checkpoint).options
     assert options == (InstanceOptions() if task == "InstanceTask" else SemanticOptions())
+
+
+def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(shapes, tmp_path, capsys):
+    """Lightning's own answers, which advise to switch the safe loading off, or are a page long, never reach a user."""
+    ours = {"detector": "ssd_tiny", "num_classes": 4, "task": "instance"}
+    files = {
+        "page": (b"<html>404</html>", "it is an HTML page"),
+        "code": ({"state_dict": {}, "hyper_parameters": torch.nn.ReLU()}, "refused: reading it would run code"),
+        "foreign": (
+            {"features.0.weight": torch.zeros(1)},
+            "not a checkpoint of dasnet_lightning, it is a state dict alone",
+        ),
+        "other": (
+            {"state_dict": {}, "hyper_parameters": ours},
+            "holds a task 'instance', expected 'semantic' for Semantic",
+        ),
+        "none": (None, "no such checkpoint"),
+    }
+    for name, (content, sentence) in files.items():
+        path = tmp_path / f"{name}.ckpt"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        for command in ("validate", "fit") if name == "code" else ("validate",):
+            assert main([command, *common("SemanticTask", shapes), "--ckpt_path", str(path)]) == 2, name
+            said = capsys.readouterr().err.strip()
+            assert said.startswith(f"dasnet: {path}: "), said
+            assert sentence in said
+            assert "\n" not in said
+            assert "weights_only" not in said
 
 
 @pytest.mark.parametrize("task", ["SemanticTask", "InstanceTask"])

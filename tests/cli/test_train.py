@@ -69,14 +69,29 @@ def test_starting_a_finished_run_again_trains_nothing(finished, shapes, capsys):
     assert (finished / "masks-all" / "final.ckpt").stat().st_mtime_ns == before
 
 
-def test_a_run_that_lacks_only_its_end_is_measured(finished, shapes):
-    """Killed after the last step and before the final checkpoint: no step and no validation is left to run."""
+def test_a_run_that_lacks_only_its_end_is_measured(finished, shapes, capsys):
+    """Killed after the last step, while it wrote: no step and no validation is left to run, the last but one is good."""
     stage = finished / "masks-all"
     before = json.loads((stage / "metrics.json").read_text())
-    (stage / "final.ckpt").rename(stage / "last.ckpt")
+    final, last, previous = (stage / f"{name}.ckpt" for name in ("final", "last", "last.previous"))
+    command = ["train", str(shapes), "--out", str(finished), "--mask-budget", "6", "all", *TINY]
+    final.rename(stage / "good")
     (stage / "metrics.json").unlink()
-    assert main(["train", str(shapes), "--out", str(finished), "--mask-budget", "6", "all", *TINY]) == 0
+    (stage / ".last.ckpt.4194303.tmp").write_text("half")
+    last.write_bytes((stage / "good").read_bytes()[:-99])
+    previous.write_bytes(b"")
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "last.ckpt: truncated or damaged" in said
+    assert "last.previous.ckpt: no checkpoint, it is empty (zero bytes); none is left to continue from, delete" in said
+
+    (stage / "good").rename(previous)
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert f"; continues from the one before, {previous}" in said
     assert json.loads((stage / "metrics.json").read_text()) == pytest.approx(before, nan_ok=True)
+    assert final.is_file()
+    assert not [path for path in stage.iterdir() if "last" in path.name]
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished, shapes, capsys):

@@ -1,6 +1,7 @@
 """One stage of training in a folder of its own: started, continued where it stopped, or recognised as done.
 
-A stage's folder holds `last.ckpt` while it runs and `final.ckpt` once it is complete; both are written atomically.
+A stage's folder holds `last.ckpt` and the one before it while it runs, and `final.ckpt` once it is complete; all are
+written atomically and carry a checksum.
 """
 
 import csv
@@ -30,7 +31,8 @@ from dasnet_lightning.cli.console import complain, say
 from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.files import write_json
 from dasnet_lightning.processes import is_first, once, world_size
-from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
+from dasnet_lightning.storage.writing import previous_of, remove_leftovers
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 
@@ -94,9 +96,9 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
         tell(f"{stage.name}: done before, {stage.final}")
         return stage.final
     last = stage.folder / CHECKPOINT
-    resume = last if once(last.is_file) else None
+    once(lambda: remove_leftovers(stage.folder))
+    resume = once(lambda: newest_good(last, lambda line: complain(f"{stage.name}: {line}")))
     if resume is not None:
-        read_checkpoint(resume)  # a damaged file is named before anything starts
         tell(f"{stage.name}: continues from {resume}")
     trainer = build_trainer(stage, settings)
     with explained_failures():
@@ -116,7 +118,8 @@ def _close(stage: Stage, figures: Mapping[str, float]) -> None:
     # the last validation measured the final weights; none ran where only the end was missing
     if figures and stage.steps % stage.interval == 0:
         write_json(stage.metrics, figures)
-    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
+    for path in (stage.folder / CHECKPOINT, previous_of(stage.folder / CHECKPOINT)):
+        path.unlink(missing_ok=True)
 
 
 def tell(text: str) -> None:

@@ -20,6 +20,7 @@ from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.data.sampling import EpochSampler
+from dasnet_lightning.data.split_state import check_same_split, split_state
 from dasnet_lightning.data.splits import Split, make_split, mask_labels, parse_budget, read_split, write_split
 from dasnet_lightning.data.transforms import build_transform
 from dasnet_lightning.errors import ConfigError, DataError
@@ -198,11 +199,14 @@ class MixedSupervisionDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training stands in the row of draws; travels in checkpoints."""
-        return {"batches": self._batches_taken(), "draws": self._draws_taken()}
+        """What travels in checkpoints: where the training stands in the row of draws, the images inside the mask budget."""
+        return {"batches": self._batches_taken(), "draws": self._draws_taken(), "split": split_state(self.split)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._continued = (state_dict["batches"], state_dict["draws"])
+        """Go on from there. Raises ConfigError where a training would go on with other masks."""
+        if self.trainer is not None and self.trainer.state.fn == "fit" and "split" in state_dict:
+            check_same_split(self.split, state_dict["split"], self.trainer.ckpt_path)
+        self._continued = (state_dict.get("batches", 0), state_dict.get("draws", 0))
 
     def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler) -> DataLoader[Sample]:
         return ResumableLoader(

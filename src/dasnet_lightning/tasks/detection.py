@@ -10,9 +10,11 @@ from torch import Tensor
 from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.tasks.figures import worth_logging
+from dasnet_lightning.tasks.identity import Identity, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers
 from dasnet_lightning.tasks.seeding import seed_global_draws
+from dasnet_lightning.tasks.signing import check_loaded, sign
 from dasnet_lightning.types import Batch
 
 
@@ -79,6 +81,15 @@ class DetectionTask(L.LightningModule):
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def identity(self) -> Identity:
+        return identify(self.hparams, self.detector.image_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sign(self.identity(), checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_loaded(self, self.identity(), checkpoint)
 
     def configure_optimizers(self) -> Any:
         return build_optimizers(self.optimizer_config, self, self.trainer.max_steps)

@@ -28,9 +28,11 @@ from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.processes import world_size
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging
+from dasnet_lightning.tasks.identity import Identity, check_fits, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers, waits_for_others
 from dasnet_lightning.tasks.seeding import seed_global_draws
+from dasnet_lightning.tasks.signing import check_loaded, sign
 from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid, Regions
 
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
@@ -111,9 +113,10 @@ class SegmentationTask(L.LightningModule, ABC):
         if stage != "fit":
             return
         if self.detector_checkpoint is not None:
-            load_detector(self.model.detector, self.detector_checkpoint)
+            load_detector(self.model.detector, self.detector_checkpoint, self.class_names)
         if self.initial_checkpoint is not None:
             content = read_checkpoint(self.initial_checkpoint)
+            check_fits(content, self.identity(), self.initial_checkpoint, whole=False)
             load_network(self.model, sub_state(content["state_dict"], "model."), self.initial_checkpoint, content)
 
     def on_fit_start(self) -> None:
@@ -195,6 +198,15 @@ class SegmentationTask(L.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end()
+
+    def identity(self) -> Identity:
+        return identify(self.hparams, self.model.detector.image_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sign(self.identity(), checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_loaded(self, self.identity(), checkpoint)
 
     def configure_optimizers(self) -> Any:
         detector = self.model.detector
