@@ -12,10 +12,12 @@ from dasnet_lightning.cli.stage_two import account_labels, start_task, train_bud
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.files import write_json
+from dasnet_lightning.models.feature_cache import open_feature_cache
 
 
 def execute(config: RunConfig) -> RunResult:
     """Do what of the run is not done yet; returns its result, which `results.json` holds as well."""
+    open_feature_cache(config.feature_cache, config.feature_cache_gb)  # refused now, not after stage one
     claim_folder(config)
     L.seed_everything(config.seed, verbose=False)
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
