@@ -244,6 +244,14 @@ def test_a_bound_keeps_the_first_images_of_a_set_that_does_not_fit(tmp_path):
     assert (again.hits, again.misses) == (4, 0)
 
 
+def test_a_file_that_another_process_removed_in_between_is_missing(tmp_path, monkeypatch):
+    detector, batch, cache = build(), images(1), FeatureCache(tmp_path)
+    monkeypatch.setattr(cache.files, "find", lambda name: tmp_path / f"{name}.safetensors")
+    assert_same(cache.features(detector, batch), detector.features(batch))
+    assert_same(cache.features(detector, batch), detector.features(batch))
+    assert (cache.hits, cache.misses) == (1, 1)
+
+
 @pytest.mark.parametrize("size", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_bound_without_sense_is_refused(size, tmp_path):
     with pytest.raises(ConfigError, match=f"feature_cache_gb is {size}, expected a number above 0"):

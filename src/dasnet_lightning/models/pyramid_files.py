@@ -62,7 +62,7 @@ def pack_pyramid(pyramid: Pyramid) -> bytes:
 
 
 def read_pyramid(path: Path) -> Pyramid:
-    """Read the file of a pyramid; its tensors are mapped into memory. Raises DamagedFile, or OSError where there is none."""
+    """Read the file of a pyramid. Raises DamagedFile, or OSError where there is none."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
