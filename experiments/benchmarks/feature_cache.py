@@ -109,12 +109,12 @@ def read_batches(dataset: DataSet, image_size: tuple[int, int], args: argparse.N
     return list(itertools.islice(data.val_dataloader(), -(-args.images // args.batch_size)))
 
 
-def measure(network: str, args: argparse.Namespace, folder: Path, dataset: DataSet) -> dict[str, Any]:
+@torch.inference_mode()
+def measure(
+    task: SegmentationTask, network: str, batches: Sequence[Batch], folder: Path, repetitions: int
+) -> dict[str, Any]:
     """The line of one network."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task, cache = build_task(network, dataset, device), FeatureCache(folder)
-    detector = task.model.detector
-    batches = [batch.to(device) for batch in read_batches(dataset, detector.image_size, args)]
+    detector, cache = task.model.detector, FeatureCache(folder)
     for batch in batches[:1]:
         task.validation_step(batch, 0)  # prepares the kernels
         task.on_validation_epoch_end()
@@ -137,7 +137,7 @@ def measure(network: str, args: argparse.Namespace, folder: Path, dataset: DataS
         "detect": lambda batch: detector.detect(cache.features(detector, batch.images)),
     }
     times = {name: [*values] for name, values in first.items()}
-    for _ in range(args.repetitions):
+    for _ in range(repetitions):
         for name, values in time_in_turn(parts, batches).items():
             times.setdefault(name, []).extend(values)
     steps = {"validation": validate(False), "validation_cached": validate(True)}
@@ -147,7 +147,7 @@ def measure(network: str, args: argparse.Namespace, folder: Path, dataset: DataS
             run(batch)
         task.on_validation_epoch_end()
         found[name] = task.figures
-    for _ in range(args.repetitions):
+    for _ in range(repetitions):
         for name, values in time_in_turn(steps, batches).items():
             times.setdefault(name, []).extend(values)
         task.on_validation_epoch_end()
@@ -177,12 +177,15 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = []
-    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as scratch:
         root = args.data or write_synthetic(Path(scratch) / "data", num_train=2, num_val=args.images, size=args.size)
         dataset = open_dataset(root)
         for number, network in enumerate(args.networks):
-            lines.append(measure(network, args, Path(scratch) / f"features{number}", dataset))
+            task = build_task(network, dataset, device)
+            batches = [batch.to(device) for batch in read_batches(dataset, task.model.detector.image_size, args)]
+            lines.append(measure(task, network, batches, Path(scratch) / f"features{number}", args.repetitions))
             print(json.dumps(lines[-1]), flush=True)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
