@@ -56,7 +56,9 @@ def common(task, shapes):
 
 @pytest.mark.parametrize("task", ["SemanticTask", "InstanceTask"])
 def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys):
-    assert main(["fit", *common(task, shapes)]) == 0
+    cache = ["--model.init_args.feature_cache", str(tmp_path / "features")]
+    assert main(["fit", *common(task, shapes), *cache]) == 0
+    assert len(list((tmp_path / "features").iterdir())) == 2
     (checkpoint,) = tmp_path.rglob("epoch*.ckpt")  # beside last.ckpt
     assert check_seal(checkpoint) is Seal.INTACT  # without a word in the configuration
     assert main(["validate", *common(task, shapes)]) == 0
@@ -65,6 +67,7 @@ def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys)
     assert "val/coco_ap_detected_boxes" in printed
     assert main(["test", *common(task, shapes)]) == 0
 
+    assert "feature_cache" not in read_checkpoint(checkpoint)["hyper_parameters"]
     # the checkpoint's hyper-parameters are arguments: all three commands take it, and so does load()
     for command in ("validate", "test"):
         assert main([command, *common(task, shapes), "--ckpt_path", str(checkpoint)]) == 0

@@ -15,6 +15,7 @@ from dasnet_lightning.cli.stage_two import account_labels, start_task, train_bud
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.files import write_json
+from dasnet_lightning.models.feature_cache import open_feature_cache
 from dasnet_lightning.processes import once, world_size
 
 
@@ -24,6 +25,7 @@ def execute(config: RunConfig) -> RunResult:
     Over several devices it returns in every process.
     """
     L.seed_everything(config.seed, verbose=False)
+    open_feature_cache(config.feature_cache, config.feature_cache_gb)
     # what cannot be used is told before any process starts: once, and soon
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
     detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))

@@ -59,6 +59,8 @@ def start_task(
         "decoder": config.decoder,
         "soft_attention": config.soft_attention,
         "joint": joint,
+        "feature_cache": None if joint else config.feature_cache,
+        "feature_cache_gb": config.feature_cache_gb,
         "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     }
     torch.manual_seed(config.seed)  # the initial weights: the same whether stage one ran just now or long ago

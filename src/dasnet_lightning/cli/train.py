@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
-from dasnet_lightning.cli.options import parse_options
+from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-missing", action="store_true", help="leave out images whose file does not exist")
     parser.add_argument("--fix", choices=["error", "drop"], default="error", help="what to do with unusable boxes")
+    add_feature_cache_arguments(parser, "of the validation images, for all budgets and runs that share a detector,")
     add_training_arguments(parser)
 
 
@@ -154,6 +155,8 @@ def run(args: argparse.Namespace) -> int:
         num_workers=workers,
         allow_missing=args.allow_missing,
         fix=args.fix,
+        feature_cache=args.feature_cache,
+        feature_cache_gb=args.feature_cache_gb,
         trainer=trainer_settings(args),
     )
     result = execute(config)

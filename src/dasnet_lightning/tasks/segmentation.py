@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dasnet_lightning.detectors import portable_options
 from dasnet_lightning.detectors.frozen import FrozenDetector
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.reduction import LossSum, mean_losses
 from dasnet_lightning.functional.regions import ground_truth_detections
@@ -24,6 +25,7 @@ from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
+from dasnet_lightning.models.feature_cache import open_feature_cache
 from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.processes import world_size
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
@@ -33,7 +35,7 @@ from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizer
 from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers, waits_for_others
 from dasnet_lightning.tasks.seeding import seed_global_draws
 from dasnet_lightning.tasks.signing import check_loaded, sign
-from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid, Regions
+from dasnet_lightning.types import Batch, Detections, Images, InstancePrediction, Loss, Pyramid, Regions
 
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
 
@@ -47,8 +49,9 @@ class SegmentationTask(L.LightningModule, ABC):
     model. initial_checkpoint: a checkpoint of the same task to start from. joint: the detector learns too, from its own
     losses (times `box_loss_weight`) and from what comes back through the attention, at `optimizer.detector_rate` times
     the rate; its box AP is then measured as well (paper section 1: possible, and no gain for the authors).
-    soft_attention: see DASNet; both decodes are trained. head: makes the head for the decoder's channels; the final
-    class chooses it.
+    soft_attention: see DASNet; both decodes are trained. feature_cache: a folder that keeps the frozen detector's features
+    of the images that are validated, whose views are fixed, of at most feature_cache_gb * 1e9 bytes; a machine's own, so
+    no hyper-parameter. head: makes the head for the decoder's channels; the final class chooses it.
     """
 
     def __init__(
@@ -67,12 +70,17 @@ class SegmentationTask(L.LightningModule, ABC):
         joint: bool = False,
         box_loss_weight: float = 1.0,
         optimizer: OptimizerConfig | None = None,
+        feature_cache: str | None = None,
+        feature_cache_gb: float = 10.0,
         *,
         head: Callable[[int], Head],
     ) -> None:
         super().__init__()
         # called here, lightning also collects the arguments of the final class
-        self.save_hyperparameters(ignore=["optimizer", "inference", "head"])
+        self.save_hyperparameters(ignore=["optimizer", "inference", "head", "feature_cache", "feature_cache_gb"])
+        if joint and feature_cache is not None:
+            raise ConfigError("feature_cache is for a frozen detector, joint training moves it: leave one of them out")
+        self.feature_cache = open_feature_cache(feature_cache, feature_cache_gb)
         options = detector_options if detector_checkpoint is None else without_weights(detector_options)
         self.model = build_dasnet(
             num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
@@ -163,7 +171,7 @@ class SegmentationTask(L.LightningModule, ABC):
         batch = batch.select([index for index, target in enumerate(batch.targets) if target.truth is not None])
         if not len(batch):
             return
-        pyramid = self.model.detector.features(batch.images)
+        pyramid = self._features_of_fixed(batch.images)
         annotated = tuple(ground_truth_detections(target) for target in batch.targets)
         truth = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
@@ -173,6 +181,12 @@ class SegmentationTask(L.LightningModule, ABC):
             self.mask_ap[kind].update(batch.image_ids, predictions, batch.targets, pyramid.size)
             for answer, true_map in zip(answers, truth, strict=True):
                 self._iou(kind).update(answer.semantic, true_map)
+
+    def _features_of_fixed(self, images: Images) -> Pyramid:
+        """The pyramid of images that come again as they are."""
+        if self.feature_cache is None:
+            return self.model.detector.features(images)
+        return self.feature_cache.features(self.model.detector, images)
 
     def on_validation_epoch_end(self) -> None:
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
