@@ -1,24 +1,96 @@
-"""The benchmark of decoding on a small network: it runs, writes its files, and says what the design promises."""
+"""The benchmarks on small networks: they run, write their files, and say what the design promises."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
+LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn + masks"
 
 
-def test_decode(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("decode", SCRIPTS / "decode.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a script with its options, gives the module back."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def run(name, *options):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        module.main()
+        return module
+
+    yield run
+    for path in SCRIPTS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def read_lines(folder, name):
+    written = json.loads((folder / f"{name}.json").read_text())
+    assert written["setting"]["threads"] == 1
+    assert (folder / f"{name}.md").read_text().count("\n") == 2 + len(written["lines"])
+    return written["lines"]
+
+
+def test_decode(tmp_path, script):
     options = "--detector ssd_tiny --decoder light --size 128 --numbers 2 6 --sides 0.2 --repetitions 1 --boxes-timed 2"
-    monkeypatch.setattr(sys, "argv", ["decode.py", *options.split(), "--out", str(tmp_path)])
-    script.main()
-    few, many = json.loads((tmp_path / "decode.json").read_text())["lines"]
+    script("decode", *options.split(), "--out", tmp_path)
+    few, many = read_lines(tmp_path, "decode")
     assert few["ours_gmac"] <= few["plain_gmac"] < few["authors_gmac"]
     assert many["ratio"] > 1.5
     assert many["memory_share"] < 0.5
     assert few["plain_s"] > 0
     assert "plain_s" not in many
-    assert (tmp_path / "decode.md").read_text().count("\n") == 4
+
+
+def test_precision(tmp_path, script):
+    script("precision", "--repetitions", 1, "--batch", 1, "--out", tmp_path)
+    assert all(line["fp32_ms"] > 0 and line["bf16_ms"] > 0 for line in read_lines(tmp_path, "precision"))
+
+
+def test_inference(tmp_path, script):
+    options = "--detector ssd_tiny --size 96 --detections 3 --candidates 8 --sides 0.3 --repetitions 1"
+    script("inference", *options.split(), "--rivals", LIGHT, "--out", tmp_path)
+    ours, light = read_lines(tmp_path, "inference")
+    assert (ours["input"], light["input"]) == (96, 96)
+    assert int(light["proposals"]) >= 1
+    assert light["gmac"] > 3 * 0.5  # of the mask head for each box
+    assert light["times ours"] == pytest.approx(light["ms"] / ours["ms"], rel=0.1)
+
+
+def test_training(tmp_path, script):
+    options = "--detector ssd_tiny --size 96 --batch 2 --objects 2 --repetitions 1 --trunks 0 --rois 8"
+    script("training", *options.split(), "--rivals", LIGHT, "--out", tmp_path)
+    one, two, both, light = read_lines(tmp_path, "training")
+    assert both["ms per image"] == pytest.approx(one["ms per image"] + two["ms per image"], abs=0.2)
+    assert min(one["gmac per image"], two["gmac per image"], light["gmac per image"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("trainable", "learning"),
+    [(0, set()), (3, {"layer2", "layer3", "layer4"}), (6, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"})],
+)
+def test_trunks_learn_as_in_torchvision(script, monkeypatch, trainable, learning):
+    rivals = importlib.import_module("rivals")
+    with torch.device("meta"):
+        later = rivals.build_resnet50_v2(rivals.Shape(), trainable)
+        first = rivals.build_resnet50(rivals.Shape(), trainable)
+    for network, normed in ((later, True), (first, False)):
+        body = network.backbone.body
+        found = {name.split(".")[0] for name, p in body.named_parameters() if p.requires_grad}
+        assert found == (learning if normed else learning - {"bn1"})
+
+
+def test_peak_bytes_are_those_alive_together(script):
+    harness = importlib.import_module("harness")
+
+    def run():
+        first = torch.zeros(1000)
+        del first
+        second, third = torch.zeros(500), torch.zeros(600)
+        return second[:10], third  # a view is no new storage
+
+    assert harness.peak_bytes(run, torch.device("cpu")) == 4 * 1100
