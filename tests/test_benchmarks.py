@@ -53,9 +53,10 @@ def test_precision(tmp_path, script):
 
 def test_inference(tmp_path, script):
     options = "--detector ssd_tiny --size 96 --detections 3 --candidates 8 --sides 0.3 --repetitions 1"
-    script("inference", *options.split(), "--rivals", LIGHT, "--out", tmp_path)
-    ours, light = read_lines(tmp_path, "inference")
+    script("inference", *options.split(), "--rivals", LIGHT, "--variants", "as trained", "--out", tmp_path)
+    ours, trained, light = read_lines(tmp_path, "inference")
     assert (ours["input"], light["input"]) == (96, 96)
+    assert ours["gmac"] == trained["gmac"]
     assert int(light["proposals"]) >= 1
     assert light["gmac"] > 3 * 0.5  # of the mask head for each box
     assert light["times ours"] == pytest.approx(light["ms"] / ours["ms"], rel=0.1)
@@ -93,4 +94,5 @@ def test_peak_bytes_are_those_alive_together(script):
         second, third = torch.zeros(500), torch.zeros(600)
         return second[:10], third  # a view is no new storage
 
-    assert harness.peak_bytes(run, torch.device("cpu")) == 4 * 1100
+    peak, (view, _) = harness.peak_bytes(run, torch.device("cpu"))
+    assert (peak, len(view)) == (4 * 1100, 10)

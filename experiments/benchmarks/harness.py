@@ -63,32 +63,47 @@ def gmac(run: Callable[..., Any], *inputs: Any) -> tuple[float, Any]:
     return counter.get_total_flops() / 2e9, result
 
 
-def peak_bytes(run: Run, device: torch.device) -> int:
-    """The most bytes that a call holds at once."""
+def peak_bytes(run: Run, device: torch.device) -> tuple[int, Any]:
+    """The most bytes that a call holds at once, and its result."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
+        result = run()
+        return torch.cuda.max_memory_allocated(device) - before, result
     with LiveBytes() as counter:
-        run()
-    return counter.peak
+        result = run()
+    return counter.peak, result
+
+
+def costs(run: Run, device: torch.device) -> tuple[float, int, Any]:
+    """GMAC and peak bytes of a call, and its result."""
+    peak, (cost, result) = peak_bytes(lambda: gmac(run), device)
+    return cost, peak, result
 
 
 def time_interleaved(
     runs: Mapping[str, Run], device: torch.device, repetitions: int, warmup: int = 1
 ) -> dict[str, float]:
-    """Median seconds of each call, all taking turns; the first turns prepare the kernels and do not count."""
+    """Median seconds of each call, all taking turns; the first turns prepare the kernels and do not count.
+
+    Of one thread it is the processor's time: what else the machine does meanwhile is not counted.
+    """
+    clock = _clock(device)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repetition in range(repetitions + warmup):
         for name, run in runs.items():
             _wait(device)
-            started = time.perf_counter()
+            started = clock()
             run()
             _wait(device)
             if repetition >= warmup:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def autocast(run: Run, device: torch.device) -> Any:
@@ -121,6 +136,7 @@ def setting(device: torch.device, **more: Any) -> dict[str, Any]:
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "clock": _clock(device).__name__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

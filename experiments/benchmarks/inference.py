@@ -2,8 +2,9 @@
 
 The same images of the same size for all, the same boxes get masks: --detections squares of each side of --sides at random
 places (rivals.py says how detection runs beside them). An answer is a bool mask of the image's size for each box, and in
-our case the class map too. All take turns in one process; `times ours` is how many times as long as ours a rival takes.
-On a GPU `--precision bf16` and `--compile` (encoder and decoder of ours, the trunk of the others) are of use.
+our case the class map too. `ours` is as `load` makes it ready; --variants are the ways that it does not take. All take
+turns in one process; `times ours` is how many times as long as ours a network takes. On a GPU `--precision bf16`,
+`--variants compiled` and `--compile` are of use.
 """
 
 import argparse
@@ -14,36 +15,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import autocast, choose_device, gmac, peak_bytes, scatter_boxes, setting, time_interleaved, write_results
-from rivals import DETECTOR, RIVALS, OurInference, RivalInference, Shape, to_device
+from harness import autocast, choose_device, costs, scatter_boxes, setting, time_interleaved, write_results
+from rivals import DETECTOR, NUM_CLASSES, RIVALS, OurInference, RivalInference, Shape, to_device
+from torch import nn
 
+from dasnet_lightning.detectors.fusing import fold_norms
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 
 OURS = "ours"
+VARIANTS = ("as trained", "contiguous", "compiled")  # norms not folded; no channels_last; torch.compile
 Side = OurInference | RivalInference
 
 
-def build(names: list[str], shape: Shape, args: argparse.Namespace, device: torch.device) -> dict[str, Side]:
-    """Our network, and the rivals by name."""
-    model = build_dasnet(shape.num_classes, args.detector, decoder=args.decoder, head=PositionSensitiveHead).to(device)
-    sides: dict[str, Side] = {OURS: OurInference(model, args.candidates, shape.detections)}
-    for name in names:
-        sides[name] = RivalInference(RIVALS[name](shape, 0).to(device), args.candidates)
-    if args.compile:
-        compile_parts(sides)
+def build_ours(variant: str, args: argparse.Namespace, device: torch.device) -> OurInference:
+    """Our network as `load` makes it ready, but for what the variant says."""
+    torch.manual_seed(0)
+    model = build_dasnet(NUM_CLASSES, args.detector, decoder=args.decoder, head=PositionSensitiveHead).to(device)
+    assert isinstance(model.detector, nn.Module)
+    if variant != "as trained":
+        fold_norms(model.detector)
+    if variant == "contiguous":
+        model.to(memory_format=torch.contiguous_format)
+    if variant == "compiled":  # the encoder has one shape; what the decoder gets is as large as the boxes are
+        backbone = model.detector.detector.backbone
+        backbone.forward = torch.compile(backbone.forward)
+        model.decoder.decode_fine = torch.compile(model.decoder.decode_fine, dynamic=True)
+    return OurInference(model, args.candidates, args.detections)
+
+
+def build(args: argparse.Namespace, device: torch.device) -> dict[str, Side]:
+    """Our network, its variants, and the rivals, by name."""
+    sides: dict[str, Side] = {OURS: build_ours("", args, device)}
+    for variant in args.variants:
+        sides[f"{OURS}, {variant}"] = build_ours(variant, args, device)
+    for name in args.rivals:
+        network = RIVALS[name](Shape(args.size, args.detections), 0).to(device)
+        if args.compile:
+            network.backbone.forward = torch.compile(network.backbone.forward)
+        sides[name] = RivalInference(network, args.candidates)
     return sides
-
-
-def compile_parts(sides: dict[str, Side]) -> None:
-    """The convolutional parts whose shapes stay; what our decoder gets is as large as the boxes are."""
-    for side in sides.values():
-        if isinstance(side, OurInference):
-            ssd = side.model.detector.detector
-            ssd.backbone.forward = torch.compile(ssd.backbone.forward)
-            side.model.decoder.decode_fine = torch.compile(side.model.decoder.decode_fine, dynamic=True)
-        else:
-            side.network.backbone.forward = torch.compile(side.network.backbone.forward)
 
 
 def measure(
@@ -53,25 +64,26 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(args.batch, 3, args.size, args.size, generator=generator).to(device)
     placed = [to_device(scatter_boxes(args.detections, side, args.size), device)] * args.batch
-    for each in sides.values():
-        each.prepare(images, placed)
-        answered = [len(a) if isinstance(a, torch.Tensor) else len(a.masks) for a in each(images)]
-        assert answered == [args.detections] * args.batch, answered
     runs: dict[str, Callable[[], Any]] = {name: partial(each, images) for name, each in sides.items()}
     if args.precision == "bf16":
         runs = {name: partial(autocast, run, device) for name, run in runs.items()}
-    spent = time_interleaved(runs, device, args.repetitions)
+    counted = {}
+    for name, each in sides.items():
+        each.prepare(images, placed)
+        *counted[name], answers = costs(runs[name], device)
+        answered = [len(a) if isinstance(a, torch.Tensor) else len(a.masks) for a in answers]
+        assert answered == [args.detections] * args.batch, answered
+    spent = time_interleaved(runs, device, args.repetitions, warmup=0)  # counting has prepared the kernels
     lines = []
     for name, each in sides.items():
-        counts = {} if args.compile else {"gmac": round(gmac(runs[name])[0] / args.batch, 1)}
         lines.append(
             {
-                "network": f"ours ({args.detector}, {args.decoder})" if name == OURS else name,
+                "network": name,
                 "side": side,
                 "input": each.input,
                 "proposals": "" if isinstance(each, OurInference) else str(each.proposals),
-                **counts,
-                "peak_mb": round(peak_bytes(runs[name], device) / 1e6, 1),
+                "gmac": round(counted[name][0] / args.batch, 1),
+                "peak_mb": round(counted[name][1] / 1e6, 1),
                 "ms": round(1e3 * spent[name] / args.batch, 1),
                 "times ours": round(spent[name] / spent[OURS], 2),
             }
@@ -94,13 +106,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--variants", nargs="*", default=[], choices=VARIANTS, metavar="NAME", help="of ours")
+    parser.add_argument("--compile", action="store_true", help="the rivals' trunks (of ours: --variants compiled)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    device, shape = choose_device(), Shape(args.size, args.detections)
-    sides = build(args.rivals, shape, args, device)
+    device = choose_device()
+    sides = build(args, device)
     about = setting(device, **{k: v for k, v in vars(args).items() if k not in ("out", "threads", "rivals")})
     lines = []
     for side in args.sides:

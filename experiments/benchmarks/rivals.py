@@ -32,7 +32,7 @@ from dasnet_lightning.types import Detections
 
 NUM_CLASSES = 21
 DETECTOR = "ssd320_mobilenet_v2"
-WHOLE_TRUNK, DEFAULT_TRUNK = 6, 3  # torchvision's trainable_backbone_layers; 5 are all of a ResNet
+DEFAULT_TRUNK = 3  # trainable_backbone_layers with pretrained weights; 5 are all of a ResNet, 6 of a MobileNet
 NOTHING = {"weights": None, "weights_backbone": None}
 
 
