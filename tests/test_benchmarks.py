@@ -1,38 +1,130 @@
-"""The benchmarks on a small network: they run, write their files, and say what the design promises."""
+"""The benchmarks on small networks: they run, write their files, and say what the design promises."""
 
-import importlib.util
+import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
+LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn + masks"
 
 
-def run(name, options, tmp_path, monkeypatch):
-    """The lines that a script writes."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options.split(), "--out", str(tmp_path)])
-    script.main()
-    return json.loads((tmp_path / f"{name}.json").read_text())["lines"]
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a script with its options, gives the module back."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def run(name, *options):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        module.main()
+        return module
+
+    yield run
+    for path in SCRIPTS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
-def test_decode(tmp_path, monkeypatch):
+def read_lines(folder, name):
+    written = json.loads((folder / f"{name}.json").read_text())
+    assert written["setting"]["threads"] == 1
+    assert (folder / f"{name}.md").read_text().count("\n") == 2 + len(written["lines"])
+    return written["lines"]
+
+
+def test_decode(tmp_path, script):
     options = "--detector ssd_tiny --decoder light --size 128 --numbers 2 6 --sides 0.2 --repetitions 1 --boxes-timed 2"
-    few, many = run("decode", options, tmp_path, monkeypatch)
+    script("decode", *options.split(), "--out", tmp_path)
+    few, many = read_lines(tmp_path, "decode")
     assert few["ours_gmac"] <= few["plain_gmac"] < few["authors_gmac"]
     assert many["ratio"] > 1.5
     assert many["memory_share"] < 0.5
     assert few["plain_s"] > 0
     assert "plain_s" not in many
-    assert (tmp_path / "decode.md").read_text().count("\n") == 4
 
 
-def test_feature_cache(tmp_path, monkeypatch):
+def test_feature_cache(tmp_path, script):
     options = "--networks ssd_tiny --images 2 --size 64 --batch-size 1 --repetitions 1"
-    (line,) = run("feature_cache", options, tmp_path, monkeypatch)
+    script("feature_cache", *options.split(), "--out", tmp_path)
+    (line,) = read_lines(tmp_path, "feature_cache")
     assert (line["network"], line["images"], line["same_figures"]) == ("ssd_tiny", 2, True)
     assert line["mb_an_image"] > 0.1
     assert line["cached_ms"] > 0
-    assert (tmp_path / "feature_cache.md").read_text().count("\n") == 3
+
+
+def test_precision(tmp_path, script):
+    script("precision", "--repetitions", 1, "--batch", 1, "--out", tmp_path)
+    assert all(line["fp32_ms"] > 0 and line["bf16_ms"] > 0 for line in read_lines(tmp_path, "precision"))
+
+
+def test_inference(tmp_path, script):
+    options = "--detector ssd_tiny --size 96 --detections 3 --candidates 8 --sides 0.3 --repetitions 1"
+    script("inference", *options.split(), "--rivals", LIGHT, "--variants", "as trained", "--out", tmp_path)
+    ours, trained, light = read_lines(tmp_path, "inference")
+    assert (ours["input"], light["input"]) == (96, 96)
+    assert ours["gmac"] == trained["gmac"]
+    assert int(light["proposals"]) >= 1
+    assert light["gmac"] > 3 * 0.5  # of the mask head for each box
+    assert light["times ours"] == pytest.approx(light["ms"] / ours["ms"], rel=0.1)
+
+
+def test_training(tmp_path, script):
+    options = "--detector ssd_tiny --size 96 --batch 2 --objects 2 --repetitions 1 --trunks 0 --rois 8"
+    script("training", *options.split(), "--rivals", LIGHT, "--out", tmp_path)
+    one, two, both, light = read_lines(tmp_path, "training")
+    assert both["ms per image"] == pytest.approx(one["ms per image"] + two["ms per image"], abs=0.2)
+    assert min(one["gmac per image"], two["gmac per image"], light["gmac per image"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("trainable", "learning"),
+    [(0, set()), (3, {"layer2", "layer3", "layer4"}), (6, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"})],
+)
+def test_trunks_learn_as_in_torchvision(script, monkeypatch, trainable, learning):
+    rivals = importlib.import_module("rivals")
+    with torch.device("meta"):
+        later = rivals.build_resnet50_v2(rivals.Shape(), trainable)
+        first = rivals.build_resnet50(rivals.Shape(), trainable)
+    for network, normed in ((later, True), (first, False)):
+        body = network.backbone.body
+        found = {name.split(".")[0] for name, p in body.named_parameters() if p.requires_grad}
+        assert found == (learning if normed else learning - {"bn1"})
+
+
+def test_peak_bytes_are_those_alive_together(script):
+    harness = importlib.import_module("harness")
+
+    def run():
+        first = torch.zeros(1000)
+        del first
+        second, third = torch.zeros(500), torch.zeros(600)
+        return second[:10], third  # a view is no new storage
+
+    peak, (view, _) = harness.peak_bytes(run, torch.device("cpu"))
+    assert (peak, len(view)) == (4 * 1100, 10)
+
+
+def test_scaling(tmp_path, script):
+    options = "--size 64 --batch 1 --objects 1 --repetitions 1 --stages decoder --network tiny"
+    script("scaling", *options.split(), "--out", tmp_path)
+    one, two = read_lines(tmp_path, "scaling")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    # four bytes for each parameter that learns; the frozen detector sends nothing
+    assert (
+        one["gradients a step, MB"]
+        == two["gradients a step, MB"]
+        == pytest.approx(4 * one["parameters that learn, M"], abs=0.1)
+    )
+
+
+def test_more_gpus_wait_for_one_another(script):
+    scaling = importlib.import_module("scaling")
+    figures = argparse.Namespace(tflops=400.0, link_gbytes=300.0, network_gbytes=25.0, images_per_core=80.0)
+    alone, machine, machines = (scaling.project(gpus, 112.6, figures) for gpus in (1, 8, 64))
+    assert alone["images/s"] == pytest.approx(1243, abs=1)  # 30,000 steps of 32 images in 309 PFLOP at 400 TFLOP/s
+    assert alone["efficiency"] == 1 > machine["efficiency"] > machines["efficiency"] > 0.5
+    assert alone["loader cores for each GPU"] == pytest.approx(1243 / 80, abs=0.1)

@@ -14,9 +14,6 @@ the encoder's features on; --boxes-timed bounds what is run for real. On a GPU b
 
 import argparse
 import json
-import statistics
-import time
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -24,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness import LiveBytes, autocast, choose_device, gmac, scatter_boxes, setting, time_interleaved, write_results
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_map_only
 
 from dasnet_lightning.functional.position_sensitive import pixel_grid, read_boxes
 from dasnet_lightning.functional.regions import regions_by_instance
@@ -56,43 +53,6 @@ class Unworked(TorchDispatchMode):
         return tree_map_only(Tensor, lambda tensor: torch.zeros_like(tensor, device=args[0].device), shapes)
 
 
-class LiveBytes(TorchDispatchMode):
-    """The most bytes that the storages made under it held at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        old = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
-                self._see(leaf.untyped_storage(), old)
-        return result
-
-    def _see(self, storage: torch.UntypedStorage, old: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known or key in old:
-            return
-        self.known[key] = weakref.finalize(storage, self._forget, key, size)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.pop(key, None)
-        self.live -= size
-
-
-def scatter_boxes(number: int, side: float, size: int) -> Detections:
-    """Square boxes of one side at random places of an image."""
-    generator = torch.Generator().manual_seed(number)
-    low = torch.rand(number, 2, generator=generator) * (1 - side) * size
-    boxes = torch.cat([low, low + side * size], dim=1)
-    return Detections(boxes, torch.ones(number, dtype=torch.int64), torch.linspace(1, 0.5, number))
-
-
 def run_plain(model: DASNet, pyramid: Pyramid, found: Detections) -> list[Tensor]:
     """Whole maps for each box, 16 at once, and the reading of each box."""
     regions, scores = regions_by_instance([found]), []
@@ -114,26 +74,9 @@ def run_ours(model: DASNet, pyramid: Pyramid, found: Detections) -> Any:
 
 def count(run: Callable[[], Any]) -> tuple[float, int]:
     """GMAC and peak bytes of a call."""
-    bytes_, counter = LiveBytes(), FlopCounterMode(display=False)
-    with Unworked(), bytes_, counter:
-        result = run()
-        del result
-    return counter.get_total_flops() / 2e9, bytes_.peak
-
-
-def time_interleaved(runs: dict[str, Callable[[], Any]], device: torch.device, repetitions: int) -> dict[str, float]:
-    """Median seconds of each call, all taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for repetition in range(repetitions + 1):
-        for name, run in runs.items():
-            wait()
-            started = time.perf_counter()
-            run()
-            wait()
-            if repetition:  # the first one prepares the kernels
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(spent) for name, spent in times.items()}
+    with Unworked(), LiveBytes() as bytes_:
+        cost, _ = gmac(run)
+    return cost, bytes_.peak
 
 
 def measure(model: DASNet, images: Tensor, number: int, side: float, args: argparse.Namespace) -> dict[str, Any]:
@@ -169,17 +112,12 @@ def time_line(model: DASNet, images: Tensor, pyramid: Pyramid, found: Detections
     runs = {"plain": partial(run_plain, model, pyramid, found), "ours": partial(run_ours, model, pyramid, found)}
     if images.device.type == "cuda":
         for name, run in list(runs.items()):
-            runs[f"{name}_bf16"] = partial(_autocast, run)
+            runs[f"{name}_bf16"] = partial(autocast, run, images.device)
         whole, compiled = model.decoder.forward, torch.compile(model.decoder.forward, dynamic=True)
         runs["plain_compiled"] = partial(_with_forward, model, compiled, whole, runs["plain"])
     spent = time_interleaved(runs, images.device, repetitions)
     times = {f"{name}_s": round(seconds, 4) for name, seconds in spent.items()}
     return times | {"time_ratio": round(spent["plain"] / spent["ours"], 2)}
-
-
-def _autocast(run: Callable[[], Any]) -> Any:
-    with torch.autocast("cuda", torch.bfloat16):
-        return run()
 
 
 def _with_forward(model: DASNet, forward: Any, before: Any, run: Callable[[], Any]) -> Any:
@@ -188,13 +126,6 @@ def _with_forward(model: DASNet, forward: Any, before: Any, run: Callable[[], An
         return run()
     finally:
         model.decoder.forward = before  # type: ignore[method-assign]
-
-
-def as_markdown(lines: list[dict[str, Any]]) -> str:
-    """The lines as a table; what was not timed stays empty."""
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    rows = [names, ["---:"] * len(names), *([str(line.get(name, "")) for name in names] for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 @torch.inference_mode()
@@ -210,7 +141,7 @@ def main() -> None:
     parser.add_argument("--boxes-timed", type=int, default=20, help="most boxes of a line that is timed; 0: none")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     torch.manual_seed(0)
     model = build_dasnet(21, args.detector, decoder=args.decoder, head=PositionSensitiveHead).eval().to(device)
     images = torch.rand(1, 3, args.size, args.size, device=device)
@@ -222,12 +153,8 @@ def main() -> None:
         for number in args.numbers:
             lines.append(measure(model, images, number, side, args))
             print(json.dumps(lines[-1]), flush=True)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        names = {"detector": args.detector, "decoder": args.decoder, "device": str(device)}
-        setting = names | {"threads": torch.get_num_threads(), "encoder_gmac": round(args.encoder_gmac, 1)}
-        (args.out / "decode.json").write_text(json.dumps({"setting": setting, "lines": lines}, indent=1) + "\n")
-        (args.out / "decode.md").write_text(as_markdown(lines))
+    about = {"detector": args.detector, "decoder": args.decoder, "encoder_gmac": round(args.encoder_gmac, 1)}
+    write_results(args.out, "decode", setting(device, **about), lines)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness import choose_device, setting, write_results
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.formats import DataSet, open_dataset
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
         root = args.data or write_synthetic(Path(scratch) / "data", num_train=2, num_val=args.images, size=args.size)
@@ -187,12 +188,7 @@ def main() -> None:
             batches = [batch.to(device) for batch in read_batches(dataset, task.model.detector.image_size, args)]
             lines.append(measure(task, network, batches, Path(scratch) / f"features{number}", args.repetitions))
             print(json.dumps(lines[-1]), flush=True)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        setting = {"threads": torch.get_num_threads(), "cuda": torch.cuda.is_available(), "torch": torch.__version__}
-        (args.out / "feature_cache.json").write_text(json.dumps({"setting": setting, "lines": lines}, indent=1) + "\n")
-        rows = [list(COLUMNS), ["---:"] * len(COLUMNS), *([str(value) for value in line.values()] for line in lines)]
-        (args.out / "feature_cache.md").write_text("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
+    write_results(args.out, "feature_cache", setting(device), lines)
 
 
 if __name__ == "__main__":

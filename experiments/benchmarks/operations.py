@@ -6,24 +6,16 @@ matrix products. The detector (encoder and box heads) runs once for an image, de
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from harness import as_markdown, gmac
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dasnet_lightning.models.dasnet import build_dasnet
 
 MODELS = (("ssd320_vgg16", "paper"), ("ssd320_mobilenet_v2", "light"), ("ssd320_mobilenet_v2", "paper"))
 INSTANCE_MAPS = 98  # 2 * 7 * 7 position-sensitive maps
-
-
-def gmac(run: Callable[..., Any], *inputs: Any) -> tuple[float, Any]:
-    """What a call costs, and its result."""
-    with FlopCounterMode(display=False) as counter:
-        result = run(*inputs)
-    return counter.get_total_flops() / 2e9, result
 
 
 def row(model: str, decoder: str, part: str, module: nn.Module, cost: float) -> dict[str, Any]:
@@ -66,10 +58,7 @@ def main() -> None:
     rows = [line for model in MODELS for line in count(*model, args.size, args.num_classes)]
     for line in rows:
         print(json.dumps(line))
-    print("\n| detector | decoder | part | parameters (M) | GMAC |\n|---|---|---|---:|---:|")
-    for line in rows:
-        figures = f"{line['parameters_m']:.3f} | {line['gmac']:.3f}"
-        print(f"| {line['detector']} | {line['decoder']} | {line['part']} | {figures} |")
+    print("\n" + as_markdown(rows))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ not measured here and are options: the speed of a GPU, the bandwidth between GPU
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
+import queue
 import socket
 import statistics
 import time
@@ -21,6 +23,7 @@ import torch
 import torch.distributed as dist
 from harness import as_markdown, setting, write_results
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from training import make_batch
 
@@ -36,6 +39,7 @@ PAPER_STEPS, PAPER_BATCH = 30_000, 32
 SETTINGS = {
     "light": {"detector": "ssd320_mobilenet_v2", "decoder": "light"},
     "paper": {"detector": "ssd320_vgg16", "decoder": "paper"},
+    "tiny": {"detector": "ssd_tiny", "decoder": "light"},
 }
 
 
@@ -52,10 +56,10 @@ class Loss(nn.Module):
         return torch.stack([graph_zero(self.task.parameters()), *losses.values()]).sum()
 
 
-def count_bytes(state: list[int], bucket: dist.GradBucket) -> "torch.futures.Future[Tensor]":
+def count_bytes(state: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's own exchange, with the bytes counted."""
     state[0] += bucket.buffer().nbytes
-    return dist.algorithms.ddp_comm_hooks.default_hooks.allreduce_hook(None, bucket)  # type: ignore[arg-type]
+    return allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
 
 def time_steps(rank: int, processes: int, port: int, stage: str, args: argparse.Namespace, answer: Any) -> None:
@@ -100,7 +104,7 @@ def time_steps(rank: int, processes: int, port: int, stage: str, args: argparse.
 
 def measure(stage: str, processes: int, args: argparse.Namespace) -> dict[str, Any]:
     """Run the processes of one line and take the first one's answer."""
-    fork = multiprocessing.get_context("fork")
+    fork = multiprocessing.get_context("forkserver")  # a process that has computed gradients cannot be forked
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -110,7 +114,12 @@ def measure(stage: str, processes: int, args: argparse.Namespace) -> dict[str, A
     ]
     for process in started:
         process.start()
-    found = answer.get(timeout=args.limit)
+    found = None
+    while found is None:
+        with contextlib.suppress(queue.Empty):
+            found = answer.get(timeout=1)
+        if found is None and any(process.exitcode for process in started):
+            raise RuntimeError("a process ended with an error, told above")
     for process in started:
         process.join()
     return {
@@ -158,7 +167,6 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=3)
     parser.add_argument("--side", type=float, default=0.3)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=1200.0, help="seconds that a measurement may take")
     parser.add_argument(
         "--gradients-mb", type=float, default=112.6, help="a step of the projection: the paper's decoder"
     )

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import ArrayLike
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.detectors.fusing import fold_norms
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.models.answer import Answer
@@ -38,14 +39,16 @@ def load(
     options: Options | None = None,
     feature_cache: str | Path | None = None,
     feature_cache_gb: float = 10.0,
+    fold: bool = True,
 ) -> "Segmenter":
     """Read a checkpoint of stage two and make it ready to segment.
 
     Nothing but the checkpoint is needed: it holds the detector, the decoder, the class names, and the options that its
     training chose (`options` replaces them; SemanticOptions or InstanceOptions, as its task was). feature_cache: a folder
     that keeps the detector's features, of at most feature_cache_gb * 1e9 bytes, for images that are segmented again, also
-    by other decoders on the same detector. Raises CheckpointError where the file is damaged, foreign, or holds a detector
-    alone.
+    by other decoders on the same detector. fold: the detector's norms go into its convolutions, which is quicker and the
+    same but for rounding; with False the network stays as it was trained, parameter by parameter. Raises CheckpointError
+    where the file is damaged, foreign, or holds a detector alone.
     """
     content = read_checkpoint(checkpoint)
     saved = content["hyper_parameters"]
@@ -62,6 +65,9 @@ def load(
         head=partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead,
     )
     load_network(model, state, checkpoint, content)
+    if fold:
+        assert isinstance(model.detector, nn.Module)
+        fold_norms(model.detector)
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
     kind = InstanceOptions if instances else SemanticOptions
     if options is not None and not isinstance(options, kind):

@@ -92,11 +92,12 @@ def test_gradients_are_those_of_the_maps():
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(given, wanted, strict=True))
 
 
-def test_no_boxes_have_no_scores():
+@pytest.mark.parametrize("size", [MAPS, (50, 75)])
+def test_no_boxes_have_no_scores(size):
     features, weight, bias = setting(3)
     boxes, rows = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    grid = pixel_grid(boxes, MAPS)
-    assert score_boxes(whole_maps(features), rows, boxes, grid, MAPS, weight, bias, 3).shape[:2] == (0, 2)
+    grid = pixel_grid(boxes, size)
+    assert score_boxes(whole_maps(features), rows, boxes, grid, size, weight, bias, 3).shape[:2] == (0, 2)
 
 
 @pytest.mark.parametrize("side", [0.2, 0.4, 1.0])

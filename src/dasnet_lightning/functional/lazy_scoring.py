@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasnet_lightning.functional.patches import Patches
-from dasnet_lightning.functional.position_sensitive import PixelGrid, cells_of, neighbours, read_bilinear
+from dasnet_lightning.functional.position_sensitive import PixelGrid, cells_of, neighbours
 
 REACH = 1  # of the score layer, a 3x3 convolution
 SIDE = 2 * REACH + 1
@@ -39,27 +39,33 @@ def score_boxes(
     down = _axis(grid.rows, grid.row_valid, boxes[:, 1::2], size[0], features.grid[0], k, same)
     across = _axis(grid.columns, grid.column_valid, boxes[:, ::2], size[1], features.grid[1], k, same)
     maps = _cell_maps(features, rows, down, across, weight, k) + bias.view(k * k, 1, 1, 1, 2).to(features.values.dtype)
-    flat, number = maps.reshape(-1, 2), torch.arange(len(boxes), device=boxes.device)[:, None, None]
-    cells = down.cells[:, :, None] * k + across.cells[:, None, :]
-
-    def read(places: Int64[Tensor, "n g"], others: Int64[Tensor, "n g2"]) -> Float[Tensor, "n g g2 2"]:
-        y, x = down.inside(places)[:, :, None], across.inside(others)[:, None, :]
-        return F.embedding(((cells * len(boxes) + number) * down.length + y) * across.length + x, flat)
-
-    return read_bilinear(read, grid, size, features.grid)
+    return _pick(maps, down, across, k) if same else _interpolate(maps, down, across, k)
 
 
 @dataclass(frozen=True, eq=False)
 class _Axis:
-    """Along one axis: the cell of its box that each pixel lies in, and from where on each cell of a box reads the maps."""
+    """Along one axis: the cell of its box that each pixel lies in, the two places of the maps between which its centre
+    lies and how far it is on its way to the second, and from where on each cell of a box reads the maps.
+    """
 
     cells: Int64[Tensor, "n g"]
+    near: Int64[Tensor, "n g"]
+    far: Int64[Tensor, "n g"]
+    share: Float[Tensor, "n g"]
     first: Int64[Tensor, "n k"]
     length: int  # of the window of each cell: the longest's
 
     def inside(self, places: Int64[Tensor, "n g"]) -> Int64[Tensor, "n g"]:
-        """Where in the window of its pixel's cell each place of the maps stands."""
-        return (places - self.first.gather(1, self.cells)).clamp(0, self.length - 1)
+        """Where each place of the maps stands among the windows of all cells, one after the other."""
+        within = (places - self.first.gather(1, self.cells)).clamp(0, self.length - 1)
+        return self.cells * self.length + within
+
+    def weights(self, like: Tensor) -> Float[Tensor, "n g m"]:
+        """The matrix that takes the windows of a box's cells to its pixels."""
+        matrix = like.new_zeros(*self.cells.shape, self.first.shape[1] * self.length)
+        for places, weight in ((self.near, 1 - self.share), (self.far, self.share)):
+            matrix.scatter_add_(2, self.inside(places)[:, :, None], weight[:, :, None].to(like.dtype))
+        return matrix
 
     def around(self, start: Int64[Tensor, " n"]) -> Int64[Tensor, "k n m"]:
         """The windows and what the score layer reads around them, as places in patches from `start` on."""
@@ -76,12 +82,28 @@ def _axis(
     k: int,
     same: bool,
 ) -> _Axis:
-    near, far, _ = neighbours(pixels, size, length)
+    near, far, share = neighbours(pixels, size, length)
     cells = cells_of(pixels, span[:, 0], span[:, 1], k)
     none = near.new_full((len(pixels), k), length)
     first = none.scatter_reduce(1, cells, near.masked_fill(~valid, length), "amin")
     last = torch.zeros_like(none).scatter_reduce(1, cells, (near if same else far).masked_fill(~valid, 0), "amax")
-    return _Axis(cells, first, max(1, int((last - first).max()) + 1) if len(pixels) else 1)  # no pixel: first > last
+    longest = max(1, int((last - first).max()) + 1) if len(pixels) else 1  # no pixel: first > last
+    return _Axis(cells, near, far, share, first, longest)
+
+
+def _pick(maps: Float[Tensor, "kk n h w 2"], down: _Axis, across: _Axis, k: int) -> Float[Tensor, "n 2 g g2"]:
+    """What stands in the windows of the cells (maps as fine as the image) at each pixel."""
+    number = torch.arange(maps.shape[1], device=maps.device)[:, None, None]
+    windows = maps.unflatten(0, (k, k)).permute(2, 0, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)
+    rows, columns = down.inside(down.near), across.inside(across.near)
+    return windows[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _interpolate(maps: Float[Tensor, "kk n h w 2"], down: _Axis, across: _Axis, k: int) -> Float[Tensor, "n 2 g g2"]:
+    """The windows of the cells interpolated to each pixel: two products, along each axis what it reads is a matrix."""
+    windows = maps.unflatten(0, (k, k)).permute(2, 0, 3, 5, 1, 4).flatten(3, 5).flatten(1, 2)
+    rows = torch.bmm(down.weights(maps), windows).unflatten(2, (2, -1)).flatten(1, 2)
+    return torch.bmm(rows, across.weights(maps).transpose(1, 2)).unflatten(1, (-1, 2)).transpose(1, 2)
 
 
 def _cell_maps(

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from dasnet_lightning.functional.attention import Rounding, box_attention
 from dasnet_lightning.functional.patches import Patches, cut, whole_maps
-from dasnet_lightning.functional.windows import Windows, merge_windows, size_buckets
-from dasnet_lightning.nn.decoder.base import LocalDecoder, known_switches
+from dasnet_lightning.functional.windows import Size, Windows, merge_windows, size_buckets
+from dasnet_lightning.nn.decoder.base import Each, LocalDecoder, known_switches
 from dasnet_lightning.types import Pyramid, Regions
 
 WHOLE_SHARE = 0.75  # windows that cover so much of a region's map cost as much as the map, with their halos
@@ -35,7 +35,7 @@ class Piece:
 class AttendedSkips:
     """The levels of the regions `sources`, one for each patch, attended; made only where they are asked for.
 
-    All that `of` makes share the attention maps of all regions.
+    All that `of` makes share the attention maps of all regions, and what was made of each image's levels.
     """
 
     def __init__(self, pyramid: Pyramid, regions: Regions, rounding: Rounding) -> None:
@@ -43,20 +43,22 @@ class AttendedSkips:
         self.regions = regions
         self.rounding: Rounding = rounding
         self.sources = torch.arange(len(regions), device=regions.image_index.device)
-        self.keep: dict[tuple[int, int], Float[Tensor, "r 1 h w"]] = {}
+        self.keep: dict[Size, Bool[Tensor, "r 1 h w"]] = {}
+        self.made: dict[tuple[int, Each | None], tuple[Tensor, Tensor]] = {}
 
     def of(self, sources: Int64[Tensor, " m"]) -> "AttendedSkips":
         """The same for some of the regions, in any order and any number of times."""
         some = AttendedSkips(self.pyramid, self.regions, self.rounding)
-        some.sources, some.keep = sources.to(self.sources.device), self.keep
+        some.sources, some.keep, some.made = sources.to(self.sources.device), self.keep, self.made
         return some
 
-    def level(self, index: int, at: Patches | None = None) -> Float[Tensor, "m c h w"]:
-        level, keep = self.pyramid.levels[index], self._attention(index)
-        images = self.regions.image_index[self.sources]
+    def level(self, index: int, at: Patches | None = None, each: Each | None = None) -> Float[Tensor, "m c h w"]:
+        level, nothing = self._made(index, each)
+        keep, images = self._attention((level.shape[2], level.shape[3])), self.regions.image_index[self.sources]
         if at is None or at.start is None:
-            return level[images] * keep[self.sources]
-        return cut(level, images, at.start, at.size) * cut(keep, self.sources, at.start, at.size, beyond=0.0)
+            return torch.where(keep[self.sources], level[images], nothing)
+        kept = cut(keep, self.sources, at.start, at.size, beyond=0.0)
+        return torch.where(kept, cut(level, images, at.start, at.size), nothing)
 
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
         codes, images = known_switches(self.pyramid)[index], self.regions.image_index[self.sources]
@@ -64,13 +66,19 @@ class AttendedSkips:
             return codes[images]
         return cut(codes, images, at.start, at.size)
 
-    def _attention(self, index: int) -> Float[Tensor, "r 1 h w"]:
-        level, regions = self.pyramid.levels[index], self.regions
-        size = (level.shape[2], level.shape[3])
+    def _made(self, index: int, each: Each | None) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "1 c 1 1"]]:
+        """The images' level as `each` makes it, and what it makes of a cell outside of the boxes."""
+        if (index, each) not in self.made:
+            level = self.pyramid.levels[index]
+            nothing = torch.zeros_like(level[:1, :, :1, :1])
+            self.made[index, each] = (level, nothing) if each is None else (each(level), each(nothing))
+        return self.made[index, each]
+
+    def _attention(self, size: Size) -> Bool[Tensor, "r 1 h w"]:
         if size not in self.keep:
-            boxes, owners, image = regions.boxes, regions.region_index, self.pyramid.size
-            keep = box_attention(boxes, owners, len(regions), image, size, self.rounding)
-            self.keep[size] = keep[:, None].to(level.dtype)
+            boxes, owners, image = self.regions.boxes, self.regions.region_index, self.pyramid.size
+            keep = box_attention(boxes, owners, len(self.regions), image, size, self.rounding)
+            self.keep[size] = keep[:, None] > 0
         return self.keep[size]
 
 

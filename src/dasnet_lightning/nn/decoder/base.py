@@ -30,6 +30,9 @@ class Decoder(Protocol):
         ...
 
 
+Each = Callable[[Tensor], Tensor]
+
+
 @runtime_checkable
 class Skips(Protocol):
     """What the encoder offers to a decoder: attended levels and switches, where the decoder's features lie.
@@ -39,8 +42,12 @@ class Skips(Protocol):
 
     pyramid: Pyramid
 
-    def level(self, index: int, at: Patches | None = None) -> Float[Tensor, "m c h w"]:
-        """A level (0 is the finest) in the windows of `at`, or whole; zero outside the boxes and beyond the map."""
+    def level(self, index: int, at: Patches | None = None, each: Each | None = None) -> Float[Tensor, "m c h w"]:
+        """A level (0 is the finest) in the windows of `at`, or whole; zero outside the boxes and beyond the map.
+
+        each: what the decoder makes of it first, of each cell by itself (a 1x1 convolution): it may be run once for all
+        regions of an image and the windows in them, and once for the zeros.
+        """
         ...
 
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
@@ -80,8 +87,9 @@ class WholeSkips:
     def __init__(self, pyramid: Pyramid) -> None:
         self.pyramid = pyramid
 
-    def level(self, index: int, at: Patches | None = None) -> Float[Tensor, "m c h w"]:
-        return self.pyramid.levels[index]
+    def level(self, index: int, at: Patches | None = None, each: Each | None = None) -> Float[Tensor, "m c h w"]:
+        level = self.pyramid.levels[index]
+        return level if each is None else each(level)
 
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
         return known_switches(self.pyramid)[index]

@@ -104,7 +104,7 @@ def transpose_patches(layer: TransposedTo, patches: Patches, size: Size) -> Patc
     assert isinstance(convolution, nn.ConvTranspose2d)
     assert isinstance(layer.norm, nn.Identity)
     up = double(patches, convolution.weight, convolution.bias, doubled(patches.grid, size))
-    return resize(up.map(_relu), size)
+    return resize(up.map(relu_), size)
 
 
 def before_transposing(windows: Windows, grid: Size) -> Windows:
@@ -140,7 +140,8 @@ def _reach(layer: nn.Conv2d) -> int:
     return reach
 
 
-def _relu(values: Tensor) -> Tensor:
+def relu_(values: Tensor) -> Tensor:
+    """ReLU in place: what a convolution gives is read by nobody else."""
     return F.relu(values, inplace=True)
 
 

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches, resize, trim, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.functional.windows import Windows, before_resizing
 from dasnet_lightning.nn.decoder.base import DECODERS, Skips, WholeSkips
-from dasnet_lightning.nn.decoder.layers import Size, convolve_patches, halo
+from dasnet_lightning.nn.decoder.layers import Size, convolve_patches, halo, relu_
 from dasnet_lightning.types import Pyramid
 
 LOCAL_STRIDE = 8  # from here to finer levels it is worth decoding windows
@@ -51,14 +50,17 @@ class FuseBlock(nn.Module):
 
     def forward(self, coarse: Patches, level: int, skips: Skips) -> Patches:
         up = resize(coarse, level_size(skips.pyramid, level))
-        lateral = F.relu(self.lateral(self.norm(skips.level(level, up))))
-        fused = convolve_patches(self.fuse, up.map(lambda values: torch.cat([values, lateral], dim=1))).map(F.relu)
+        lateral = skips.level(level, up, self._narrow)
+        fused = convolve_patches(self.fuse, up.map(lambda values: torch.cat([values, lateral], dim=1))).map(relu_)
         refined = convolve_patches(self.refine, fused)
-        return refined.map(lambda values: F.relu(trim(fused, refined).values + values))
+        return refined.map(lambda values: relu_(values + trim(fused, refined).values))
 
     def needs(self, windows: Windows, grid: Size) -> Windows:
         """What is read of maps of `grid` cells for windows of the result."""
         return before_resizing(windows.grow(halo(self.fuse, self.refine)), grid)
+
+    def _narrow(self, level: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+        return relu_(self.lateral(self.norm(level)))
 
 
 class UpBlock(nn.Module):
@@ -70,7 +72,7 @@ class UpBlock(nn.Module):
 
     def forward(self, features: Patches) -> Patches:
         up = resize(features, (2 * features.grid[0], 2 * features.grid[1]))
-        return convolve_patches(self.convolution, up).map(F.relu)
+        return convolve_patches(self.convolution, up).map(relu_)
 
     def needs(self, windows: Windows) -> Windows:
         """What is read of maps of half the size for windows of the result."""
@@ -116,7 +118,7 @@ class LightDecoder(nn.Module):
         return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
     def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
-        features = whole_maps(F.relu(self.top(self.top_norm(skips.level(len(self.blocks))))))
+        features = whole_maps(skips.level(len(self.blocks), each=self._begin))
         return self._fuse(features, range(self.fine_levels, len(self.blocks)), skips).values
 
     def decode_fine(self, features: Patches, skips: Skips) -> Patches:
@@ -136,6 +138,9 @@ class LightDecoder(nn.Module):
         for level in range(self.fine_levels):
             windows = self._block(level).needs(windows, level_size(pyramid, level + 1))
         return windows
+
+    def _begin(self, level: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+        return relu_(self.top(self.top_norm(level)))
 
     def _block(self, level: int) -> FuseBlock:
         block = self.blocks[len(self.blocks) - 1 - level]
