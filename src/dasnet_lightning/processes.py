@@ -62,7 +62,10 @@ def once(function: Callable[[], Result]) -> Result:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give all processes the first one's buffers: BatchNorm's statistics, which every process takes of its own images."""
+    """Give all processes the first one's buffers: BatchNorm's statistics, which every process takes of its own images.
+
+    DDP does so before each forward, but nobody does after the last one.
+    """
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

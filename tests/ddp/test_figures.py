@@ -1,0 +1,23 @@
+"""Every figure of a validation is the same for one process, two and three: exactly, whatever the number of images."""
+
+import pytest
+from forks import run
+from trainings import measure
+
+from dasnet_lightning.data.synthetic import write_synthetic
+
+KINDS = ("detection", "semantic", "instance")
+
+
+@pytest.mark.parametrize(("images", "counts"), [(7, (2, 3)), (2, (3,))], ids=["uneven", "a process without images"])
+def test_figures_do_not_depend_on_the_number_of_processes(images, counts, tmp_path):
+    root = write_synthetic(tmp_path / "shapes", num_train=3, num_val=images, size=64)
+    (alone,) = run(1, measure, KINDS, root, 2)
+    assert 0 < alone["semantic"]["val/miou_ground_truth_boxes"] < 1
+    assert 0 < alone["instance"]["val/apr50_area_ground_truth_boxes"] < 1
+    assert "val/iou_ground_truth_boxes/6" in alone["semantic"]
+    assert 0 < alone["detection"]["val/box_ap50"] < 1
+    for count in counts:
+        for answer in run(count, measure, KINDS, root, 2):
+            # as text: nan, of a class that no image shows, equals nothing
+            assert {kind: str(figures) for kind, figures in answer.items()} == {k: str(v) for k, v in alone.items()}
