@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 Result = TypeVar("Result")
 
+TOLD_ELSEWHERE = "raised in the first process"  # a note on the errors that `once` hands on
+
 
 def is_distributed() -> bool:
     """Whether this process is one of a group, be it of one."""
@@ -57,6 +59,8 @@ def once(function: Callable[[], Result]) -> Result:
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], Exception):
+        if not is_first():
+            outcome[0].add_note(TOLD_ELSEWHERE)
         raise outcome[0]
     return outcome[0]  # type: ignore[return-value]
 

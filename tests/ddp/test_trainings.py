@@ -42,6 +42,8 @@ def test_two_processes_with_half_the_batch_train_as_one(kind, shapes):
     assert str(first["figures"]) == str(second["figures"])
     assert_same_curves(alone["curves"], first["curves"])
     assert len(alone["curves"]["train/loss"]) == STEPS
+    assert alone["box_ap_before"] == first["box_ap_before"] == second["box_ap_before"]
+    assert (alone["box_ap_before"] is not None) == (kind == "joint")
     assert largest_difference(alone["weights"], first["weights"]) < 1e-5
     assert largest_difference(alone["weights"], alone["before"]) > 1e-3  # something was learned
     frozen = {key: value for key, value in alone["before"].items() if ".frozen." in key}

@@ -1,7 +1,9 @@
 """What the processes of the tests do: train and measure each task on made-up pictures, on as many devices as there are."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dasnet_lightning.callbacks import BoxAPGuard
+from dasnet_lightning.cli.launch import processes
+from dasnet_lightning.cli.main import main
+from dasnet_lightning.cli.run_records import RunConfig
+from dasnet_lightning.cli.stage_one import choose_threshold
+from dasnet_lightning.cli.stages import Stage, TrainerSettings
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.detectors.tiny import build_ssd_tiny
@@ -23,12 +31,14 @@ from dasnet_lightning.types import Batch
 SIZE = 64
 SGD = OptimizerConfig("sgd", lr=0.01, schedule="constant", double_bias=False)
 NUM_CLASSES = 7
+DETECTIONS = 6
+TINY = {"image_size": SIZE, "detections_per_image": DETECTIONS}
 SUPERVISION = {"detection": "boxes", "semantic": "masks", "instance": "masks", "joint": "mixed"}
 
 
 def build_ssd_plain(num_classes: int, backbone_weights: None = None) -> nn.Module:
     """ssd_tiny without BatchNorm: what it learns of an image does not depend on the others of its batch."""
-    detector = build_ssd_tiny(num_classes, image_size=SIZE)
+    detector = build_ssd_tiny(num_classes, image_size=SIZE, detections_per_image=DETECTIONS)
     for block in [detector.backbone.stem, *(block for stage in detector.backbone.stages for block in stage)]:
         block[1] = nn.Identity()
     return detector
@@ -87,11 +97,14 @@ def result_of(task: L.LightningModule, curves: Curves) -> dict[str, Any]:
 
 def train(kind: str, root: Path, batch_size: int, steps: int, detector: str) -> dict[str, Any]:
     """A whole training on files with augmentation, and the validation at its end."""
-    task, curves = build_task(kind, detector), Curves()
+    options = {"detector_options": TINY} if detector == "ssd_tiny" else {}
+    task, curves, guard = build_task(kind, detector, **options), Curves(), BoxAPGuard()
     before = {key: value.clone() for key, value in task.state_dict().items()}
-    trainer = build_trainer(root, steps, callbacks=[curves], val_check_interval=steps, check_val_every_n_epoch=None)
+    trainer = build_trainer(
+        root, steps, callbacks=[curves, guard], val_check_interval=steps, check_val_every_n_epoch=None
+    )
     trainer.fit(task, open_data(root, kind, batch_size))
-    return result_of(task, curves) | {"before": before}
+    return result_of(task, curves) | {"before": before, "box_ap_before": guard.before}
 
 
 def learn(kind: str, root: Path, shares: Sequence[Sequence[Batch]], **options: Any) -> dict[str, Any]:
@@ -106,7 +119,7 @@ def measure(kinds: Sequence[str], root: Path, batch_size: int) -> dict[str, Mapp
     """All figures of each task, from a validation by itself."""
     figures = {}
     for kind in kinds:
-        task = build_task(kind, "ssd_tiny", detector_options={"image_size": SIZE})
+        task = build_task(kind, "ssd_tiny", detector_options=TINY)
         if kind == "instance":
             with torch.no_grad():
                 task.model.head.score.bias[0::2] += (
@@ -115,6 +128,30 @@ def measure(kinds: Sequence[str], root: Path, batch_size: int) -> dict[str, Mapp
         build_trainer(root).validate(task, open_data(root, kind, batch_size), verbose=False)
         figures[kind] = dict(task.figures)
     return figures
+
+
+def calibrate(root: Path, folder: Path) -> float:
+    """The score threshold of a detector, found on the training images of all processes together."""
+    task = build_task("detection", "ssd_tiny", detector_options=TINY)
+    folder = folder / os.environ["PROCESSES"]
+    folder.mkdir(exist_ok=True)
+    data, settings = open_data(root, "detection", 2), TrainerSettings("cpu", int(os.environ["PROCESSES"]), "ddp")
+    checkpoint = folder / f"{os.environ['LOCAL_RANK']}.ckpt"
+    torch.save({"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}, checkpoint)
+    with processes(settings):
+        config = RunConfig(str(root), str(folder), trainer=settings)
+        return choose_threshold(Stage("stage one", folder, 1), task, data, checkpoint, config)
+
+
+def command(arguments: Sequence[str]) -> dict[str, Any]:
+    """A command of ours: its exit code and what it printed, as each process sees it."""
+    printed, complained = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(complained):
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return {"code": code, "printed": printed.getvalue(), "complained": complained.getvalue()}
 
 
 def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

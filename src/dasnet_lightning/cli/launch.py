@@ -8,6 +8,7 @@ Processes that torchrun or SLURM has started are taken as they are.
 
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 
 from dasnet_lightning.cli.stages import TrainerSettings
 from dasnet_lightning.errors import ConfigError, DasnetError
-from dasnet_lightning.processes import is_first
+from dasnet_lightning.processes import TOLD_ELSEWHERE, is_first
 
 GRACE = 10.0  # seconds for the other processes to end by themselves
+FOLLOWED = 70  # the exit code of a process that ends because of the first one's error
 
 
 @contextmanager
@@ -40,7 +42,12 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
     if not is_first():
         logging.getLogger("dasnet_lightning").setLevel(logging.ERROR)  # the first one warns
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            yield
+            try:
+                yield
+            except Exception as error:
+                if TOLD_ELSEWHERE in getattr(error, "__notes__", ()):
+                    raise SystemExit(FOLLOWED) from error
+                raise
         return
     try:
         yield
@@ -67,11 +74,13 @@ def check_strategy(settings: TrainerSettings) -> None:
 
 
 def end_processes(others: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> list[int]:
-    """Wait for the other processes to end, kill those that do not; returns the ranks that ended with an error."""
+    """Wait for the other processes to end, kill those that do not; returns the ranks that ended with an error of their own."""
     deadline = time.monotonic() + grace
     for process in others:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-    return [number for number, process in enumerate(others, start=1) if process.poll()]
+            process.wait()
+    not_own = (0, FOLLOWED, -signal.SIGKILL)
+    return [number for number, process in enumerate(others, start=1) if process.returncode not in not_own]
