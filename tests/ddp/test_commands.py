@@ -1,15 +1,13 @@
 """`dasnet train` and `dasnet fit` over two processes: everything is written and said once, and an error ends both."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from forks import run
-from trainings import command
+from trainings import command, start_script
 
 from dasnet_lightning.cli.launch import FOLLOWED, check_strategy, end_processes
 from dasnet_lightning.cli.stages import TrainerSettings
@@ -61,24 +59,32 @@ def test_what_goes_wrong_in_the_first_process_ends_all_with_one_sentence(shapes,
     assert second["complained"] == ""
 
 
-def test_the_command_starts_its_processes_itself_and_none_outlives_an_error(shapes, tmp_path):
-    """The run's folder cannot be made, which the first process alone notices: the real launcher, from outside."""
-    (tmp_path / "file").write_text("")
-    line = [
-        sys.executable,
-        "-m",
-        "dasnet_lightning.cli.main",
-        "train",
-        str(shapes),
-        "--out",
-        str(tmp_path / "file"),
-        *TINY,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.count("Traceback") == 1  # the other process ends without a word
-    assert "FileExistsError" in done.stderr.splitlines()[-1] or "NotADirectoryError" in done.stderr.splitlines()[-1]
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+
+from dasnet_lightning.cli import launch
+from dasnet_lightning.cli.stages import TrainerSettings
+from dasnet_lightning.processes import is_first, rank, sum_over_processes
+
+launch.GRACE = 1.0
+with launch.processes(TrainerSettings("cpu", 2, "ddp")):
+    total = sum_over_processes(torch.tensor(rank() + 1))
+    Path(sys.argv[1], f"{rank()}.txt").write_text(str(int(total)))
+    if is_first():
+        raise ArithmeticError("of the first process alone")
+    sum_over_processes(total)  # waits for the first
+"""
+
+
+def test_a_run_starts_its_processes_and_none_outlives_an_error(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    (answer,) = run(1, start_script, str(script), [str(tmp_path)], limit=200)
+    assert answer == {"error": "of the first process alone", "alive": 0}
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"0.txt": "3", "1.txt": "3"}
 
 
 def test_fit_runs_over_two_processes(shapes, tmp_path):

@@ -2,6 +2,9 @@
 
 import io
 import os
+import runpy
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -152,6 +155,20 @@ def command(arguments: Sequence[str]) -> dict[str, Any]:
         except SystemExit as stop:
             code = int(stop.code or 0)
     return {"code": code, "printed": printed.getvalue(), "complained": complained.getvalue()}
+
+
+def start_script(path: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a script that starts processes itself, as if nobody had: its error, and how many of its processes are left."""
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
+        del os.environ[name]
+    sys.argv = [path, *arguments]
+    error = ""
+    try:
+        runpy.run_path(path)
+    except ArithmeticError as raised:
+        error = str(raised)
+    line = subprocess.run(["pgrep", "-c", "-f", path], capture_output=True, text=True, check=False)
+    return {"error": error, "alive": int(line.stdout)}
 
 
 def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

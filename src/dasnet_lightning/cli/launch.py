@@ -8,7 +8,6 @@ Processes that torchrun or SLURM has started are taken as they are.
 
 import logging
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -53,7 +52,7 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
         yield
     except BaseException as error:
         others: Sequence[subprocess.Popen[Any]] = getattr(fabric.strategy.launcher, "procs", ())
-        failed = end_processes(others)
+        failed = end_processes(others, GRACE)
         if failed and not isinstance(error, DasnetError | KeyboardInterrupt):
             raise DasnetError(f"process {failed[0]} of {len(others) + 1} ended with an error, told above") from error
         raise
@@ -73,14 +72,14 @@ def check_strategy(settings: TrainerSettings) -> None:
         )
 
 
-def end_processes(others: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> list[int]:
+def end_processes(others: Sequence[subprocess.Popen[Any]], grace: float) -> list[int]:
     """Wait for the other processes to end, kill those that do not; returns the ranks that ended with an error of their own."""
-    deadline = time.monotonic() + grace
-    for process in others:
+    deadline, failed = time.monotonic() + grace, []
+    for number, process in enumerate(others, start=1):
         try:
-            process.wait(max(0.0, deadline - time.monotonic()))
+            if process.wait(max(0.0, deadline - time.monotonic())) not in (0, FOLLOWED):
+                failed.append(number)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    not_own = (0, FOLLOWED, -signal.SIGKILL)
-    return [number for number, process in enumerate(others, start=1) if process.returncode not in not_own]
+    return failed
