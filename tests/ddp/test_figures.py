@@ -7,6 +7,7 @@ from forks import run
 from trainings import calibrate, measure
 
 from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.metrics.threshold import HIGHEST, LOWEST
 
 KINDS = ("detection", "semantic", "instance")
 
@@ -29,5 +30,6 @@ def test_the_score_threshold_does_not_depend_on_the_number_of_processes(tmp_path
     root = write_synthetic(tmp_path / "shapes", num_train=5, num_val=1, size=64)
     found = {count: run(count, calibrate, root, tmp_path) for count in (1, 2, 3)}
     assert len({threshold for answers in found.values() for threshold in answers}) == 1
+    assert LOWEST < found[1][0] < HIGHEST
     for count in found:
         assert json.loads((tmp_path / f"{count}" / "threshold.json").read_text())["images"] == 5

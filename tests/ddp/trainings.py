@@ -34,7 +34,7 @@ from dasnet_lightning.types import Batch
 SIZE = 64
 SGD = OptimizerConfig("sgd", lr=0.01, schedule="constant", double_bias=False)
 NUM_CLASSES = 7
-DETECTIONS = 6
+DETECTIONS = 6  # in an image, for each is decoded; among the many of a detector that has learned nothing some are right
 TINY = {"image_size": SIZE, "detections_per_image": DETECTIONS}
 SUPERVISION = {"detection": "boxes", "semantic": "masks", "instance": "masks", "joint": "mixed"}
 
@@ -122,7 +122,7 @@ def measure(kinds: Sequence[str], root: Path, batch_size: int) -> dict[str, Mapp
     """All figures of each task, from a validation by itself."""
     figures = {}
     for kind in kinds:
-        task = build_task(kind, "ssd_tiny", detector_options=TINY)
+        task = build_task(kind, "ssd_tiny", detector_options={"image_size": SIZE} if kind == "detection" else TINY)
         if kind == "instance":
             with torch.no_grad():
                 task.model.head.score.bias[0::2] += (
@@ -135,7 +135,7 @@ def measure(kinds: Sequence[str], root: Path, batch_size: int) -> dict[str, Mapp
 
 def calibrate(root: Path, folder: Path) -> float:
     """The score threshold of a detector, found on the training images of all processes together."""
-    task = build_task("detection", "ssd_tiny", detector_options=TINY)
+    task = build_task("detection", "ssd_tiny", detector_options={"image_size": SIZE})
     folder = folder / os.environ["PROCESSES"]
     folder.mkdir(exist_ok=True)
     data, settings = open_data(root, "detection", 2), TrainerSettings("cpu", int(os.environ["PROCESSES"]), "ddp")
