@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 Result = TypeVar("Result")
 
+TOLD_ELSEWHERE = "raised in the first process"  # a note on the errors that `once` hands on
+
 
 def is_distributed() -> bool:
     """Whether this process is one of a group, be it of one."""
@@ -57,12 +59,17 @@ def once(function: Callable[[], Result]) -> Result:
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], Exception):
+        if not is_first():
+            outcome[0].add_note(TOLD_ELSEWHERE)
         raise outcome[0]
     return outcome[0]  # type: ignore[return-value]
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give all processes the first one's buffers: BatchNorm's statistics, which every process takes of its own images."""
+    """Give all processes the first one's buffers: BatchNorm's statistics, which every process takes of its own images.
+
+    DDP does so before each forward, but nobody does after the last one.
+    """
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

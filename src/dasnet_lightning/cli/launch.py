@@ -22,9 +22,10 @@ from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 
 from dasnet_lightning.cli.stages import TrainerSettings
 from dasnet_lightning.errors import ConfigError, DasnetError
-from dasnet_lightning.processes import is_distributed, is_first
+from dasnet_lightning.processes import TOLD_ELSEWHERE, is_distributed, is_first
 
 GRACE = 10.0  # seconds for the other processes to end by themselves
+FOLLOWED = 70  # the exit code of a process that ends because of the first one's error
 
 
 @contextmanager
@@ -43,13 +44,18 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
     if not is_first():
         logging.getLogger("dasnet_lightning").setLevel(logging.ERROR)  # the first one warns
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            yield
+            try:
+                yield
+            except Exception as error:
+                if TOLD_ELSEWHERE in getattr(error, "__notes__", ()):
+                    raise SystemExit(FOLLOWED) from error
+                raise
         return
     try:
         yield
     except BaseException as error:
         others: Sequence[subprocess.Popen[Any]] = getattr(fabric.strategy.launcher, "procs", ())
-        failed = end_processes(others)
+        failed = end_processes(others, GRACE)
         if failed and not isinstance(error, DasnetError | KeyboardInterrupt):
             raise DasnetError(f"process {failed[0]} of {len(others) + 1} ended with an error, told above") from error
         raise
@@ -85,12 +91,14 @@ def check_strategy(settings: TrainerSettings) -> None:
         )
 
 
-def end_processes(others: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> list[int]:
-    """Wait for the other processes to end, kill those that do not; returns the ranks that ended with an error."""
-    deadline = time.monotonic() + grace
-    for process in others:
+def end_processes(others: Sequence[subprocess.Popen[Any]], grace: float) -> list[int]:
+    """Wait for the other processes to end, kill those that do not; returns the ranks that ended with an error of their own."""
+    deadline, failed = time.monotonic() + grace, []
+    for number, process in enumerate(others, start=1):
         try:
-            process.wait(max(0.0, deadline - time.monotonic()))
+            if process.wait(max(0.0, deadline - time.monotonic())) not in (0, FOLLOWED):
+                failed.append(number)
         except subprocess.TimeoutExpired:
             process.kill()
-    return [number for number, process in enumerate(others, start=1) if process.poll()]
+            process.wait()
+    return failed

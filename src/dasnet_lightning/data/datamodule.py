@@ -189,8 +189,17 @@ class MixedSupervisionDataModule(LightningDataModule):
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Every validation image exactly once over all processes, in order."""
+        """Every validation image exactly once over all processes, in order.
+
+        Lightning leaves out the end of a validation, where figures are brought together, in a process without a batch,
+        and the others wait for it. Such a process gets an image of another's once more, without truth: masks are not
+        measured then, and a box metric counts an image once.
+        """
         dataset, (rank, world_size) = self.val_set(), self._processes()
+        if rank >= len(dataset):
+            first = dataset.records[:1]
+            dataset = SegmentationDataset(dataset.source, first, frozenset(), self.eval_transform, self.seed)
+            rank, world_size = 0, 1
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.processes import share_buffers
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.identity import Identity, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
-from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers
+from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures
 from dasnet_lightning.tasks.seeding import seed_global_draws
 from dasnet_lightning.tasks.signing import check_loaded, sign
 from dasnet_lightning.types import Batch
@@ -52,11 +53,8 @@ class DetectionTask(L.LightningModule):
     def on_fit_start(self) -> None:
         self.train()
 
-    def on_validation_start(self) -> None:
-        settle_buffers(self)
-
     def on_train_end(self) -> None:
-        settle_buffers(self)
+        share_buffers(self)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """What the detector pays for a batch, by name."""

@@ -3,12 +3,10 @@
 import warnings
 from collections.abc import Mapping
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from dasnet_lightning.processes import share_buffers, sum_over_processes, world_size
+from dasnet_lightning.processes import sum_over_processes, world_size
 
 
 def average_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -20,18 +18,6 @@ def average_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def expect_equal_figures() -> None:
     """Lightning advises to average what is logged after a validation; our figures are the same on all processes."""
     warnings.filterwarnings("ignore", r".*recommended to use `self.log\('(val|test)/.*sync_dist=True.*")
-
-
-def settle_buffers(task: L.LightningModule) -> None:
-    """The same BatchNorm statistics in all processes, those of the first, before they measure and when they end.
-
-    DDP would see to it in the first forward of a validation; but where there are few images a process may have none, and
-    the others would wait for it.
-    """
-    wrapped = task.trainer.strategy.model
-    if isinstance(wrapped, DistributedDataParallel):
-        share_buffers(task)
-        wrapped.require_forward_param_sync = False
 
 
 def waits_for_others(module: nn.Module) -> bool:

@@ -27,12 +27,12 @@ from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.models.feature_cache import open_feature_cache
 from dasnet_lightning.nn.heads import Head
-from dasnet_lightning.processes import world_size
+from dasnet_lightning.processes import share_buffers, world_size
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.identity import Identity, check_fits, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
-from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers, waits_for_others
+from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, waits_for_others
 from dasnet_lightning.tasks.seeding import seed_global_draws
 from dasnet_lightning.tasks.signing import check_loaded, sign
 from dasnet_lightning.types import Batch, Detections, Images, InstancePrediction, Loss, Pyramid, Regions
@@ -130,11 +130,8 @@ class SegmentationTask(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self.train()
 
-    def on_validation_start(self) -> None:
-        settle_buffers(self)
-
     def on_train_end(self) -> None:
-        settle_buffers(self)
+        share_buffers(self)
 
     def learn_nothing(self, pyramid: Pyramid, regions: Regions) -> LossSum:
         """The loss of a batch without regions. Under SyncBatchNorm the decoder runs on nothing: the others wait for it."""

@@ -26,11 +26,12 @@ class CoarseNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, eps=NORM_EPS)
+        self.norm: nn.BatchNorm2d | nn.SyncBatchNorm = nn.BatchNorm2d(channels, eps=NORM_EPS)
 
     def forward(self, x: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c h w"]:
         norm = self.norm
-        if x.numel() == x.shape[1]:  # one value for each channel has no variance
+        # one value for each channel has no variance; other processes, whose values count too, wait for this one
+        if x.numel() == x.shape[1] and not isinstance(norm, nn.SyncBatchNorm):
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         return norm(x)
 
