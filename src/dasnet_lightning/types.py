@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from dasnet_lightning.packing import pack, unpack
+
 IGNORE_INDEX = 255
 
 Images = Float[Tensor, "b 3 H W"]
@@ -98,6 +100,12 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes as one block of memory; on a GPU as torch does it."""
+        if self.images.device.type == "cpu":
+            return unpack, pack(self)
+        return Batch, (self.image_ids, self.images, self.targets, self.seeds)
 
 
 @dataclass(frozen=True, eq=False)
