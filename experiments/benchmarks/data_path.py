@@ -14,7 +14,6 @@ photographs of its size are made up.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from dasnet_lightning.data import collate as collate_module
 from dasnet_lightning.data import dataset as dataset_module
 from dasnet_lightning.data import transforms
 from dasnet_lightning.data.collate import Sample, collate
@@ -50,7 +50,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "window of the masks": [(transforms.SSDWindow, "apply_to_mask"), (transforms.SSDWindow, "apply_to_masks")],
     "photometric distortion": [(transforms.PhotometricDistortion, "apply")],
     "target": [(dataset_module, "build_target")],
-    "collate": [(sys.modules[__name__], "collate")],
+    "collate": [(collate_module, "collate")],
 }
 ROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "voc12_animals"
 
@@ -143,7 +143,7 @@ def build_ways(source: Source, records: Sequence[ImageRecord], size: int) -> dic
 def _in_batches(load: Callable[[int], Sample]) -> Run:
     def run(indices: Sequence[int]) -> None:
         for start in range(0, len(indices), BATCH):
-            collate([load(index) for index in indices[start : start + BATCH]])
+            collate_module.collate([load(index) for index in indices[start : start + BATCH]])
 
     return run
 
