@@ -25,8 +25,9 @@ from dasnet_lightning.data.augmented import Augmented, Moved, collect, keep_a_pi
 from dasnet_lightning.data.crops import Window, draw_window, mark_cut, move_boxes
 from dasnet_lightning.data.photometric import Distortion, distort, draw_distortion
 from dasnet_lightning.data.planes import FILLED, MaskPlanes
+from dasnet_lightning.data.unit_boxes import clip_boxes, from_unit, to_unit
 from dasnet_lightning.data.views import view_image, view_mask
-from dasnet_lightning.errors import ConfigError, DataError
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.registry import Registry
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks a host for its newest version at import
@@ -161,7 +162,7 @@ class Transform:
         self._steps.py_random.random()  # Compose's own draw: a seed keeps the picture that it has always had
         data = {
             "image": image,
-            "bboxes": _to_unit(boxes, image.shape),
+            "bboxes": to_unit(boxes, image.shape),
             "mask": planes.planes[0],
             "masks": planes.planes[1:] if len(planes.planes) > 1 else [],  # an array of no masks raises
         }
@@ -173,45 +174,12 @@ class Transform:
         return collect(moved, np.zeros(len(boxes), np.int64) if labels is None else labels, self.keep_all)
 
 
-def clip_boxes(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 4"]:
-    """Clip boxes to an image of `size` (height, width). Raises DataError for one with no area inside."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    clipped = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
-    good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # False for NaN too
-    if not good.all():
-        first = int((~good).argmax())
-        raise DataError(
-            f"object {first}: box {boxes[first].tolist()} has no area inside the image of {size[1]} x {size[0]} pixels; "
-            f"expected x0 < x1 and y0 < y1, mend or remove the annotation"
-        )
-    return np.asarray(clipped)
-
-
-def _to_unit(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 5"]:
-    """Boxes as albumentations passes them on, 0..1 and in single precision, each with its position."""
-    sides = (size[1], size[0], size[1], size[0])
-    return np.column_stack([boxes.astype(np.float32) / np.array(sides, float), np.arange(len(boxes))]).astype(
-        np.float32
-    )
-
-
-def _from_unit(boxes: Float[np.ndarray, "v 5"], size: tuple[int, ...]) -> Float[np.ndarray, "v 5"]:
-    """Boxes in pixels again, clipped; those that have no area are left out."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 5)
-    sides = np.array((size[1], size[0], size[1], size[0]), float)
-    pixels = boxes[:, :4] * sides
-    large = (pixels[:, 2:] - pixels[:, :2]).prod(axis=1) >= 1e-7
-    # there and back once more, as albumentations rounds
-    clipped = np.clip(pixels, 0, sides) / sides * sides
-    return np.column_stack([clipped, boxes[:, 4]])[large]
-
-
 def _read(out: dict[str, Any], planes: MaskPlanes, mask_index: Int64[np.ndarray, " m"]) -> Moved:
     image, first = out["image"], out["mask"]
     filled = first & np.uint8(FILLED)
     if filled.any():  # 100 times as fast as image[filled] = MEAN_COLOUR
         image = cv2.copyTo(_plain(image.shape), filled, image)
-    boxes = _from_unit(out["bboxes"], image.shape)
+    boxes = from_unit(out["bboxes"], image.shape)
     return Moved(
         image=image,
         boxes=boxes[:, :4],
