@@ -24,10 +24,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack images of one size into a Batch, as floats in 0..1."""
     images = torch.empty(len(samples), *samples[0].image.shape)
     for image, sample in zip(images, samples, strict=True):
-        image.copy_(sample.image)
+        image.copy_(sample.image).div_(255)  # one by one: an image stays in the processor's cache
     return Batch(
         image_ids=tuple(sample.image_id for sample in samples),
-        images=images.div_(255),
+        images=images,
         targets=tuple(sample.target for sample in samples),
         seeds=tuple(sample.seed for sample in samples),
     )
