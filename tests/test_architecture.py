@@ -11,26 +11,28 @@ SOURCE = Path(dasnet_lightning.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 # a package may import what stands in its set, and itself
-BASE = {"types", "errors", "registry", "files"}
+BASE = {"types", "errors", "registry", "files", "processes"}
 ALLOWED = {
     "packing": set(),
     "types": {"packing"},
     "errors": set(),
     "registry": {"errors"},
     "files": set(),
+    "processes": set(),
+    "storage": {"errors"},
     "functional": BASE,
     "nn": BASE | {"functional"},
-    "detectors": BASE | {"functional", "nn"},
+    "detectors": BASE | {"functional", "nn", "storage"},
     "models": BASE | {"functional", "nn", "detectors"},
     "metrics": BASE,
     "data": BASE,
-    "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics"},
+    "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics", "storage"},
     "segmentation": BASE | {"visualization"},
     "visualization": BASE,
     "results": BASE | {"segmentation", "visualization"},
     "report": BASE,
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "segmentation"},
-    "callbacks": BASE | {"metrics"},
+    "callbacks": BASE | {"metrics", "storage", "tasks"},
 }
 LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}
 

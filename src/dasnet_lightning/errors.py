@@ -21,6 +21,18 @@ class ConfigError(DasnetError):
     """Options that contradict each other, or a name that does not exist."""
 
 
+class TrainingError(DasnetError):
+    """A training cannot go on; the message names what it met."""
+
+
+class Stopped(DasnetError):
+    """A training was told to stop and has saved where it stands. `signal`: the number of what told it."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class UnknownNameError(ConfigError, KeyError):
     """A registry has no such name."""
 

@@ -7,21 +7,31 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: a temporary file in the same folder, synced, then renamed."""
+def write_bytes(path: Path, content: bytes, synced: bool = True) -> None:
+    """Write a file atomically: a temporary file in the same folder, then renamed.
+
+    synced: also after a power failure there is the old file or the new one. False is quicker, for what can be told
+    from damage and made again.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         Path(name).chmod(0o644)  # mkstemp makes files that only their owner may read
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:

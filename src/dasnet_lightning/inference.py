@@ -18,12 +18,13 @@ from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
+from dasnet_lightning.models.feature_cache import FeatureCache, open_feature_cache
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.segmentation import Segmentation
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
-from dasnet_lightning.types import Detections, Pyramid
+from dasnet_lightning.types import Detections, Images, Pyramid
 
 EVERY = 10**9
 
@@ -31,12 +32,20 @@ ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
 Options = SemanticOptions | InstanceOptions
 
 
-def load(checkpoint: str | Path, device: str | torch.device = "cpu", options: Options | None = None) -> "Segmenter":
+def load(
+    checkpoint: str | Path,
+    device: str | torch.device = "cpu",
+    options: Options | None = None,
+    feature_cache: str | Path | None = None,
+    feature_cache_gb: float = 10.0,
+) -> "Segmenter":
     """Read a checkpoint of stage two and make it ready to segment.
 
     Nothing but the checkpoint is needed: it holds the detector, the decoder, the class names, and the options that its
-    training chose (`options` replaces them; SemanticOptions or InstanceOptions, as its task was). Raises CheckpointError
-    where the file is damaged, foreign, or holds a detector alone.
+    training chose (`options` replaces them; SemanticOptions or InstanceOptions, as its task was). feature_cache: a folder
+    that keeps the detector's features, of at most feature_cache_gb * 1e9 bytes, for images that are segmented again, also
+    by other decoders on the same detector. Raises CheckpointError where the file is damaged, foreign, or holds a detector
+    alone.
     """
     content = read_checkpoint(checkpoint)
     saved = content["hyper_parameters"]
@@ -62,6 +71,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "cpu", options: Op
         class_names,
         options or kind(**saved.get("inference", {})),
         saved.get("category_ids") or None,
+        open_feature_cache(feature_cache, feature_cache_gb),
     )
 
 
@@ -74,8 +84,10 @@ class Segmenter:
         class_names: Sequence[str],
         options: Options,
         category_ids: Sequence[int | str] | None = None,
+        feature_cache: FeatureCache | None = None,
     ) -> None:
         self.model = model.eval()
+        self.feature_cache = feature_cache
         self.class_names = tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
         self.options = options
@@ -95,7 +107,7 @@ class Segmenter:
         size = (pixels.shape[0], pixels.shape[1])
         device = next(self.model.parameters()).device
         resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
-        pyramid = self.model.detector.features(resized.permute(2, 0, 1)[None].float() / 255)
+        pyramid = self._features(resized.permute(2, 0, 1)[None].float() / 255)
         if boxes is None:
             found = self.model.detector.detect(pyramid)[0]
             answer = self._answer(pyramid, found, size, self.options.score_threshold)
@@ -117,6 +129,11 @@ class Segmenter:
             class_names=self.class_names,
             category_ids=self.category_ids,
         )
+
+    def _features(self, images: Images) -> Pyramid:
+        if self.feature_cache is None:
+            return self.model.detector.features(images)
+        return self.feature_cache.features(self.model.detector, images)
 
     def _answer(self, pyramid: Pyramid, found: Detections, size: tuple[int, int], threshold: float | None) -> Answer:
         """Segment the detections from a score on; None segments all of them."""

@@ -1,8 +1,11 @@
 """Every shipped YAML runs: the configurations are code, so they are tests."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dasnet_lightning.cli.main import main
@@ -10,7 +13,9 @@ from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.inference import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.storage.seal import Seal, check_seal
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.semantic import SemanticTask
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 CONFIGS = sorted((EXPERIMENTS / "configs").glob("*.yaml"))  # configs/paper: test_paper_configs.py
@@ -51,14 +56,18 @@ def common(task, shapes):
 
 @pytest.mark.parametrize("task", ["SemanticTask", "InstanceTask"])
 def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys):
-    assert main(["fit", *common(task, shapes)]) == 0
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    cache = ["--model.init_args.feature_cache", str(tmp_path / "features")]
+    assert main(["fit", *common(task, shapes), *cache]) == 0
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    (checkpoint,) = tmp_path.rglob("epoch*.ckpt")  # beside last.ckpt
+    assert check_seal(checkpoint) is Seal.INTACT  # without a word in the configuration
     assert main(["validate", *common(task, shapes)]) == 0
     printed = capsys.readouterr().out
     assert "val/miou_ground_truth_boxes" in printed
     assert "val/coco_ap_detected_boxes" in printed
     assert main(["test", *common(task, shapes)]) == 0
 
+    assert "feature_cache" not in read_checkpoint(checkpoint)["hyper_parameters"]
     # the checkpoint's hyper-parameters are arguments: all three commands take it, and so does load()
     for command in ("validate", "test"):
         assert main([command, *common(task, shapes), "--ckpt_path", str(checkpoint)]) == 0
@@ -66,6 +75,37 @@ def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys)
     assert {read_checkpoint(path)["global_step"] for path in tmp_path.rglob("*.ckpt")} == {2, 3}
     options = load(checkpoint).options
     assert options == (InstanceOptions() if task == "InstanceTask" else SemanticOptions())
+
+
+def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(shapes, tmp_path, capsys):
+    """Lightning's own answers, which advise to switch the safe loading off, or are a page long, never reach a user."""
+    ours = {"detector": "ssd_tiny", "num_classes": 4, "task": "instance"}
+    files = {
+        "page": (b"<html>404</html>", "it is an HTML page"),
+        "code": ({"state_dict": {}, "hyper_parameters": torch.nn.ReLU()}, "refused: reading it would run code"),
+        "foreign": (
+            {"features.0.weight": torch.zeros(1)},
+            "not a checkpoint of dasnet_lightning, it is a state dict alone",
+        ),
+        "other": (
+            {"state_dict": {}, "hyper_parameters": ours},
+            "holds a task 'instance', expected 'semantic' for Semantic",
+        ),
+        "none": (None, "no such checkpoint"),
+    }
+    for name, (content, sentence) in files.items():
+        path = tmp_path / f"{name}.ckpt"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        for command in ("validate", "fit") if name == "code" else ("validate",):
+            assert main([command, *common("SemanticTask", shapes), "--ckpt_path", str(path)]) == 2, name
+            said = capsys.readouterr().err.strip()
+            assert said.startswith(f"dasnet: {path}: "), said
+            assert sentence in said
+            assert "\n" not in said
+            assert "weights_only" not in said
 
 
 @pytest.mark.parametrize("task", ["SemanticTask", "InstanceTask"])
@@ -90,7 +130,7 @@ def test_options_of_the_tasks_can_be_set_on_the_command_line(shapes, tmp_path):
         *("--model.init_args.joint", "true", "--model.init_args.decoder_options", "{widths: [8, 8, 8]}"),
     ]
     assert main(["fit", *common("InstanceTask", shapes), *chosen, "--trainer.max_steps", "1"]) == 0
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    (checkpoint,) = tmp_path.rglob("epoch*.ckpt")  # beside last.ckpt
     content = read_checkpoint(checkpoint)
     saved = content["hyper_parameters"]
     assert saved["cells"] == 3
@@ -107,3 +147,26 @@ def test_the_sweep_file_is_what_wandb_reads():
     assert sweep["command"][0] == "dasnet"
     assert set(sweep["parameters"]) == {"mask_budget", "split_seed"}
     assert sweep["metric"]["name"].startswith("val/miou")
+
+
+def test_a_fit_that_was_stopped_goes_on_from_last(shapes, tmp_path, monkeypatch, capsys):
+    def last_step() -> dict:
+        return read_checkpoint(max(tmp_path.rglob("epoch*.ckpt"), key=lambda path: path.stat().st_mtime_ns))
+
+    def stop(task, batch_index):
+        if task.trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    arguments = [*common("SemanticTask", shapes), "--trainer.max_steps", "6", "--trainer.default_root_dir"]
+    assert main(["fit", *arguments, str(tmp_path / "whole")]) == 0
+    whole = last_step()
+    with monkeypatch.context() as patch:
+        patch.setattr(SemanticTask, "on_train_batch_start", lambda self, batch, index: stop(self, index))
+        assert main(["fit", *arguments, str(tmp_path / "stopped")]) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM at step 5" in capsys.readouterr().err
+    (stopped,) = (tmp_path / "stopped").rglob("last.ckpt")
+    assert main(["fit", *arguments, str(tmp_path / "stopped"), "--ckpt_path", str(stopped)]) == 0
+    continued = last_step()
+    assert continued["global_step"] == whole["global_step"] == 6
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, continued["state_dict"][name]), name

@@ -145,7 +145,7 @@ def test_the_rows_follow_one_another_and_continue(data):
     ]:
         length = ["--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"]
         assert main([*command(row), *data_root(row, data), *small(row), *QUICK, *length, *more]) == 0
-        assert [path.name for path in Path("runs/paper", row).glob("*.ckpt")] == ["last.ckpt"]
+        assert {path.name for path in Path("runs/paper", row).glob("*.ckpt")} <= {"last.ckpt", "last.previous.ckpt"}
         assert read_checkpoint(last(row))["global_step"] == steps
         assert list(Path("runs/paper", row).glob("version_*/config.yaml"))
     content = read_checkpoint(last("semantic_seg10k"))

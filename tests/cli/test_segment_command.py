@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from dasnet_lightning.segmentation import Segmentation
 
 class Squares:
     """Answers every readable image with one square, of the category 18; its checkpoint holds options of its own."""
+
+    feature_cache = None
 
     def __init__(self) -> None:
         self.options = InstanceOptions(score_threshold=0.17, max_detections=9)
@@ -46,8 +49,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """Put the made-up network in the place of checkpoints; collects how they were asked for, and what was made of them."""
     calls: list[dict] = []
 
-    def load(checkpoint: Path, device: str) -> Squares:
-        calls.append({"checkpoint": checkpoint, "device": device, "network": Squares()})
+    def load(checkpoint: Path, device: str, **cache: Any) -> Squares:
+        calls.append({"checkpoint": checkpoint, "device": device, "network": Squares(), **cache})
         return calls[-1]["network"]
 
     monkeypatch.setattr(inference, "load", load)
@@ -73,6 +76,7 @@ def test_a_folder_becomes_pictures_and_a_coco_file(
         )
         assert sorted(path.name for path in out.iterdir()) == ["A_2.png", "a.png", "predictions.json"]
     assert (loads[0]["checkpoint"], loads[0]["device"]) == (Path("c.ckpt"), "cpu")
+    assert (loads[0]["feature_cache"], loads[0]["feature_cache_gb"]) == (None, 10.0)
     assert "2 of 2 images segmented, 2 objects" in capsys.readouterr().out
     predictions = COCO(out / "predictions.json")
     assert [(image["width"], image["height"]) for image in predictions.dataset["images"]] == [(24, 20), (40, 30)]

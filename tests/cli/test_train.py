@@ -69,14 +69,53 @@ def test_starting_a_finished_run_again_trains_nothing(finished, shapes, capsys):
     assert (finished / "masks-all" / "final.ckpt").stat().st_mtime_ns == before
 
 
-def test_a_run_that_lacks_only_its_end_is_measured(finished, shapes):
-    """Killed after the last step and before the final checkpoint: no step and no validation is left to run."""
+def test_a_run_that_lacks_only_its_end_is_measured(finished, shapes, capsys):
+    """Killed after the last step, while it wrote: no step and no validation is left to run, the last but one is good."""
     stage = finished / "masks-all"
     before = json.loads((stage / "metrics.json").read_text())
-    (stage / "final.ckpt").rename(stage / "last.ckpt")
+    final, last, previous = (stage / f"{name}.ckpt" for name in ("final", "last", "last.previous"))
+    command = ["train", str(shapes), "--out", str(finished), "--mask-budget", "6", "all", *TINY]
+    final.rename(stage / "good")
     (stage / "metrics.json").unlink()
-    assert main(["train", str(shapes), "--out", str(finished), "--mask-budget", "6", "all", *TINY]) == 0
+    (stage / ".last.ckpt.4194303.tmp").write_text("half")
+    last.write_bytes((stage / "good").read_bytes()[:-99])
+    previous.write_bytes(b"")
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "last.ckpt: truncated or damaged" in said
+    assert "last.previous.ckpt: no checkpoint, it is empty (zero bytes); none is left to continue from, delete" in said
+
+    (stage / "good").rename(previous)
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert f"; continues from the one before, {previous}" in said
     assert json.loads((stage / "metrics.json").read_text()) == pytest.approx(before, nan_ok=True)
+    assert final.is_file()
+    assert not [path for path in stage.iterdir() if "last" in path.name]
+
+
+def test_budgets_share_the_features_of_the_validation_images(finished, shapes, tmp_path):
+    """A cache may be given to a run that began without: the same figures, and one file for each of the six images."""
+    stages = [finished / "masks-6", finished / "masks-all"]
+    before = [json.loads((stage / "metrics.json").read_text()) for stage in stages]
+    for stage in stages:
+        (stage / "metrics.json").unlink()
+    cache = ["--feature-cache", str(tmp_path / "features"), "--feature-cache-gb", "0.5"]
+    assert main(["train", str(shapes), "--out", str(finished), "--mask-budget", "6", "all", *TINY, *cache]) == 0
+    after = [json.loads((stage / "metrics.json").read_text()) for stage in stages]
+    assert all(found == pytest.approx(expected, nan_ok=True) for found, expected in zip(after, before, strict=True))
+    assert len(list((tmp_path / "features").iterdir())) == 6
+    assert "feature_cache" not in json.loads((finished / "run.json").read_text())
+
+
+def test_a_feature_cache_that_cannot_be_is_refused_before_training(shapes, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["train", str(shapes), "--out", str(tmp_path / "run"), *TINY]
+    assert main([*arguments, "--feature-cache", str(tmp_path / "file")]) == 2
+    assert "file: is no folder and cannot be made one" in capsys.readouterr().err
+    assert main([*arguments, "--feature-cache", str(tmp_path / "new"), "--feature-cache-gb", "0"]) == 2
+    assert "feature_cache_gb is 0.0, expected a number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished, shapes, capsys):
@@ -195,6 +234,20 @@ def test_segment_command_with_a_real_checkpoint(finished, shapes, tmp_path):
     assert len(predicted["images"]) == 6
     truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     assert [row["id"] for row in predicted["categories"]] == [row["id"] for row in truth["categories"]]
+
+
+def test_images_are_segmented_again_from_cached_features(finished, shapes, tmp_path, capsys):
+    """Another decoder on the same detector finds them too, and what is answered stays the same."""
+    found = []
+    for turn, (budget, cache) in enumerate([("all", False), ("6", True), ("all", True)]):
+        checkpoint, out = str(finished / f"masks-{budget}" / "final.ckpt"), str(tmp_path / f"out{turn}")
+        option = ["--feature-cache", str(tmp_path / "features")] if cache else []
+        assert main(["segment", str(shapes / "val"), "--checkpoint", checkpoint, "--out", out, *option]) == 0
+        found.append(json.loads(Path(out, "predictions.json").read_text())["annotations"])
+    printed = capsys.readouterr().out
+    assert "features of 0 images taken from" in printed
+    assert "features of 6 images taken from" in printed
+    assert found[2] == found[0]
 
 
 def test_demo_walks_the_users_road(tmp_path, capsys):

@@ -42,26 +42,22 @@ def test_epochs_are_slices_of_one_row(num_samples: int, num_draws: int) -> None:
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 11, 12])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_shares_of_processes(world_size: int, num_samples: int, shuffle: bool) -> None:
-    def shares(pad: bool) -> list[list[tuple[int, int]]]:
-        ranks = range(world_size)
-        samplers = [EpochSampler(num_samples, 0, shuffle, rank=r, world_size=world_size, pad=pad) for r in ranks]
-        return [draw(sampler, 2) for sampler in samplers]
-
     whole = draw(EpochSampler(num_samples, 0, shuffle), 2)
-    unpadded = [item for share in shares(pad=False) for item in share]
-    assert sorted(unpadded) == sorted(whole)
-    padded = shares(pad=True)
-    assert len({len(share) for share in padded}) == 1
-    assert {item for share in padded for item in share} == set(whole)
+    shares = [draw(EpochSampler(num_samples, 0, shuffle, rank=r, world_size=world_size), 2) for r in range(world_size)]
+    assert sorted(item for share in shares for item in share) == sorted(whole)
+    for step, item in enumerate(whole):  # the k-th draws of all processes are one batch of a single process
+        assert shares[step % world_size][step // world_size] == item
 
 
-def test_the_epoch_is_asked_when_the_iteration_starts() -> None:
-    epoch = 0
-    sampler = EpochSampler(6, seed=0, shuffle=True, epoch=lambda: epoch)
-    first = list(sampler)
-    epoch = 5
-    assert {number for number, _ in first} == {0}
-    assert {number for number, _ in sampler} == {5}
+@pytest.mark.parametrize("taken", [0, 3, 6, 20, 41])
+def test_goes_on_where_the_row_was_left_when_the_iteration_starts(taken: int) -> None:
+    row = [item for epoch in range(9) for item in draw(EpochSampler(6, seed=0, shuffle=True), epoch)]
+    before = 0
+    sampler = EpochSampler(6, seed=0, shuffle=True, num_draws=8, taken=lambda: before)
+    assert list(sampler) == row[:8]
+    before = taken
+    assert list(sampler) == row[taken : taken + 8]
+    assert len(sampler) == 8
 
 
 def test_cannot_draw_from_nothing() -> None:

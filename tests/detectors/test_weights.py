@@ -94,17 +94,30 @@ def test_a_missing_file_is_named(tmp_path):
         build_detector("ssd320_mobilenet_v2", 4, backbone_weights=str(tmp_path / "nowhere.pth"))
 
 
-@pytest.mark.parametrize("name", ["text.pth", "empty.pth", "cut.pth", "text.safetensors", "code.pth"])
+DAMAGED = {
+    "text.pth": "it is an HTML page",
+    "text.safetensors": "it is an HTML page",
+    "empty.pth": r"it is empty \(zero bytes\)",
+    "cut.pth": "truncated or damaged",
+    "cut.safetensors": "truncated or damaged",
+    "flipped.pth": "damaged: the bytes of its part 'flipped/data/0' have changed",
+    "code.pth": "refused: reading it would run code, 'torch.nn.modules.activation.ReLU'",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_file_is_named(tmp_path, name):
     path = tmp_path / name
-    torch.save(nn.ReLU() if name == "code.pth" else {"a": torch.zeros(1000)}, path)
-    if name == "cut.pth":
-        path.write_bytes(path.read_bytes()[:2000])
-    elif name.startswith("text"):
-        path.write_text("<html>not found</html>")
-    elif name == "empty.pth":
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read") as caught:
+    save(nn.ReLU() if name == "code.pth" else {"a": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    changed = {
+        "cut": whole[:2000],
+        "text": b"<html>not found</html>",
+        "empty": b"",
+        "flipped": whole[:3000] + b"1" + whole[3001:],
+    }
+    path.write_bytes(changed.get(path.stem, whole))
+    with pytest.raises(CheckpointError, match=rf"{name}: .*{DAMAGED[name]}") as caught:
         load_state_file(path)
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)

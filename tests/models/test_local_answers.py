@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dasnet_lightning.functional.attention import box_attention
+from dasnet_lightning.functional.reduction import mean_losses
 from dasnet_lightning.functional.regions import regions_by_class
 from dasnet_lightning.functional.semantic import semantic_loss
 from dasnet_lightning.functional.windows import box_windows
@@ -104,10 +105,11 @@ def test_the_semantic_loss_and_its_gradients_are_those_of_whole_maps(decoder):
     owners, size = regions.region_index, pyramid.size
     inside = box_attention(regions.boxes, owners, len(regions), size, size) > 0
     labels = torch.randint(0, 2, inside.shape).masked_fill(~inside | (torch.rand(inside.shape) < 0.1), 255)
-    losses = (
-        semantic_loss(model.decode(pyramid, regions), labels),
-        window_loss(model, pyramid, regions, labels),
-    )
+    sums = {
+        "whole": semantic_loss(model.decode(pyramid, regions), labels),
+        "local": window_loss(model, pyramid, regions, labels),
+    }
+    losses = tuple(mean_losses(sums).values())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     whole, local = (torch.autograd.grad(loss, parameters) for loss in losses)
     assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-6)

@@ -84,7 +84,8 @@ def test_draws_follow_the_seeds_of_the_batch_alone(kind):
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_hyper_parameters_are_the_arguments_with_their_defaults(kind, tmp_path):
-    task = build_task(kind, rounding="inside", box_loss_weight=0.5)
+    cache = {"feature_cache": str(tmp_path / "features"), "feature_cache_gb": 0.1}
+    task = build_task(kind, rounding="inside", box_loss_weight=0.5, **cache)
     fitter = trainer(tmp_path, 1)
     fitter.fit(task, loader([make_batch([TARGETS["all masks"]])]), loader([make_batch([TARGETS["all masks"]])]))
     fitter.save_checkpoint(tmp_path / "task.ckpt")
@@ -93,7 +94,8 @@ def test_hyper_parameters_are_the_arguments_with_their_defaults(kind, tmp_path):
     for owner in (SegmentationTask, TASKS[kind]):
         arguments = inspect.signature(owner.__init__).parameters
         expected |= {name: a.default for name, a in arguments.items() if name not in ("self", "network", "head")}
-    del expected["optimizer"]  # a training's, not the network's
+    for name in ("optimizer", "feature_cache", "feature_cache_gb"):  # a training's or a machine's, not the network's
+        del expected[name]
     expected |= {
         "num_classes": 3,
         "class_names": NAMES,
@@ -106,6 +108,30 @@ def test_hyper_parameters_are_the_arguments_with_their_defaults(kind, tmp_path):
     assert saved == expected
     assert saved["task"] == kind
     assert {"decoder", "joint", "detector_options", "initial_checkpoint", "subset"} <= set(saved)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_validation_with_a_feature_cache_gives_the_same_figures(kind, tmp_path):
+    """Trained between two validations: the decoder is another one, the features are those on disk."""
+    masked = [TARGETS["all masks"], TARGETS["one mask"], TARGETS["no object"]]
+    batches = [make_batch(masked, seed=seed) for seed in (0, 7)]
+    found = {}
+    for folder in (None, str(tmp_path)):
+        task = build_task(kind, feature_cache=folder)
+        before = trainer(tmp_path, 1).validate(task, loader(batches), verbose=False)[0]
+        quietly = trainer(tmp_path, 3, limit_val_batches=0)
+        quietly.fit(task, loader([make_batch(masked, seed=3)] * 3), loader(batches))
+        after = trainer(tmp_path, 1).validate(task, loader(batches), verbose=False)[0]
+        found[folder] = (before, after, trainer(tmp_path, 1).test(task, loader(batches), verbose=False)[0])
+    without, cached = found.values()
+    assert cached == without
+    assert cached[0] != cached[1] == cached[2]
+    assert (task.feature_cache.misses, task.feature_cache.hits) == (6, 12)  # and nothing of the training
+
+
+def test_a_feature_cache_is_for_a_frozen_detector(tmp_path):
+    with pytest.raises(ConfigError, match="feature_cache is for a frozen detector"):
+        build_task("semantic", joint=True, feature_cache=str(tmp_path))
 
 
 def test_an_object_without_a_mask_gives_no_mask_gradient():
@@ -163,27 +189,6 @@ def test_stage_two_starts_from_a_checkpoint_of_stage_one(kind, tmp_path):
     assert again.inference == second.inference
     found = trainer(tmp_path, 1).validate(again, masked, verbose=False)[0]
     assert found == trainer(tmp_path, 1).validate(second, masked, verbose=False)[0]
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_bad_checkpoints_are_named(tmp_path, capsys):
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        read_checkpoint(tmp_path / "none.ckpt")
-    torch.save({"state_dict": {}, "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(CheckpointError, match=r"evil\.ckpt: refused"):
-        read_checkpoint(tmp_path / "evil.ckpt")
-    assert "code ran" not in capsys.readouterr().out
-    torch.save({"weights": torch.zeros(1000)}, tmp_path / "foreign.ckpt")
-    with pytest.raises(CheckpointError, match=r"foreign\.ckpt: not a checkpoint of dasnet_lightning"):
-        read_checkpoint(tmp_path / "foreign.ckpt")
-    whole = (tmp_path / "foreign.ckpt").read_bytes()
-    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"cut\.ckpt: damaged or truncated"):
-        read_checkpoint(tmp_path / "cut.ckpt")
 
 
 def test_onecycle_needs_to_know_where_it_ends(tmp_path):

@@ -12,7 +12,7 @@ from dasnet_lightning.types import Batch
 
 
 class Throughput(Callback):
-    """Logs `train/images_per_s`, the time of data loading included, over the steps between two log lines."""
+    """Logs `train/images_per_s` over all processes, the time of data loading included, between two log lines."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -26,7 +26,8 @@ class Throughput(Callback):
         if self._since is None:  # the first batch also pays for starting up
             self._since, self._images = now, 0
         elif trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            module.log("train/images_per_s", self._images / (now - self._since), batch_size=len(batch))
+            images = self._images * trainer.world_size
+            module.log("train/images_per_s", images / (now - self._since), batch_size=len(batch))
             self._since, self._images = now, 0
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -34,7 +35,7 @@ class Throughput(Callback):
 
 
 class ProgressLines(Callback):
-    """One line every `every` seconds, for logs and pipes where a progress bar would be noise."""
+    """One line every `every` seconds from the first process, for logs and pipes where a progress bar would be noise."""
 
     def __init__(self, name: str, every: float = 15.0) -> None:
         self.name = name
@@ -50,16 +51,16 @@ class ProgressLines(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
         now = time.perf_counter()
-        if now - self._last < self.every and trainer.global_step < trainer.max_steps:
+        if not trainer.is_global_zero or (now - self._last < self.every and trainer.global_step < trainer.max_steps):
             return
         self._last = now
         pace = (now - self._started) / max(1, trainer.global_step - self._first_step)
         left = pace * (trainer.max_steps - trainer.global_step)
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = trainer.callback_metrics.get("train/loss")  # of all processes
         value = f"loss {float(loss):.3f}, " if isinstance(loss, Tensor) else ""
         print(
             f"{self.name}: step {trainer.global_step}/{trainer.max_steps}, {value}"
-            f"{len(batch) / pace:.1f} images/s, {left / 60:.1f} min left",
+            f"{trainer.world_size * len(batch) / pace:.1f} images/s, {left / 60:.1f} min left",
             file=sys.stderr,
             flush=True,
         )

@@ -2,9 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.cli.hardware import quiet_lightning
+
+TASKS = {"DetectionTask": "detection", "SemanticTask": "semantic", "InstanceTask": "instance"}  # by class
 
 
 def run_cli(command: str, arguments: Sequence[str]) -> int:
@@ -13,31 +17,72 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
     # lightning 2.6.6 calls jsonargparse by its older names, which is no concern of a user
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import lightning as L
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
     # imported for their names: LightningCLI finds classes among the subclasses that exist
-    from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput  # noqa: F401
+    from dasnet_lightning.callbacks import (  # noqa: F401
+        AtomicCheckpointIO,
+        BoxAPGuard,
+        NaNGuard,
+        ProgressLines,
+        Resumable,
+        StepSize,
+        Throughput,
+    )
+    from dasnet_lightning.cli.launch import rejoin_after_restart
     from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
     from dasnet_lightning.tasks.detection import DetectionTask  # noqa: F401
     from dasnet_lightning.tasks.instance import InstanceTask  # noqa: F401
     from dasnet_lightning.tasks.semantic import SemanticTask  # noqa: F401
+
+    rejoin_after_restart()
 
     class DasnetCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             for name in ("num_classes", "class_names", "category_ids"):
                 parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
+        def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+            super().parse_arguments(parser, args)
+            check_checkpoint(self.config[command])  # before LightningCLI opens it in its own way
+
     csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "fit"}}
-    given, sys.argv = sys.argv, ["dasnet", command, *arguments]  # LightningCLI warns of arguments from elsewhere
+    # LightningCLI warns of arguments from elsewhere; for further devices Lightning runs the program of that name again
+    given, sys.argv = sys.argv, [sys.argv[0], command, *arguments]
     try:
-        DasnetCLI(
-            L.LightningModule,
-            MixedSupervisionDataModule,
-            subclass_mode_model=True,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"log_every_n_steps": 10, "logger": csv_logger},
-        )
+        with explained_failures():
+            DasnetCLI(
+                L.LightningModule,
+                MixedSupervisionDataModule,
+                subclass_mode_model=True,
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={
+                    "log_every_n_steps": 10,
+                    "logger": csv_logger,
+                    "use_distributed_sampler": False,
+                    "plugins": [{"class_path": "AtomicCheckpointIO"}],
+                    "callbacks": [StepSize(), NaNGuard(), Resumable()],
+                },
+            )
     finally:
         sys.argv = given
     return 0
+
+
+def check_checkpoint(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where `ckpt_path` of a parsed configuration names a file that its task cannot take.
+
+    LightningCLI makes the task of what the file says, whatever class was asked for, and answers a bad file with a page.
+    """
+    from dasnet_lightning.errors import CheckpointError
+    from dasnet_lightning.tasks.checkpoints import read_checkpoint
+    from dasnet_lightning.tasks.identity import read_identity
+
+    path = config.get("ckpt_path")
+    if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
+        return
+    found = read_identity(read_checkpoint(path), path).task
+    asked = str(config["model"]["class_path"]).split(".")[-1]
+    if asked in TASKS and TASKS[asked] != found:
+        raise CheckpointError(f"{path}: holds a task '{found}', expected '{TASKS[asked]}' for {asked}")

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from dasnet_lightning import __version__
-from dasnet_lightning.errors import DasnetError
+from dasnet_lightning.errors import DasnetError, Stopped
 
 
 class Command(NamedTuple):
@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in given if argument != "--debug"]
     try:
         return _dispatch(arguments)
+    except Stopped as stopped:
+        print(f"dasnet: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except DasnetError as error:
         if debug:
             traceback.print_exc()

@@ -1,5 +1,6 @@
-"""NAME=VALUE options of the command line: values as YAML reads them, names and types checked where a record holds them."""
+"""Options that commands share, and NAME=VALUE options: values as YAML reads them, checked where a record holds them."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -9,6 +10,18 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from dasnet_lightning.errors import ConfigError
 
 Record = TypeVar("Record")
+
+
+def add_feature_cache_arguments(parser: argparse.ArgumentParser, use: str) -> None:
+    """Where a frozen detector's features are kept; `use` says what for."""
+    parser.add_argument("--feature-cache", metavar="FOLDER", help=f"keep the frozen detector's features {use} there")
+    parser.add_argument(
+        "--feature-cache-gb",
+        type=float,
+        default=10.0,
+        metavar="N",
+        help="keep at most N GB of them (default: %(default)s)",
+    )
 
 
 def parse_options(pairs: Sequence[str], option: str) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class RunConfig:
     num_workers: int = 0
     allow_missing: bool = False
     fix: Literal["error", "drop"] = "error"
+    feature_cache: str | None = None
+    feature_cache_gb: float = 10.0
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     @property
@@ -54,7 +56,7 @@ class RunConfig:
 
 
 # what may change between two starts of the same run: where and how fast, not what
-FREE_TO_CHANGE = ("out", "num_workers", "trainer")
+FREE_TO_CHANGE = ("out", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
 
 
 @dataclass(frozen=True)

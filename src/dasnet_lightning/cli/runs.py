@@ -4,22 +4,42 @@ The folder of a run holds `run.json` (its settings), `detector/`, one folder for
 `report.html`. Starting a run again continues where it stopped, and refuses settings that differ.
 """
 
+from typing import Any
+
 import lightning as L
 
+from dasnet_lightning.cli.launch import processes
 from dasnet_lightning.cli.run_records import RunConfig, RunResult, claim_folder
 from dasnet_lightning.cli.stage_one import resolve_detector, train_detector
 from dasnet_lightning.cli.stage_two import account_labels, start_task, train_budget, train_jointly
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.files import write_json
+from dasnet_lightning.models.feature_cache import open_feature_cache
+from dasnet_lightning.processes import once, world_size
 
 
 def execute(config: RunConfig) -> RunResult:
-    """Do what of the run is not done yet; returns its result, which `results.json` holds as well."""
-    claim_folder(config)
+    """Do what of the run is not done yet; returns its result, which `results.json` holds as well.
+
+    Over several devices it returns in every process.
+    """
     L.seed_everything(config.seed, verbose=False)
+    open_feature_cache(config.feature_cache, config.feature_cache_gb)
+    # what cannot be used is told before any process starts: once, and soon
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
     detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
+    with processes(config.trainer):
+        once(lambda: claim_folder(config))
+        result = run_stages(config, dataset, detector, options, image_size)
+        once(lambda: write_json(config.folder / "results.json", result.figures()))
+    return result
+
+
+def run_stages(
+    config: RunConfig, dataset: DataSet, detector: str, options: dict[str, Any], image_size: tuple[int, int]
+) -> RunResult:
+    """Both stages, for each budget the second, and joint training after it. All processes run it."""
     boxes = build_data(config, dataset, "boxes", image_size)
     checkpoint, detection = train_detector(config, boxes, detector, options)
     budgets, accounting = [], {}
@@ -32,11 +52,7 @@ def execute(config: RunConfig) -> RunResult:
         if config.joint_steps:
             both = build_data(config, dataset, "mixed", image_size, budget)
             budgets.append(train_jointly(config, both, stage_two, detection["score_threshold"]))
-    result = RunResult(
-        config, detector, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set()
-    )
-    write_json(config.folder / "results.json", result.figures())
-    return result
+    return RunResult(config, detector, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set())
 
 
 def build_data(
@@ -60,7 +76,7 @@ def build_data(
         seed=config.seed,
         augmentation=config.detector_augmentation if boxes else "segment",
         # an epoch of a few masks would end before it began
-        samples_per_epoch=None if boxes else 100 * batch_size,
+        samples_per_epoch=None if boxes else 100 * batch_size * world_size(),
         allow_missing=config.allow_missing,
         fix=config.fix,
     )

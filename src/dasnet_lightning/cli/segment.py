@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasnet_lightning.cli.options import parse_options, replace_options
+from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options, replace_options
 
 if TYPE_CHECKING:
     from dasnet_lightning.inference import Segmenter
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="also write VOC's result files (comp6, comp4) to DIR/results; for detections take a low --score-threshold",
     )
+    add_feature_cache_arguments(parser, "of the images, for segmenting them again with other decoders or options,")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
 
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
     changes = parse_options(args.inference_option, "--inference-option")
     changes |= {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
-    segmenter = _load(args.checkpoint, args.device, changes)
+    segmenter = _load(args, changes)
     args.out.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     try:
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         _write_predictions(args.out / "predictions.json", content, args.checkpoint)
     done = len(paths) - failures
     say(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
+    if segmenter.feature_cache is not None:
+        say(f"features of {segmenter.feature_cache.hits:,} images taken from {args.feature_cache}")
     if failures:
         complain(f"dasnet: {failures:,} of {len(paths):,} images could not be segmented, see above")
     return 2 if failures else 0
@@ -119,11 +122,16 @@ def _expand(argument: str, out: Path) -> list[Path]:
     return [image for image in images if not image.resolve().is_relative_to(written)]
 
 
-def _load(checkpoint: Path, device: str, changes: Mapping[str, Any]) -> "Segmenter":
+def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
     """The network of the checkpoint, with the options that it holds but for the given changes."""
     from dasnet_lightning import inference
 
-    segmenter = inference.load(checkpoint, device=_device(device))
+    segmenter = inference.load(
+        args.checkpoint,
+        device=_device(args.device),
+        feature_cache=args.feature_cache,
+        feature_cache_gb=args.feature_cache_gb,
+    )
     if changes:
         segmenter.options = replace_options(segmenter.options, changes, "--inference-option")
     return segmenter

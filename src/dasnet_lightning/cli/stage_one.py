@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import torch
 
 from dasnet_lightning.cli.console import progress, say
 from dasnet_lightning.cli.run_records import RunConfig
-from dasnet_lightning.cli.stages import Stage, build_evaluator, evaluate, run_stage
+from dasnet_lightning.cli.stages import Stage, build_evaluator, evaluate, run_stage, scale_rate
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS, build_detector
 from dasnet_lightning.detectors.base import learns_boxes
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.files import write_json
+from dasnet_lightning.metrics.gather import evaluate_gathered
 from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
+from dasnet_lightning.processes import is_first, once, world_size
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
-from dasnet_lightning.types import Detections, Target
+from dasnet_lightning.types import Detections, Target, map_tensors
 
 CALIBRATION_IMAGES = 200
 
@@ -48,15 +51,18 @@ def train_detector(
 ) -> tuple[Path, Mapping[str, float]]:
     """Stage one, unless a checkpoint is given; returns the checkpoint and the detector's box AP."""
     folder = config.folder / "detector"
-    steps = config.detector_steps or max(600, 40 * len(data.train_set()) // config.detector_batch_size)
+    images_a_step = config.detector_batch_size * world_size()
+    steps = config.detector_steps or max(600, 40 * len(data.train_set()) // images_a_step)
     given = config.detector_checkpoint
+    rate = scale_rate(config.detector_lr, config.trainer)
+    torch.manual_seed(config.seed)  # the initial weights
     task = DetectionTask(
         data.num_classes,
         data.class_names,
         data.category_ids,
         detector,
         options if given is None else without_weights(options),
-        OptimizerConfig("adamw", config.detector_lr, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+        OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     )
     stage = Stage("stage one: boxes", folder, steps)
     if not learns_boxes(task.detector):
@@ -84,16 +90,22 @@ def choose_threshold(
     path = stage.folder / "threshold.json"
     if config.score_threshold:
         return config.score_threshold
-    if not path.is_file():
+    if not once(path.is_file):
         say(f"{stage.name}: choosing the score threshold on training images")
         load_checkpoint(task, checkpoint)
         device = build_evaluator(config.trainer).strategy.root_device
         task.eval().to(device)
-        detections: list[Detections] = []
-        targets: list[Target] = []
+        found: dict[str, tuple[Detections, Target]] = {}
+        loader = data.calibration_dataloader(CALIBRATION_IMAGES)
         with torch.inference_mode():
-            for batch in progress(data.calibration_dataloader(CALIBRATION_IMAGES), stage.name):
-                detections += task.detector.detect(task.detector.features(batch.images.to(device)))
-                targets += batch.targets
-        write_json(path, {"score_threshold": best_score_threshold(detections, targets), "images": len(targets)})
-    return float(json.loads(path.read_text())["score_threshold"])
+            for batch in progress(loader, stage.name) if is_first() else loader:
+                detections = task.detector.detect(task.detector.features(batch.images.to(device)))
+                kept = [map_tensors(item, lambda tensor: tensor.cpu()) for item in detections]
+                found |= dict(zip(batch.image_ids, zip(kept, batch.targets, strict=True), strict=True))
+        evaluate_gathered(found, partial(_write_threshold, path))
+    return float(once(lambda: json.loads(path.read_text()))["score_threshold"])
+
+
+def _write_threshold(path: Path, found: Mapping[str, tuple[Detections, Target]]) -> None:
+    detections, targets = zip(*found.values(), strict=True)
+    write_json(path, {"score_threshold": best_score_threshold(detections, targets), "images": len(targets)})

@@ -5,12 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dasnet_lightning.cli.run_records import BudgetResult, RunConfig
-from dasnet_lightning.cli.stages import Stage, evaluate, run_stage
+from dasnet_lightning.cli.stages import Stage, evaluate, run_stage, scale_rate
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.processes import once
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
@@ -20,7 +23,10 @@ from dasnet_lightning.tasks.semantic import SemanticTask
 
 def account_labels(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
     """Write the split of a budget and the use of every label beside it; returns the counts by class."""
-    folder = budget_folder(config, data)
+    return once(lambda: _write_accounting(data, budget_folder(config, data)))
+
+
+def _write_accounting(data: MixedSupervisionDataModule, folder: Path) -> Mapping[str, Mapping[str, int]]:
     data.write_split(folder / "split.json")
     dataset = data.opened().dataset
     uses = (*account(dataset.train, data.mask_ids, "train"), *account(dataset.val, None, "val"))
@@ -42,7 +48,7 @@ def start_task(
 ) -> SegmentationTask:
     """The task of the run with the recipe of `dasnet train`: from a detector, or jointly from a finished stage two."""
     saved = read_checkpoint(checkpoint)["hyper_parameters"]
-    rate = config.lr / 4 if joint else config.lr
+    rate = scale_rate(config.lr / 4 if joint else config.lr, config.trainer)
     shared: dict[str, Any] = {
         "num_classes": data.num_classes,
         "class_names": data.class_names,
@@ -53,8 +59,11 @@ def start_task(
         "decoder": config.decoder,
         "soft_attention": config.soft_attention,
         "joint": joint,
+        "feature_cache": None if joint else config.feature_cache,
+        "feature_cache_gb": config.feature_cache_gb,
         "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     }
+    torch.manual_seed(config.seed)  # the initial weights: the same whether stage one ran just now or long ago
     if config.task == "instance":
         return InstanceTask(**shared, inference=InstanceOptions(score_threshold=score_threshold))
     return SemanticTask(**shared, inference=SemanticOptions(score_threshold=score_threshold))

@@ -1,6 +1,7 @@
 """One stage of training in a folder of its own: started, continued where it stopped, or recognised as done.
 
-A stage's folder holds `last.ckpt` while it runs and `final.ckpt` once it is complete; both are written atomically.
+A stage's folder holds `last.ckpt` and the one before it while it runs, and `final.ckpt` once it is complete; all are
+written atomically and carry a checksum.
 """
 
 import csv
@@ -9,15 +10,29 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
-from dasnet_lightning.cli.console import say
+from dasnet_lightning.callbacks import (
+    AtomicCheckpointIO,
+    BoxAPGuard,
+    NaNGuard,
+    ProgressLines,
+    Resumable,
+    StepSize,
+    Throughput,
+)
+from dasnet_lightning.callbacks.resumable import CHECKPOINT
+from dasnet_lightning.cli.console import complain, say
+from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.files import write_json
-from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
+from dasnet_lightning.processes import is_first, once, world_size
+from dasnet_lightning.storage.writing import previous_of, remove_leftovers
+from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 
@@ -29,7 +44,11 @@ GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all la
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What all stages of a run share: hardware, precision, logging."""
+    """What all stages of a run share: hardware, precision, logging.
+
+    scale_lr: "linear" multiplies the learning rates by the number of processes. checkpoint_every: steps between two
+    checkpoints.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
@@ -37,6 +56,9 @@ class TrainerSettings:
     precision: str = "32-true"
     logger: str = "csv"
     project: str = "dasnet"
+    scale_lr: Literal["none", "linear"] = "none"
+    checkpoint_every: int = 100
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,30 +85,47 @@ class Stage:
         return max(1, self.steps // self.validations) if self.validations else self.steps + 1
 
 
+def scale_rate(rate: float, settings: TrainerSettings) -> float:
+    """The learning rate for as many processes as there are."""
+    return rate * world_size() if settings.scale_lr == "linear" else rate
+
+
 def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
-    if stage.final.is_file():
-        print(f"{stage.name}: done before, {stage.final}", file=sys.stderr)
+    if once(stage.final.is_file):
+        tell(f"{stage.name}: done before, {stage.final}")
         return stage.final
-    last = stage.folder / "last.ckpt"
-    resume = last if last.is_file() else None
+    last = stage.folder / CHECKPOINT
+    once(lambda: remove_leftovers(stage.folder))
+    resume = once(lambda: newest_good(last, lambda line: complain(f"{stage.name}: {line}")))
     if resume is not None:
-        read_checkpoint(resume)  # a damaged file is named before anything starts
-        print(f"{stage.name}: continues from {resume}", file=sys.stderr)
+        tell(f"{stage.name}: continues from {resume}")
     trainer = build_trainer(stage, settings)
-    trainer.fit(task, data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
+    with explained_failures():
+        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:  # a second Ctrl-C, or one before the first step
         raise KeyboardInterrupt
-    if settings.logger == "wandb":
+    if settings.logger == "wandb" and is_first():
         import wandb
 
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
-    # the last validation measured the final weights; none ran where only the end was missing
-    if task.figures and stage.steps % stage.interval == 0:
-        write_json(stage.metrics, task.figures)
-    last.unlink(missing_ok=True)
+    once(lambda: _close(stage, task.figures))
     return stage.final
+
+
+def _close(stage: Stage, figures: Mapping[str, float]) -> None:
+    # the last validation measured the final weights; none ran where only the end was missing
+    if figures and stage.steps % stage.interval == 0:
+        write_json(stage.metrics, figures)
+    for path in (stage.folder / CHECKPOINT, previous_of(stage.folder / CHECKPOINT)):
+        path.unlink(missing_ok=True)
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr, from the first process alone."""
+    if is_first():
+        complain(text)
 
 
 def evaluate(
@@ -97,21 +136,16 @@ def evaluate(
     settings: TrainerSettings,
 ) -> Mapping[str, float]:
     """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
-    if not stage.metrics.is_file():
+    if not once(stage.metrics.is_file):
         say(f"{stage.name}: evaluating {checkpoint}")
         load_checkpoint(task, checkpoint)
         build_evaluator(settings).validate(task, data, verbose=False)
-        write_json(stage.metrics, task.figures)
-    return json.loads(stage.metrics.read_text())
+        once(lambda: write_json(stage.metrics, task.figures))
+    return once(lambda: json.loads(stage.metrics.read_text()))
 
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
     """The trainer of a stage, with its log below the stage's folder."""
-    # without a monitored value the newest epoch is kept; `save_last` alone would save nothing before the end
-    checkpoint = ModelCheckpoint(
-        stage.folder, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
-    )
-    progress: Callback = TQDMProgressBar() if sys.stderr.isatty() else ProgressLines(stage.name)
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -124,25 +158,46 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,
         logger=build_loggers(stage, settings),
-        callbacks=[checkpoint, Throughput(), BoxAPGuard(), progress],
+        callbacks=build_callbacks(stage, settings),
         plugins=[AtomicCheckpointIO()],
+        deterministic=settings.deterministic,
+        enable_checkpointing=False,  # Lightning's own, which knows neither signals nor the middle of an epoch
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
         use_distributed_sampler=False,
+        sync_batchnorm=joins_batchnorm(settings),
     )
 
 
+def build_callbacks(stage: Stage, settings: TrainerSettings) -> list[Callback]:
+    """What watches a stage. Resumable comes last: what the others did to a step is in its checkpoints."""
+    return [
+        Throughput(),
+        BoxAPGuard(),
+        StepSize(stage.name, settings.scale_lr),
+        NaNGuard(str(stage.folder)),
+        TQDMProgressBar() if sys.stderr.isatty() else ProgressLines(stage.name),
+        Resumable(str(stage.folder), settings.checkpoint_every),
+    ]
+
+
 def build_evaluator(settings: TrainerSettings) -> L.Trainer:
-    """A trainer that only measures: on one device, so that no image is counted twice, and without a log."""
+    """A trainer that only measures, without a log; over several devices every image is measured on one of them."""
     return L.Trainer(
         accelerator=settings.accelerator,
-        devices=1,
+        devices=settings.devices,
+        strategy=settings.strategy,
         precision=settings.precision,  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=sys.stderr.isatty(),
         use_distributed_sampler=False,
     )
+
+
+def joins_batchnorm(settings: TrainerSettings) -> bool:
+    """Whether BatchNorm takes its statistics over the images of all processes: torch can on GPUs alone."""
+    return world_size() > 1 and settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build_loggers(stage: Stage, settings: TrainerSettings) -> list[Logger]:

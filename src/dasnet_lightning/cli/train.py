@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
-from dasnet_lightning.cli.options import parse_options
+from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-missing", action="store_true", help="leave out images whose file does not exist")
     parser.add_argument("--fix", choices=["error", "drop"], default="error", help="what to do with unusable boxes")
+    add_feature_cache_arguments(parser, "of the validation images, for all budgets and runs that share a detector,")
     add_training_arguments(parser)
 
 
@@ -85,9 +86,25 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="initial weights, order and augmentation")
     parser.add_argument("--num-workers", type=int, default=None, help="loader processes (default: half the processors)")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1, help="processes, each with a batch of its own")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices (default: %(default)s)")
+    parser.add_argument(
+        "--scale-lr",
+        choices=["none", "linear"],
+        default="none",
+        help="linear: multiply the learning rates by the number of processes (default: %(default)s)",
+    )
     parser.add_argument("--precision", default=None, help="32-true, bf16-mixed, ... (default: what the hardware has)")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=100,
+        metavar="N",
+        help="steps between checkpoints (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="slower, but the same bits every time on a GPU too"
+    )
     parser.add_argument("--logger", choices=["csv", "wandb"], default="csv", help="wandb logs beside the CSV files")
     parser.add_argument("--project", default="dasnet", help="project name for wandb")
 
@@ -110,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.run_records import RunConfig
     from dasnet_lightning.cli.runs import execute
+    from dasnet_lightning.processes import is_first
 
     config = RunConfig(
         data=args.data,
@@ -137,9 +155,13 @@ def run(args: argparse.Namespace) -> int:
         num_workers=workers,
         allow_missing=args.allow_missing,
         fix=args.fix,
+        feature_cache=args.feature_cache,
+        feature_cache_gb=args.feature_cache_gb,
         trainer=trainer_settings(args),
     )
-    finish(config, execute(config), "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
+    result = execute(config)
+    if is_first():
+        finish(config, result, "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
     return 0
 
 
@@ -165,4 +187,7 @@ def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]
         precision=args.precision or default_precision(args.accelerator),
         logger=args.logger,
         project=args.project,
+        checkpoint_every=args.checkpoint_every,
+        deterministic=args.deterministic,
+        scale_lr=args.scale_lr,
     )

@@ -4,25 +4,30 @@ Two seeds: `split_seed` draws which images may show their masks, `seed` the orde
 """
 
 import logging
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from dasnet_lightning import processes
 from dasnet_lightning.data.collate import Sample, collate
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.data.sampling import EpochSampler
+from dasnet_lightning.data.split_state import check_same_split, split_state
 from dasnet_lightning.data.splits import Split, make_split, mask_labels, parse_budget, read_split, write_split
 from dasnet_lightning.data.transforms import build_transform
 from dasnet_lightning.errors import ConfigError, DataError
 
 Supervision = Literal["boxes", "masks", "mixed"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _logger = logging.getLogger(__name__)
 
@@ -98,6 +103,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.train_transform = build_transform(augmentation, self.image_size)
         self.eval_transform = build_transform("none", self.image_size)
         self._opened: Opened | None = None
+        self._continued = (0, 0)  # batches and draws of the training that is continued
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data set and draw the split, once. Raises DataError or BudgetError."""
@@ -163,52 +169,76 @@ class MixedSupervisionDataModule(LightningDataModule):
         return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
-        """At most `count` training images, spread over the set and not augmented, with their boxes alone."""
+        """At most `count` training images over all processes, spread over the set, not augmented, with boxes alone."""
         source = self.opened().dataset.train
         step = -(-len(source.records) // count)
         dataset = SegmentationDataset(source, source.records[::step], frozenset(), self.eval_transform, self.seed)
-        return self._loader(dataset, EpochSampler(len(dataset), self.seed, False), drop_last=False)
+        rank, world_size = self._processes()
+        sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Full batches only, in an order that depends on the seed and the epoch alone."""
+        """Full batches only, in an order that depends on the seed and on what was drawn before alone."""
         dataset, (rank, world_size) = self.train_set(), self._processes()
-        one_batch = self.batch_size * world_size
-        draws = max(len(dataset), one_batch) if self.samples_per_epoch is None else self.samples_per_epoch
-        epoch = self._current_epoch if self.trainer is not None else None
+        draws = len(dataset) if self.samples_per_epoch is None else self.samples_per_epoch
+        whole_batches = max(1, draws // self._step_size()) * self._step_size()
+        taken = None if self.trainer is None else self._draws_taken
         sampler = EpochSampler(
-            len(dataset), self.seed, True, draws, rank=rank, world_size=world_size, pad=True, epoch=epoch
+            len(dataset), self.seed, True, whole_batches, rank=rank, world_size=world_size, taken=taken
         )
-        return self._loader(dataset, sampler, drop_last=True)
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Every validation image exactly once over all processes, in order."""
         dataset, (rank, world_size) = self.val_set(), self._processes()
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
-        return self._loader(dataset, sampler, drop_last=False)
+        return self._loader(dataset, sampler)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """The validation images: data sets have two parts here."""
         return self.val_dataloader()
 
-    def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler, drop_last: bool) -> DataLoader[Sample]:
-        return DataLoader(
+    def state_dict(self) -> dict[str, Any]:
+        """What travels in checkpoints: where the training stands in the row of draws, the images inside the mask budget."""
+        return {"batches": self._batches_taken(), "draws": self._draws_taken(), "split": split_state(self.split)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there. Raises ConfigError where a training would go on with other masks."""
+        if self.trainer is not None and self.trainer.state.fn == "fit" and "split" in state_dict:
+            check_same_split(self.split, state_dict["split"], self.trainer.ckpt_path)
+        self._continued = (state_dict.get("batches", 0), state_dict.get("draws", 0))
+
+    def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler) -> DataLoader[Sample]:
+        return ResumableLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            drop_last=drop_last,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_start_worker,
             generator=torch.Generator().manual_seed(self.seed),  # else it would draw from the global one
         )
 
     def _processes(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if self.trainer is None:
+            return processes.rank(), processes.world_size()
+        return self.trainer.global_rank, self.trainer.world_size
 
-    def _current_epoch(self) -> int:
-        return 0 if self.trainer is None else self.trainer.current_epoch
+    def _step_size(self) -> int:
+        """Images of a batch over all processes."""
+        return self.batch_size * self._processes()[1]
+
+    def _batches_taken(self) -> int:
+        """Batches that the trainer was done with, in all epochs; those of an interrupted training before included."""
+        progress: Any = None if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return 0 if progress is None else int(progress.processed)
+
+    def _draws_taken(self) -> int:
+        """Images that were drawn over all processes; batches may have had another size before the training stopped."""
+        batches, draws = self._continued
+        return draws + (self._batches_taken() - batches) * self._step_size()
 
     def _choose_split(self, records: tuple[ImageRecord, ...], class_names: tuple[str, ...]) -> Split | None:
         if self.supervision == "boxes":
@@ -235,5 +265,19 @@ def _read_known_split(path: Path, records: tuple[ImageRecord, ...]) -> Split:
     return split
 
 
+class ResumableLoader(DataLoader[Sample]):
+    """A DataLoader that Lightning takes for resumable, which it is without a state: its sampler asks where to go on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # every worker has one core
+    for (
+        stop
+    ) in STOP_SIGNALS:  # they go to whole process groups: the training process saves first, then ends its workers
+        signal.signal(stop, signal.SIG_IGN)

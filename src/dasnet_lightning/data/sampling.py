@@ -28,7 +28,7 @@ def permutation(num_samples: int, seed: int, number: int) -> list[int]:
 
 
 class EpochSampler(DistributedSampler[Key]):
-    """Hands out (round, index) pairs: epoch e is the e-th slice of one endless row of permutations.
+    """Hands out (round, index) pairs: the next `num_draws` of one endless row of permutations.
 
     A round is one pass over all images. Where an epoch has as many draws as there are images, round and epoch are the
     same; a small set fills a longer epoch with several rounds, and every image is drawn equally often in the long run.
@@ -36,8 +36,9 @@ class EpochSampler(DistributedSampler[Key]):
     it runs.
 
     num_draws: draws of an epoch over all processes; None means num_samples. rank, world_size: each process takes every
-    world_size-th draw. pad: repeat the epoch's first draws until all processes have equally many (training); else some
-    have one fewer (evaluation: no image twice). epoch: asked when an iteration starts; None means what `set_epoch` said.
+    world_size-th draw; some have one fewer where that does not divide. taken: asked, when an iteration starts, how many
+    draws of the row came before, over all processes: a training that is continued goes on in the middle of the row.
+    None means `num_draws` times what `set_epoch` said.
 
     It is a DistributedSampler so that Lightning does not wrap it in another one.
     """
@@ -50,15 +51,13 @@ class EpochSampler(DistributedSampler[Key]):
         num_draws: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        pad: bool = False,
-        epoch: Callable[[], int] | None = None,
+        taken: Callable[[], int] | None = None,
     ) -> None:
         self.num_images = num_samples
         self.num_draws = num_samples if num_draws is None else num_draws
         if self.num_draws and not num_samples:
             raise ValueError(f"cannot draw {num_draws} samples from none")
-        self.pad = pad
-        self._ask_epoch = epoch
+        self._ask_taken = taken
         super().__init__(
             range(num_samples),  # type: ignore[arg-type]
             num_replicas=world_size,
@@ -68,24 +67,17 @@ class EpochSampler(DistributedSampler[Key]):
         )
 
     def __iter__(self) -> Iterator[Key]:
-        draws = list(self._draws())
-        if self.pad and draws:
-            missing = -len(draws) % self.num_replicas
-            draws += (draws * self.num_replicas)[:missing]
-        return iter(draws[self.rank :: self.num_replicas])
+        return iter(list(self._draws())[self.rank :: self.num_replicas])
 
     def __len__(self) -> int:
-        return (self.num_draws + (self.num_replicas - 1 if self.pad else self.num_replicas - 1 - self.rank)) // (
-            self.num_replicas
-        )
+        return (self.num_draws + self.num_replicas - 1 - self.rank) // self.num_replicas
 
     def _draws(self) -> Iterator[Key]:
         """All draws of the epoch, those of other processes too."""
         if not self.num_draws:
             return iter(())
-        epoch = self.epoch if self._ask_epoch is None else self._ask_epoch()
-        first = epoch * self.num_draws if self.shuffle else 0
-        number, offset = divmod(first, self.num_images)
+        taken = self.epoch * self.num_draws if self._ask_taken is None else self._ask_taken()
+        number, offset = divmod(taken if self.shuffle else 0, self.num_images)
         return islice(self._row(number), offset, offset + self.num_draws)
 
     def _row(self, number: int) -> Iterator[Key]:

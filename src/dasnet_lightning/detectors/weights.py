@@ -4,18 +4,15 @@ They are those of a backbone, or those of a whole detector of torchvision's; a w
 untrained where it knows another number of classes.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.storage.reading import read_safetensors, read_tensors
 
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 SHOWN = 3
@@ -45,16 +42,8 @@ def load_state(weights: str, *models: str) -> dict[str, Tensor]:
 
 def load_state_file(path: Path) -> dict[str, Tensor]:
     """Read a state dict; a dict that holds it under "state_dict" or "model" is opened. Raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, expected backbone weights ({', '.join(FILE_SUFFIXES)})")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        # torch's own message advises to switch its safe loading off: it is not passed on
-        raise CheckpointError(
-            f"{path}: cannot be read as a file of tensors, it is damaged, foreign or holds code; "
-            "get it again, or save its state dict with torch.save"
-        ) from error
+    what = f"file of backbone weights ({', '.join(FILE_SUFFIXES)})"
+    content = read_safetensors(path, what) if path.suffix == ".safetensors" else read_tensors(path, what)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

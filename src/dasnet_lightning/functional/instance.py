@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasnet_lightning.functional.position_sensitive import PixelGrid, inside_logits, instance_scores, pixel_grid
+from dasnet_lightning.functional.reduction import LossSum
 from dasnet_lightning.functional.sampling import BoxSamples, sample_boxes
-from dasnet_lightning.types import IGNORE_INDEX, Loss, Target
+from dasnet_lightning.types import IGNORE_INDEX, Target
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ def _pixel_labels(
     return labels
 
 
-def instance_losses(scores: Float[Tensor, "m 2 g g2"], samples: InstanceSamples) -> dict[str, Loss]:
-    """Score loss and mask loss of the sampled boxes, of equal weight; each 0 where it has nothing to learn from.
+def instance_losses(scores: Float[Tensor, "m 2 g g2"], samples: InstanceSamples) -> dict[str, LossSum]:
+    """Score loss and mask loss of the sampled boxes; once they are means they have equal weight.
 
-    score: sigmoid cross-entropy of the instance score against matching or not, mean over the boxes. mask: cross-entropy
-    of the softmax over (inside, outside) against the object's mask, mean over the pixels whose label is known. An object
+    score: sigmoid cross-entropy of the instance score against matching or not, over the boxes. mask: cross-entropy
+    of the softmax over (inside, outside) against the object's mask, over the pixels whose label is known. An object
     without a mask takes part in the first alone.
     """
     logits = instance_scores(scores, samples.grid.valid)
@@ -113,4 +114,5 @@ def instance_losses(scores: Float[Tensor, "m 2 g g2"], samples: InstanceSamples)
     mask = F.binary_cross_entropy_with_logits(
         inside_logits(scores)[known], samples.labels[known].to(logits.dtype), reduction="sum"
     )
-    return {"score": score / max(1, len(logits)), "mask": mask / known.sum().clamp(min=1)}
+    boxes = torch.tensor(len(logits), device=known.device)
+    return {"score": LossSum(score, boxes), "mask": LossSum(mask, known.sum())}

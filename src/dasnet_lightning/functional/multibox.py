@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
 from dasnet_lightning.functional.boxes import covered_fraction, encode_boxes
+from dasnet_lightning.functional.reduction import share
+from dasnet_lightning.processes import sum_over_processes
 from dasnet_lightning.types import Loss, Target
 
 BACKGROUND = 0
@@ -110,7 +112,7 @@ def multibox_loss(
 
     An image without objects gives `min_negatives` negatives. They must not outweigh the rest where positives are few
     or none, so the divisor is at least the number of negatives divided by `negative_ratio`; where every image has an
-    object the two are the same.
+    object the two are the same. Both are counted over all processes, which must all call this (functional.reduction).
     """
     boxes, labels, ignore = pad_targets(targets)
     anchor_labels, index = match_anchors(anchors, boxes, labels, ignore, threshold)
@@ -119,9 +121,10 @@ def multibox_loss(
     ).view(anchor_labels.shape)
     positive = anchor_labels > 0
     negative = mine_negatives(entropy, anchor_labels, negative_ratio, min_negatives)
-    divisor = torch.maximum(positive.sum(), negative.sum() / negative_ratio).clamp(min=1)
+    positives, negatives = sum_over_processes(torch.stack([positive.sum(), negative.sum()]))
+    divisor = torch.maximum(positives, negatives / negative_ratio)
 
     image, anchor = positive.nonzero(as_tuple=True)
     wanted = encode_boxes(boxes[image, index[image, anchor]], anchors[anchor])
     box_loss = F.smooth_l1_loss(offsets[image, anchor].float(), wanted, reduction="sum")
-    return (entropy * (positive | negative)).sum() / divisor, box_loss / divisor
+    return share((entropy * (positive | negative)).sum(), divisor), share(box_loss, divisor)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from dasnet_lightning.functional.reduction import LossSum
 from dasnet_lightning.types import IGNORE_INDEX, Loss
 
 
@@ -15,10 +16,10 @@ def graph_zero(parameters: Iterable[Tensor]) -> Loss:
     return torch.stack([parameter.sum() for parameter in parameters if parameter.requires_grad]).sum() * 0.0
 
 
-def semantic_loss(logits: Float[Tensor, "r 2 H W"], labels: Int64[Tensor, "r H W"]) -> Loss:
-    """Softmax cross-entropy over (background, foreground), mean over the pixels that are not 255; 0 where none is left."""
+def semantic_loss(logits: Float[Tensor, "r 2 H W"], labels: Int64[Tensor, "r H W"]) -> LossSum:
+    """Softmax cross-entropy over (background, foreground), over the pixels that are not 255."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return LossSum(total, (labels != IGNORE_INDEX).sum())
 
 
 def merge_regions(

@@ -6,6 +6,7 @@ The mean runs over the background and the classes that occur in the ground truth
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -13,7 +14,8 @@ from dasnet_lightning.types import IGNORE_INDEX
 
 
 class SemanticIoU(Metric):
-    """Accumulates class maps; `compute` gives the mean IoU, `per_class` the IoU by class (nan where a class never occurs)."""
+    """Accumulates class maps; `compute` gives the IoU by class, from the counts of all processes, and nan where the ground
+    truth has no such pixel. `figures` has their mean too. All processes must call it."""
 
     full_state_update = False
     confusion: Tensor
@@ -30,14 +32,13 @@ class SemanticIoU(Metric):
         counts = torch.bincount(index, minlength=self.num_classes**2).reshape(self.confusion.shape)
         self.confusion = self.confusion + counts  # not in place: the state may stem from inference mode
 
-    def compute(self) -> Tensor:
-        return self._per_class().nanmean()
-
-    def per_class(self, class_names: Sequence[str]) -> Mapping[str, float]:
-        """IoU by class name over everything that was counted so far; nan where the ground truth has no such pixel."""
-        return dict(zip(class_names, self._per_class().tolist(), strict=True))
-
-    def _per_class(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " c"]:
         confusion = self.confusion.double()
         truth, predicted, both = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
         return torch.where(truth > 0, both / (truth + predicted - both).clamp(min=1), torch.nan)
+
+    def figures(self, class_names: Sequence[str]) -> Mapping[str, float]:
+        """`miou`, and `iou/<class>` by class name."""
+        by_class = self.compute()
+        named = {f"iou/{name}": value for name, value in zip(class_names, by_class.tolist(), strict=True)}
+        return {"miou": float(by_class.nanmean())} | named

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasnet_lightning.functional.patches import Patches, resize
+from dasnet_lightning.functional.reduction import LossSum
 from dasnet_lightning.functional.windows import box_windows
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.semantic import score_patches
-from dasnet_lightning.types import IGNORE_INDEX, Loss, Pyramid, Regions
+from dasnet_lightning.types import IGNORE_INDEX, Pyramid, Regions
 
 
-def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> Loss:
-    """Softmax cross-entropy over (background, foreground) of each region in input pixels, mean over the known labels.
+def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> LossSum:
+    """Softmax cross-entropy over (background, foreground) of each region in input pixels, over the known labels.
 
     Labels outside of the boxes of their region must be 255.
     """
@@ -29,7 +30,7 @@ def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64
         targets[piece.rows] = regions.region_index.cpu()[piece.numbers]
         taken = _take(left, logits, targets)
         total = total + F.cross_entropy(logits.values.float(), taken, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return LossSum(total, (labels != IGNORE_INDEX).sum())
 
 
 def _take(left: Int64[Tensor, "r H W"], logits: Patches, targets: Int64[Tensor, " m"]) -> Int64[Tensor, "m h w"]:

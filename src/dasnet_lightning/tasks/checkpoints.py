@@ -1,9 +1,8 @@
 """Checkpoints carry the whole model and its constructor's arguments; they are data, read with `weights_only=True`."""
 
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -12,25 +11,56 @@ from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.models.dasnet import DASNet
+from dasnet_lightning.storage.kinds import describe_content
+from dasnet_lightning.storage.reading import read_tensors
+from dasnet_lightning.storage.writing import previous_of
+from dasnet_lightning.tasks.identity import Identity, check_classes, check_fits, is_ours, read_identity
 
 Options = TypeVar("Options")
 
 
+class Identified(Protocol):
+    """A task, as far as a checkpoint is compared with it."""
+
+    def identity(self) -> Identity: ...
+
+
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
-    """Read a checkpoint of one of our tasks. Raises CheckpointError that says what the file is instead."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        message = f"{path}: refused: the file is not a checkpoint of tensors and plain values, and would run code"
-        raise CheckpointError(message) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged or truncated, it is not a readable checkpoint") from error
-    if not isinstance(content, Mapping) or "state_dict" not in content or "hyper_parameters" not in content:
-        raise CheckpointError(f"{path}: not a checkpoint of dasnet_lightning (no state_dict with hyper_parameters)")
+    """Read a checkpoint of one of our tasks, of this version's format or an older one.
+
+    Raises CheckpointError that says what the file is instead: missing, damaged, foreign, code, or too new.
+    """
+    content = read_tensors(path)
+    check_ours(content, path)
     return content
+
+
+def check_ours(content: Any, source: object) -> None:
+    """Raise CheckpointError where what was read is not from one of our tasks, or from a version that is too new."""
+    if not isinstance(content, Mapping) or not is_ours(content):
+        raise CheckpointError(f"{source}: not a checkpoint of dasnet_lightning, {describe_content(content)}")
+    read_identity(content, source)
+
+
+def newest_good(path: Path, tell: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from: `path`, or the one before it where `path` is damaged or gone; None where neither is.
+
+    `tell` is given a line where the older one has to do. Raises CheckpointError where none that is there can be read.
+    """
+    problems = []
+    for candidate in (path, previous_of(path)):
+        if candidate == path or candidate.is_file():
+            try:
+                read_checkpoint(candidate)
+            except CheckpointError as error:
+                problems.append(str(error))
+            else:
+                if problems:
+                    tell(f"{'; '.join(problems)}; continues from the one before, {candidate}")
+                return candidate
+    if not path.exists() and len(problems) == 1:
+        return None
+    raise CheckpointError(f"{'; '.join(problems)}; none is left to continue from, delete what is there to start anew")
 
 
 def sub_state(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -38,17 +68,15 @@ def sub_state(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def load_detector(detector: Detector, path: str | Path) -> None:
+def load_detector(detector: Detector, path: str | Path, class_names: Sequence[str] = ()) -> None:
     """Fill a detector, frozen or not, from a checkpoint of stage one, or from the detector of a whole stage two.
 
-    Raises CheckpointError where the checkpoint holds another detector or another number of classes.
+    Raises CheckpointError where the checkpoint holds another detector, another number of classes, or, where
+    `class_names` (background first) are given, others.
     """
     content = read_checkpoint(path)
-    state, saved = content["state_dict"], content["hyper_parameters"]
-    if saved.get("num_classes") != detector.num_classes:
-        raise CheckpointError(
-            f"{path}: detects {saved.get('num_classes')} classes with background, expected {detector.num_classes}"
-        )
+    state = content["state_dict"]
+    check_classes(read_identity(content, path), detector.num_classes, class_names, path)
     found = sub_state(state, "detector.") or sub_state(_thaw(sub_state(state, "model.")), "detector.")
     load_strictly(_inner(detector), found, path, content)
 
@@ -81,6 +109,14 @@ def load_strictly(
     module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, content: Mapping[str, Any]
 ) -> None:
     """`load_state_dict` with a sentence instead of a page."""
+    check_state(module, state, path, content)
+    module.load_state_dict(state)
+
+
+def check_state(
+    module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, content: Mapping[str, Any]
+) -> None:
+    """Raise CheckpointError where the entries of a module and of a checkpoint differ by name or shape."""
     expected = module.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
@@ -92,12 +128,13 @@ def load_strictly(
             f"{path}: does not fit: it holds detector '{saved.get('detector')}' for {saved.get('num_classes')} classes; "
             f"{len(missing)} entries missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape (first: {first})"
         )
-    module.load_state_dict(state)
 
 
-def load_checkpoint(task: nn.Module, path: str | Path) -> None:
+def load_checkpoint(task: Identified, path: str | Path) -> None:
     """Fill a whole task from a checkpoint of its kind. Raises CheckpointError where it does not fit."""
     content = read_checkpoint(path)
+    check_fits(content, task.identity(), path, whole=False)
+    assert isinstance(task, nn.Module)
     load_strictly(task, content["state_dict"], path, content)
 
 

@@ -10,7 +10,11 @@ from torch import Tensor
 from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.tasks.figures import worth_logging
+from dasnet_lightning.tasks.identity import Identity, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers
+from dasnet_lightning.tasks.seeding import seed_global_draws
+from dasnet_lightning.tasks.signing import check_loaded, sign
 from dasnet_lightning.types import Batch
 
 
@@ -19,7 +23,8 @@ class DetectionTask(L.LightningModule):
 
     num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
     travel inside the checkpoint.
-    `detector_options` go to the detector's builder.
+    `detector_options` go to the detector's builder. Over several processes our SSD's losses are means over all of their
+    anchors; those of other libraries are means of each process's own, and DDP averages these.
     """
 
     def __init__(
@@ -41,13 +46,27 @@ class DetectionTask(L.LightningModule):
         self.box_ap = BoxAP()
         self.figures: dict[str, float] = {}  # all of the last validation
 
+    def setup(self, stage: str) -> None:
+        expect_equal_figures()
+
     def on_fit_start(self) -> None:
         self.train()
 
+    def on_validation_start(self) -> None:
+        settle_buffers(self)
+
+    def on_train_end(self) -> None:
+        settle_buffers(self)
+
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What the detector pays for a batch, by name."""
+        seed_global_draws(batch)
+        return self.detector.losses(self.detector.features(batch.images), batch.targets)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        losses: Mapping[str, Tensor] = self.detector.losses(self.detector.features(batch.images), batch.targets)
+        losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
-        logged = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
+        logged = average_values({f"train/{name}": value for name, value in losses.items()} | {"train/loss": loss})
         self.log_dict(logged, batch_size=len(batch))
         return loss
 
@@ -62,6 +81,15 @@ class DetectionTask(L.LightningModule):
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def identity(self) -> Identity:
+        return identify(self.hparams, self.detector.image_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sign(self.identity(), checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_loaded(self, self.identity(), checkpoint)
 
     def configure_optimizers(self) -> Any:
         return build_optimizers(self.optimizer_config, self, self.trainer.max_steps)

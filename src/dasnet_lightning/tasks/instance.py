@@ -5,17 +5,16 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
-import torch
-
 from dasnet_lightning.functional.instance import SamplingOptions, draw_samples, instance_losses
 from dasnet_lightning.functional.position_sensitive import read_boxes
+from dasnet_lightning.functional.reduction import LossSum, average_sums
 from dasnet_lightning.functional.regions import draw_objects, object_regions
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
-from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
+from dasnet_lightning.types import Batch, Detections, Pyramid
 
 
 class InstanceTask(SegmentationTask):
@@ -47,19 +46,20 @@ class InstanceTask(SegmentationTask):
         self.inference = restore_options(InstanceOptions, inference)
         self.save_hyperparameters({"sampling": asdict(self.sampling), "inference": asdict(self.inference)})
 
-    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
+    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
         generators = batch.generators()
         drawn = draw_objects(batch.targets, generators, self.subset, with_mask=False)
         regions = object_regions(batch.targets, drawn)
         if not len(regions):
-            return {}, 0
+            nothing = self.learn_nothing(pyramid, regions)
+            return {"score": nothing, "mask": nothing}, 0
         samples = draw_samples(batch.targets, drawn, generators, pyramid.size, self.sampling)
         passes = [
             read_boxes(maps, samples.boxes, samples.region_index, samples.grid, pyramid.size, self.cells)
             for maps in self.model.passes(pyramid, regions)
         ]
         losses = [instance_losses(scores, samples) for scores in passes]
-        return {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}, len(regions)
+        return {name: average_sums([each[name] for each in losses]) for name in losses[0]}, len(regions)
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]

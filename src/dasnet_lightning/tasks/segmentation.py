@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from dasnet_lightning.detectors import portable_options
 from dasnet_lightning.detectors.frozen import FrozenDetector
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import Rounding
+from dasnet_lightning.functional.reduction import LossSum, mean_losses
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
 from dasnet_lightning.metrics.box import BoxAP
@@ -23,11 +25,17 @@ from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
+from dasnet_lightning.models.feature_cache import open_feature_cache
 from dasnet_lightning.nn.heads import Head
+from dasnet_lightning.processes import world_size
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging
+from dasnet_lightning.tasks.identity import Identity, check_fits, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
-from dasnet_lightning.types import Batch, Detections, InstancePrediction, Loss, Pyramid
+from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, settle_buffers, waits_for_others
+from dasnet_lightning.tasks.seeding import seed_global_draws
+from dasnet_lightning.tasks.signing import check_loaded, sign
+from dasnet_lightning.types import Batch, Detections, Images, InstancePrediction, Loss, Pyramid, Regions
 
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
 
@@ -41,8 +49,9 @@ class SegmentationTask(L.LightningModule, ABC):
     model. initial_checkpoint: a checkpoint of the same task to start from. joint: the detector learns too, from its own
     losses (times `box_loss_weight`) and from what comes back through the attention, at `optimizer.detector_rate` times
     the rate; its box AP is then measured as well (paper section 1: possible, and no gain for the authors).
-    soft_attention: see DASNet; both decodes are trained. head: makes the head for the decoder's channels; the final
-    class chooses it.
+    soft_attention: see DASNet; both decodes are trained. feature_cache: a folder that keeps the frozen detector's features
+    of the images that are validated, whose views are fixed, of at most feature_cache_gb * 1e9 bytes; a machine's own, so
+    no hyper-parameter. head: makes the head for the decoder's channels; the final class chooses it.
     """
 
     def __init__(
@@ -61,12 +70,17 @@ class SegmentationTask(L.LightningModule, ABC):
         joint: bool = False,
         box_loss_weight: float = 1.0,
         optimizer: OptimizerConfig | None = None,
+        feature_cache: str | None = None,
+        feature_cache_gb: float = 10.0,
         *,
         head: Callable[[int], Head],
     ) -> None:
         super().__init__()
         # called here, lightning also collects the arguments of the final class
-        self.save_hyperparameters(ignore=["optimizer", "inference", "head"])
+        self.save_hyperparameters(ignore=["optimizer", "inference", "head", "feature_cache", "feature_cache_gb"])
+        if joint and feature_cache is not None:
+            raise ConfigError("feature_cache is for a frozen detector, joint training moves it: leave one of them out")
+        self.feature_cache = open_feature_cache(feature_cache, feature_cache_gb)
         options = detector_options if detector_checkpoint is None else without_weights(detector_options)
         self.model = build_dasnet(
             num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
@@ -87,9 +101,10 @@ class SegmentationTask(L.LightningModule, ABC):
         self.figures: dict[str, float] = {}  # all of the last validation
 
     @abstractmethod
-    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
+    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
         """What the decoder pays for the regions that it draws from a batch, by name, and how many regions that are.
 
+        The names are always the same, also where no region can be drawn (`learn_nothing`): other processes may have some.
         The loss of an object without a mask must not depend on what a mask would say.
         """
 
@@ -102,27 +117,51 @@ class SegmentationTask(L.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         # lightning warns of every module in evaluation mode; the frozen detector is so on purpose
         warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
+        expect_equal_figures()
         if stage != "fit":
             return
         if self.detector_checkpoint is not None:
-            load_detector(self.model.detector, self.detector_checkpoint)
+            load_detector(self.model.detector, self.detector_checkpoint, self.class_names)
         if self.initial_checkpoint is not None:
             content = read_checkpoint(self.initial_checkpoint)
+            check_fits(content, self.identity(), self.initial_checkpoint, whole=False)
             load_network(self.model, sub_state(content["state_dict"], "model."), self.initial_checkpoint, content)
 
     def on_fit_start(self) -> None:
         self.train()
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def on_validation_start(self) -> None:
+        settle_buffers(self)
+
+    def on_train_end(self) -> None:
+        settle_buffers(self)
+
+    def learn_nothing(self, pyramid: Pyramid, regions: Regions) -> LossSum:
+        """The loss of a batch without regions. Under SyncBatchNorm the decoder runs on nothing: the others wait for it."""
+        total = torch.zeros((), device=regions.boxes.device)
+        decoder = self.model.decoder
+        assert isinstance(decoder, nn.Module)
+        if waits_for_others(decoder):
+            total = torch.stack([logits.sum() for logits in self.model.passes(pyramid, regions)]).sum()
+        return LossSum(total, torch.zeros_like(total, dtype=torch.int64))
+
+    def losses(self, batch: Batch) -> tuple[Mapping[str, Loss], int]:
+        """What is paid for a batch, by name, and how many regions were drawn from it."""
+        seed_global_draws(batch)
         pyramid = self.model.detector.features(batch.images)
-        losses, regions = self.mask_losses(pyramid, batch)
-        weighted = {f"train/{name}_loss": loss for name, loss in losses.items()}
+        sums, regions = self.mask_losses(pyramid, batch)
+        losses = {f"{name}_loss": loss for name, loss in mean_losses(sums).items()}
         if self.joint:
             boxes = self.model.detector.losses(pyramid, batch.targets)
-            weighted |= {f"train/box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
-        loss = torch.stack([graph_zero(self.parameters()), *weighted.values()]).sum()
-        logged = {name: value.detach() for name, value in weighted.items()} | {"train/loss": loss.detach()}
-        self.log_dict(logged | {"train/regions": float(regions)}, batch_size=len(batch))
+            losses |= {f"box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
+        return losses, regions
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        losses, regions = self.losses(batch)
+        loss = torch.stack([graph_zero(self.parameters()), *losses.values()]).sum()
+        drawn = torch.full_like(loss, float(regions * world_size()))  # those of all processes, once averaged
+        named = {f"train/{name}": value for name, value in losses.items()}
+        self.log_dict(average_values({**named, "train/loss": loss, "train/regions": drawn}), batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -132,7 +171,7 @@ class SegmentationTask(L.LightningModule, ABC):
         batch = batch.select([index for index, target in enumerate(batch.targets) if target.truth is not None])
         if not len(batch):
             return
-        pyramid = self.model.detector.features(batch.images)
+        pyramid = self._features_of_fixed(batch.images)
         annotated = tuple(ground_truth_detections(target) for target in batch.targets)
         truth = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
@@ -143,13 +182,18 @@ class SegmentationTask(L.LightningModule, ABC):
             for answer, true_map in zip(answers, truth, strict=True):
                 self._iou(kind).update(answer.semantic, true_map)
 
+    def _features_of_fixed(self, images: Images) -> Pyramid:
+        """The pyramid of images that come again as they are."""
+        if self.feature_cache is None:
+            return self.model.detector.features(images)
+        return self.feature_cache.features(self.model.detector, images)
+
     def on_validation_epoch_end(self) -> None:
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
         self.figures = {}
         for kind in BOX_KINDS:
             iou, mask_ap = self._iou(kind), self.mask_ap[kind]
-            per_class = {f"iou/{name}": value for name, value in iou.per_class(names).items()}
-            figures = {"miou": float(iou.compute())} | per_class | dict(mask_ap.compute(names))
+            figures = dict(iou.figures(names)) | dict(mask_ap.compute(names))
             self.figures |= {_name(key, kind): value for key, value in figures.items()}
             iou.reset()
             mask_ap.reset()
@@ -168,6 +212,15 @@ class SegmentationTask(L.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end()
+
+    def identity(self) -> Identity:
+        return identify(self.hparams, self.model.detector.image_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sign(self.identity(), checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_loaded(self, self.identity(), checkpoint)
 
     def configure_optimizers(self) -> Any:
         detector = self.model.detector

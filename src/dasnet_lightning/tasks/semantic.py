@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import torch
-
+from dasnet_lightning.functional.reduction import LossSum, average_sums
 from dasnet_lightning.functional.regions import draw_objects, object_regions, region_labels
 from dasnet_lightning.functional.semantic import semantic_loss
 from dasnet_lightning.models.answer import Answer
@@ -15,7 +14,7 @@ from dasnet_lightning.models.window_loss import window_loss
 from dasnet_lightning.nn.heads import SemanticHead
 from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
-from dasnet_lightning.types import Batch, Detections, Loss, Pyramid
+from dasnet_lightning.types import Batch, Detections, Pyramid
 
 
 class SemanticTask(SegmentationTask):
@@ -40,16 +39,16 @@ class SemanticTask(SegmentationTask):
         self.inference = restore_options(SemanticOptions, inference)
         self.save_hyperparameters({"inference": asdict(self.inference)})
 
-    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, Loss], int]:
+    def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
         drawn = draw_objects(batch.targets, batch.generators(), self.subset)
         regions = object_regions(batch.targets, drawn)
         if not len(regions):
-            return {}, 0
+            return {"mask": self.learn_nothing(pyramid, regions)}, 0
         labels = region_labels(batch.targets, regions, pyramid.size)
         if self.model.decodes_windows:
             return {"mask": window_loss(self.model, pyramid, regions, labels)}, len(regions)
         passes = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
-        return {"mask": torch.stack([semantic_loss(logits, labels) for logits in passes]).mean()}, len(regions)
+        return {"mask": average_sums([semantic_loss(logits, labels) for logits in passes])}, len(regions)
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]

@@ -1,0 +1,77 @@
+"""The processes of a distributed training, as far as the library must know of them; one process is the common case.
+
+All functions here but `rank`, `world_size` and `is_first` are collective: every process calls them, and in the same
+order. So they never stand where only some processes come by: not after an `if` about the process's own images, nor in
+what `once` runs.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Result = TypeVar("Result")
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of a group, be it of one."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes the files and speaks to people."""
+    return rank() == 0
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of all processes' values, without a gradient; a copy."""
+    total = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def once(function: Callable[[], Result]) -> Result:
+    """What `function` returns in the first process, in all of them; the others wait and do not run it.
+
+    An exception is raised in all: else the others would wait for ever. Results travel pickled: small ones only.
+    """
+    if world_size() == 1:
+        return function()
+    outcome: list[Result | Exception | None] = [None]
+    if is_first():
+        try:
+            outcome = [function()]
+        except Exception as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[return-value]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give all processes the first one's buffers: BatchNorm's statistics, which every process takes of its own images."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def gather_on_first(value: Result) -> list[Result]:
+    """The values of all processes, by their rank, in the first one; an empty list in the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Result | None] | None = [None] * world_size() if is_first() else None
+    dist.gather_object(value, values)
+    return [] if values is None else values  # type: ignore[return-value]
