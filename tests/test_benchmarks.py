@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dasnet_lightning.data.voc import VOCSource
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
 LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn + masks"
 
@@ -128,3 +130,26 @@ def test_more_gpus_wait_for_one_another(script):
     assert alone["images/s"] == pytest.approx(1243, abs=1)  # 30,000 steps of 32 images in 309 PFLOP at 400 TFLOP/s
     assert alone["efficiency"] == 1 > machine["efficiency"] > machines["efficiency"] > 0.5
     assert alone["loader cores for each GPU"] == pytest.approx(1243 / 80, abs=0.1)
+
+
+def test_data_path(tmp_path, script):
+    root = tmp_path / "nothing"  # photographs are made up
+    options = f"--root {root} --size 96 --images 6 --turns 2 --batches 2"
+    data_path = script("data_path", *options.split(), "--out", tmp_path)
+    tables = json.loads((tmp_path / "data_path.json").read_text())
+    assert tables["setting"]["photographs"] == "made up"
+    speed = {line["way"]: line for line in tables["speed"]}
+    assert set(speed) == {"boxes, ssd", "masks, ssd", "masks, segment", "torchvision v2"}
+    assert all(line["images/s"] > 0 for line in speed.values())
+    assert speed["torchvision v2"]["ratio"] == 1
+    parts = {line["part"]: line["share"] for line in tables["parts"]}
+    assert all(parts[name] > 0 for name in data_path.PARTS), "every part was seen"
+    assert abs(sum(parts.values()) - 1) < 0.02
+    assert [line["ms"] > 0 for line in tables["transfer"]] == [True] * 3
+    assert (tmp_path / "data_path.md").read_text().count("\n| ") > 15
+
+
+def test_made_up_photographs_are_sound(tmp_path, script):
+    data_path = importlib.import_module("data_path")
+    source = VOCSource(data_path.make_photographs(tmp_path, 4), "train")
+    assert source.problems == ()

@@ -104,7 +104,7 @@ def time_steps(rank: int, processes: int, port: int, stage: str, args: argparse.
 
 def measure(stage: str, processes: int, args: argparse.Namespace) -> dict[str, Any]:
     """Run the processes of one line and take the first one's answer."""
-    fork = multiprocessing.get_context("forkserver")  # a process that has computed gradients cannot be forked
+    fork = multiprocessing.get_context("spawn")  # a process that has computed gradients cannot be forked
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -7,11 +7,14 @@ RGB float 0..1, un-normalised: normalisation belongs to the detector.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from multiprocessing.context import get_spawning_popen
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+
+from dasnet_lightning.packing import pack, unpack
 
 IGNORE_INDEX = 255
 
@@ -98,6 +101,15 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes as one block of memory; on a GPU, or to a process that is just started, as torch does it.
+
+        What a new process is given is sent after it was pickled, when nothing holds the block any more.
+        """
+        if self.images.device.type == "cpu" and get_spawning_popen() is None:
+            return unpack, pack(self)
+        return Batch, (self.image_ids, self.images, self.targets, self.seeds)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dasnet_lightning.data.planes import pack_masks
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem
 
 
@@ -49,7 +50,7 @@ class FakeSource:
         assert all(record.objects[i].mask is MaskState.PRESENT for i in indices)
         valid = tuple(record.objects[i].object_id not in self.invalid for i in indices)
         reasons = tuple("" if good else "damaged" for good in valid)
-        return Masks(self.masks[record.image_id][list(indices)], valid, reasons, self.void)
+        return Masks(pack_masks(self.masks[record.image_id][list(indices)], self.void), valid, reasons)
 
 
 def make_source(root: Path, objects: Sequence[Sequence[MaskState]], size: tuple[int, int] = (60, 80)) -> FakeSource:

@@ -8,14 +8,15 @@ from pycocotools import mask as coco_mask
 
 from dasnet_lightning.data.masks import (
     Shape,
+    check_indices,
     check_mask,
     check_segmentation,
     collect_masks,
-    cut_objects,
-    decode_shape,
     is_rectangle,
+    pack_shapes,
     parse_counts,
 )
+from dasnet_lightning.data.planes import empty_planes, pack_masks, pack_picture, unpack_masks
 from dasnet_lightning.data.records import MaskState
 
 SIZE = (30, 40)
@@ -41,7 +42,7 @@ def decoded(value: Any, size: tuple[int, int] = SIZE) -> np.ndarray:
     checked = check_segmentation(value, size)
     assert checked.state is MaskState.PRESENT, checked.reason
     assert checked.shape is not None
-    return decode_shape(checked.shape, size)
+    return unpack_masks(pack_shapes([checked.shape], size))[0]
 
 
 @pytest.mark.parametrize("value", [None, [], [[]]])
@@ -125,31 +126,34 @@ def test_counts_agree_with_the_uncompressed_form() -> None:
 def test_a_mask_must_lie_in_its_box() -> None:
     mask = np.zeros(SIZE, dtype=bool)
     mask[5:15, 5:15] = True
-    assert check_mask(mask, (5, 5, 15, 15)) == ""
-    assert check_mask(mask, (7, 7, 13, 13)) == "", "outlines and boxes may differ by a few pixels"
-    assert "only 0 % of the mask" in check_mask(mask, (25, 20, 35, 28))
-    assert check_mask(np.zeros(SIZE, dtype=bool), (5, 5, 15, 15)) == "the mask is empty"
+    plane = mask.astype(np.uint8) * 4 + ~mask  # other bits do not matter
+    assert check_mask(plane, 4, (5, 5, 15, 15)) == ""
+    assert check_mask(plane, 4, (7, 7, 13, 13)) == "", "outlines and boxes may differ by a few pixels"
+    assert "only 0 % of the mask" in check_mask(plane, 4, (25, 20, 35, 28))
+    assert check_mask(plane, 8, (5, 5, 15, 15)) == "the mask is empty"
 
 
 def test_masks_are_collected_with_their_reasons() -> None:
     mask = np.zeros(SIZE, dtype=bool)
     mask[5:15, 5:15] = True
-    masks = collect_masks(
-        [mask, mask, mask], [(5, 5, 15, 15), (30, 20, 35, 28), (5, 5, 15, 15)], ["", "", "torn"], SIZE
-    )
+    planes = pack_masks(np.stack([mask, mask, mask]))
+    masks = collect_masks(planes, [(5, 5, 15, 15), (30, 20, 35, 28), (5, 5, 15, 15)], ["", "", "torn"])
     assert masks.valid == (True, False, False)
     assert masks.reasons[0] == ""
     assert masks.reasons[2] == "torn"
-    assert collect_masks([], [], [], SIZE).masks.shape == (0, *SIZE)
+    np.testing.assert_array_equal(masks.masks, [mask, mask, mask])
+    assert masks.void is None
+    assert collect_masks(empty_planes(SIZE, 0), [], []).masks.shape == (0, *SIZE)
 
 
 def test_objects_are_cut_out_by_their_index() -> None:
     picture = np.zeros(SIZE, dtype=np.uint8)
     picture[1, 1], picture[2, 2], picture[3, 3] = 1, 2, 255
-    masks, reasons = cut_objects(picture, [2, 1], 2)
+    masks = unpack_masks(pack_picture(picture, [2, 1], 255))
     assert [np.argwhere(mask).tolist() for mask in masks] == [[[2, 2]], [[1, 1]]]
-    assert reasons == ["", ""]
-    assert "indices up to 2 but the XML has 1 objects" in cut_objects(picture, [1], 1)[1][0]
+    assert check_indices(picture, 2) == ""
+    assert "indices up to 2 but the XML has 1 objects" in check_indices(picture, 1)
+    assert check_indices(np.full(SIZE, 255, np.uint8), 0) == ""
 
 
 def test_rectangles_are_recognised() -> None:

@@ -9,6 +9,7 @@ from dasnet_lightning.data import transforms
 from dasnet_lightning.data.augmented import Augmented
 from dasnet_lightning.data.crops import centres_inside, draw_crop, draw_expand, pairwise_iou
 from dasnet_lightning.data.photometric import Distortion, distort, draw_distortion
+from dasnet_lightning.data.planes import pack_masks
 from dasnet_lightning.data.transforms import MEAN_COLOUR, TRANSFORMS, Transform, build_transform
 from dasnet_lightning.data.views import view_image, view_mask
 from dasnet_lightning.errors import ConfigError, DataError, UnknownNameError
@@ -17,9 +18,22 @@ SIZE = (96, 112)
 NAMES = ("ssd", "segment", "flip", "none")
 
 
+def run(
+    transform: Transform,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: np.ndarray,
+    index: np.ndarray,
+    void: np.ndarray | None,
+    seed: int,
+    labels: np.ndarray | None = None,
+) -> Augmented:
+    return transform(image, boxes, pack_masks(masks, void), index, seed, labels)
+
+
 def augment(transform: Transform, seed: int, count: int = 3, shapes: int | None = None) -> tuple[Augmented, np.ndarray]:
     image, masks, boxes = draw_shapes((90, 120), count, seed=seed if shapes is None else shapes)
-    return transform(image, boxes, masks, np.arange(count), None, seed), boxes
+    return run(transform, image, boxes, masks, np.arange(count), None, seed), boxes
 
 
 def test_names() -> None:
@@ -59,7 +73,7 @@ def test_the_object_under_a_mask_is_the_object_in_the_image(name: str, monkeypat
     for seed in range(80):
         image, masks, boxes = draw_shapes((90, 120), 1, seed)
         image[:] = np.where(masks[0][..., None], 255, 0)
-        out = transform(image, boxes, masks, np.arange(1), None, seed)
+        out = run(transform, image, boxes, masks, np.arange(1), None, seed)
         if not len(out.kept) or (out.masks[0] | out.void).all():
             continue
         bright, mask = out.image[..., 1] > 127, out.masks[0]
@@ -86,7 +100,9 @@ def test_seeds_differ_and_steps_draw_independently() -> None:
     for seed in range(60):
         image = np.zeros((40, 40, 3), np.uint8)
         image[:, :20] = 255
-        out = transform(image, np.array([[0.0, 0, 20, 40]]), np.zeros((0, 40, 40), bool), np.zeros(0, int), None, seed)
+        out = run(
+            transform, image, np.array([[0.0, 0, 20, 40]]), np.zeros((0, 40, 40), bool), np.zeros(0, int), None, seed
+        )
         expanded = bool(out.void.any())
         flipped = bool(out.image[~out.void][0, 0] < 128)
         seen.add((expanded, flipped))
@@ -99,7 +115,7 @@ def test_keeps_the_input() -> None:
     for name in NAMES:
         transform = build_transform(name, (90, 120))
         for seed in range(10):
-            transform(image, boxes, masks, np.arange(3), None, seed)
+            run(transform, image, boxes, masks, np.arange(3), None, seed)
     for now, before in zip((image, masks, boxes), copies, strict=True):
         np.testing.assert_array_equal(now, before)
 
@@ -110,7 +126,7 @@ def test_expand_fills_with_the_mean_and_marks_void() -> None:
     void_in[40:50, 60:80] = True
     for seed in range(20):
         image, masks, boxes = draw_shapes((90, 120), 2, seed)
-        out = transform(image, boxes, masks, np.arange(2), void_in, seed)
+        out = run(transform, image, boxes, masks, np.arange(2), void_in, seed)
         filled = (out.image == MEAN_COLOUR).all(axis=2)
         assert out.void.sum() >= filled.sum() > 0
         assert not (filled & ~out.void).sum() > 20  # a pixel of the image may have that colour by chance
@@ -197,11 +213,11 @@ def test_images_without_objects_or_masks(name: str) -> None:
     image, _, boxes = draw_shapes((90, 120), 2, 0)
     none, no_index = np.zeros((0, 90, 120), bool), np.zeros(0, np.int64)
     for seed in range(30):
-        empty = transform(image, np.zeros((0, 4)), none, no_index, None, seed)
+        empty = run(transform, image, np.zeros((0, 4)), none, no_index, None, seed)
         assert empty.boxes.shape == (0, 4)
         assert empty.masks.shape == (0, *SIZE)
         assert empty.kept.shape == empty.mask_index.shape == (0,)
-        boxes_only = transform(image, boxes, none, no_index, None, seed)
+        boxes_only = run(transform, image, boxes, none, no_index, None, seed)
         assert len(boxes_only.boxes) == len(boxes_only.kept)
         assert boxes_only.masks.shape == (0, *SIZE)
 
@@ -211,7 +227,7 @@ def test_masks_of_some_objects_follow_their_objects() -> None:
     cut = 0
     for seed in range(80):
         image, masks, boxes = draw_shapes((90, 120), 4, seed)
-        out = transform(image, boxes, masks[[3, 1]], np.array([3, 1]), None, seed)
+        out = run(transform, image, boxes, masks[[3, 1]], np.array([3, 1]), None, seed)
         owners = out.kept[out.mask_index]
         assert set(owners.tolist()) == set(out.kept.tolist()) & {1, 3}
         assert out.masks.any(axis=(1, 2)).all()
@@ -235,8 +251,8 @@ def test_rest_of_a_removed_object_is_void_only_in_boxes_of_its_class() -> None:
     masks = np.zeros((2, 90, 120), bool)
     masks[0, 0:40, 0:45] = True
     masks[1, 12:28, 40:100] = True
-    run = lambda labels: transform(image, boxes, masks, np.array([0, 1]), None, 0, np.array(labels))  # noqa: E731
-    same, other = run([1, 1, 1]), run([1, 2, 1])
+    augmented = lambda labels: run(transform, image, boxes, masks, np.array([0, 1]), None, 0, np.array(labels))  # noqa: E731
+    same, other = augmented([1, 1, 1]), augmented([1, 2, 1])
     assert same.kept.tolist() == other.kept.tolist() == [0]
     expected = np.zeros((90, 50), bool)
     expected[12:28, 45:50] = True  # the visible mask, less what the kept mask covers
@@ -250,11 +266,11 @@ def test_nothing_is_removed_in_evaluation() -> None:
     masks[0, 101, 303] = True
     masks[1, 10:200, 10:200] = True
     boxes = np.array([[303.0, 101, 304, 102], [10, 10, 200, 200]])
-    out = build_transform("none", (40, 40))(image, boxes, masks, np.arange(2), None, 0)
+    out = run(build_transform("none", (40, 40)), image, boxes, masks, np.arange(2), None, 0)
     assert out.kept.tolist() == [0, 1]
     assert np.argwhere(out.masks[0]).tolist() == [[10, 30]]
     np.testing.assert_allclose(out.boxes[0], [30.3, 10.1, 30.4, 10.2], atol=1e-4)
-    trained = build_transform("flip", (40, 40))(image, boxes, masks, np.arange(2), None, 0)
+    trained = run(build_transform("flip", (40, 40)), image, boxes, masks, np.arange(2), None, 0)
     assert trained.kept.tolist() == [1]  # less than a pixel wide
 
 
@@ -263,7 +279,7 @@ def test_a_box_without_area_is_named(box: list[float]) -> None:
     image, none = np.zeros((20, 30, 3), np.uint8), np.zeros((0, 20, 30), bool)
     boxes = np.array([[1.0, 1, 8, 8], box])
     with pytest.raises(DataError, match=r"object 1: box \[.* has no area"):
-        build_transform("none", (10, 10))(image, boxes, none, np.zeros(0, int), None, 0)
+        run(build_transform("none", (10, 10)), image, boxes, none, np.zeros(0, int), None, 0)
 
 
 def test_unknown_arguments_are_errors() -> None:

@@ -107,7 +107,8 @@ def test_fit_runs_over_two_processes(shapes, tmp_path):
     first, second = run(2, command, arguments)
     assert (first["code"], second["code"]) == (0, 0)
     assert "training: 2 processes x batch 2 = 4 images a step; lr 0.01 is not scaled" in first["complained"]
-    assert len(list(tmp_path.rglob("*.ckpt"))) == 1
+    assert len(list(tmp_path.rglob("epoch*.ckpt"))) == 1
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 1
 
 
 def test_strategies_of_one_stage_are_refused_with_a_hint(monkeypatch):

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from dasnet_lightning.data.crops import pixel_window
-
-VOID, FILLED = 1, 2  # codes of the void map on its way through the steps; 0 is known
+from dasnet_lightning.data.planes import FILLED, VOID, MaskPlanes, find_empty, join_masks, unpack_masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +29,14 @@ class Augmented:
 class Moved:
     """The raw result of the steps: `index` is the former position of a box, or -1 - position of an object cut away.
 
-    `masks` are all masks that went in, `mask_index` their objects' former positions.
+    `planes` hold all masks that went in, `mask_index` their objects' former positions.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
     boxes: Float[np.ndarray, "v 4"]
     index: Int64[np.ndarray, " v"]
-    masks: Bool[np.ndarray, "m H W"]
+    planes: MaskPlanes
     mask_index: Int64[np.ndarray, " m"]
-    codes: UInt8[np.ndarray, "H W"]
 
 
 def collect(moved: Moved, labels: Int64[np.ndarray, " n"], keep_all: bool) -> Augmented:
@@ -50,45 +48,46 @@ def collect(moved: Moved, labels: Int64[np.ndarray, " n"], keep_all: bool) -> Au
     alive = np.ones(len(moved.index), dtype=bool) if keep_all else _alive(moved)
     kept = moved.index[alive]
     position = {former: new for new, former in enumerate(kept.tolist())}
-    survives = np.isin(moved.mask_index, kept)
-    masks = moved.masks[survives]
-    void = moved.codes > 0
-    if len(moved.masks):
-        void = void | _leftovers(moved, alive, labels, masks)
-    mask_index = np.array([position[former] for former in moved.mask_index[survives].tolist()], dtype=np.int64)
-    return Augmented(moved.image, moved.boxes[alive].astype(np.float32), kept, masks, mask_index, void)
+    owners = moved.mask_index.tolist()
+    survivors = [j for j, former in enumerate(owners) if former in position]
+    planes = moved.planes.select(survivors)
+    void = (moved.planes.planes[0] & (VOID | FILLED)) != 0
+    if owners and not alive.all():
+        void |= _leftovers(moved, alive, labels, planes)
+    mask_index = np.array([position[owners[j]] for j in survivors], dtype=np.int64)
+    boxes = moved.boxes[alive].astype(np.float32)
+    return Augmented(moved.image, boxes, kept, unpack_masks(planes), mask_index, void)
 
 
-def keep_a_pixel(masks: Bool[np.ndarray, "m H W"], originals: Bool[np.ndarray, "m H0 W0"]) -> Bool[np.ndarray, "m H W"]:
+def keep_a_pixel(moved: MaskPlanes, originals: MaskPlanes) -> None:
     """Give every mask that vanished in an uncropped, unflipped resize the one pixel that is nearest to its centre."""
-    height, width = masks.shape[1:]
-    for mask, original in zip(masks, originals, strict=True):
-        if not mask.any() and original.any():
-            y, x = ((np.argwhere(original).mean(axis=0) + 0.5) / original.shape * (height, width)).astype(int)
-            mask[min(y, height - 1), min(x, width - 1)] = True
-    return masks
+    height, width = moved.size
+    for index in np.flatnonzero(find_empty(moved) & ~find_empty(originals)).tolist():
+        (plane, value), (original, bit) = moved.bit(index), originals.bit(index)
+        y, x = ((np.argwhere(original & bit).mean(axis=0) + 0.5) / original.shape * (height, width)).astype(int)
+        plane[min(y, height - 1), min(x, width - 1)] |= value
 
 
 def _alive(moved: Moved) -> Bool[np.ndarray, " v"]:
     large = ((moved.boxes[:, 2:] - moved.boxes[:, :2]) >= 1).all(axis=1)
-    vanished = moved.mask_index[~moved.masks.any(axis=(1, 2))]
+    vanished = moved.mask_index[find_empty(moved.planes)]
     return np.asarray((moved.index >= 0) & large & ~np.isin(moved.index, vanished))
 
 
 def _leftovers(
-    moved: Moved, alive: Bool[np.ndarray, " v"], labels: np.ndarray, known: Bool[np.ndarray, "k H W"]
+    moved: Moved, alive: Bool[np.ndarray, " v"], labels: np.ndarray, known: MaskPlanes
 ) -> Bool[np.ndarray, "H W"]:
     """What is still visible of removed objects inside the kept boxes of the same class, and under no kept mask.
 
     Such pixels show the class but have no object left: read as background they would teach the opposite.
     """
-    leftovers = np.zeros(moved.codes.shape, dtype=bool)
+    leftovers = np.zeros(moved.planes.size, dtype=bool)
     kept_labels = labels[moved.index[alive]]
     for label, area in _removed(moved, alive, labels):
         for box in moved.boxes[alive][kept_labels == label]:
             window = pixel_window(box, area.shape)
             leftovers[window] |= area[window]
-    return np.asarray(leftovers & ~known.any(axis=0))
+    return np.asarray(leftovers & ~join_masks(known))
 
 
 def _removed(
@@ -99,8 +98,8 @@ def _removed(
     for index, box in zip(moved.index[~alive].tolist(), moved.boxes[~alive], strict=True):
         former = -1 - index if index < 0 else index
         if former in owner:
-            yield int(labels[former]), moved.masks[owner.index(former)]
+            yield int(labels[former]), unpack_masks(moved.planes.select([owner.index(former)]))[0]
         else:
-            area = np.zeros(moved.codes.shape, dtype=bool)
+            area = np.zeros(moved.planes.size, dtype=bool)
             area[pixel_window(box, area.shape)] = True
             yield int(labels[former]), area

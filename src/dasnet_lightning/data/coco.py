@@ -18,7 +18,7 @@ from dasnet_lightning.data.checks import (
     unsafe_path,
 )
 from dasnet_lightning.data.coco_files import CocoFile, read_coco
-from dasnet_lightning.data.masks import CheckedShape, check_segmentation, collect_masks, decode_shape, is_rectangle
+from dasnet_lightning.data.masks import CheckedShape, check_segmentation, collect_masks, is_rectangle, pack_shapes
 from dasnet_lightning.data.reading import RawImage, RawObject, read_images
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.errors import DataError
@@ -65,8 +65,8 @@ class COCOSource:
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Rasterise the masks of the objects asked for; one that is empty or outside its box is not valid and says why."""
         objects = [record.objects[index] for index in indices]
-        masks = [decode_shape(self._shapes[item.object_id], record.size) for item in objects]
-        return collect_masks(masks, [item.box for item in objects], [""] * len(objects), record.size)
+        planes = pack_shapes([self._shapes[item.object_id] for item in objects], record.size)
+        return collect_masks(planes, [item.box for item in objects], [""] * len(objects))
 
 
 def _map_categories(file: CocoFile, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], dict[int | str, int]]:

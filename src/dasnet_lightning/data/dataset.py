@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch.utils.data import Dataset
 
 from dasnet_lightning.data.augmented import Augmented
 from dasnet_lightning.data.collate import Sample
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.masks import encode_mask
+from dasnet_lightning.data.planes import MaskPlanes, empty_planes, unpack_masks, unpack_void
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sampling import Key, sample_seed
 from dasnet_lightning.data.semantic_map import paint_semantic
@@ -31,9 +32,8 @@ class Opened:
     """
 
     asked: bool
-    masks: Bool[np.ndarray, "m H0 W0"]
-    index: np.ndarray
-    void: Bool[np.ndarray, "H0 W0"] | None = None
+    planes: MaskPlanes
+    index: Int64[np.ndarray, " m"]
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -73,24 +73,25 @@ class SegmentationDataset(Dataset[Sample]):
         labels = np.array([item.label for item in record.objects], np.int64)
         boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
         try:
-            out = self.transform(image, boxes, opened.masks, opened.index, opened.void, seed, labels)
+            out = self.transform(image, boxes, opened.planes, opened.index, seed, labels)
         except DataError as error:
             raise DataError(f"{record.path}: {error}") from error
-        pixels = torch.from_numpy(np.ascontiguousarray(out.image.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.ascontiguousarray(out.image)).permute(2, 0, 1)
         target = build_target(record, out, opened.asked, self._truth(record, opened, out.kept.tolist()))
         return Sample(record.image_id, pixels, target, seed)
 
     def _truth(self, record: ImageRecord, opened: Opened, kept: Sequence[int]) -> Truth | None:
         if not self.with_truth or (record.objects and not opened.asked):
             return None  # objects without a single mask: there is nothing to measure against
-        known = dict(zip(opened.index.tolist(), opened.masks, strict=True))
+        known = dict(zip(opened.index.tolist(), unpack_masks(opened.planes), strict=True))
+        void = unpack_void(opened.planes)
         boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
         labels, ignore = [item.label for item in record.objects], [item.ignore for item in record.objects]
         masks = [known.get(i) for i in range(len(record.objects))]
         return Truth(
-            semantic=torch.from_numpy(paint_semantic(record.size, boxes, labels, ignore, masks, opened.void)),
+            semantic=torch.from_numpy(paint_semantic(record.size, boxes, labels, ignore, masks, void)),
             masks=tuple(encode_mask(known[i]) if i in known else None for i in kept),
-            void=None if opened.void is None else encode_mask(opened.void),
+            void=None if void is None else encode_mask(void),
         )
 
 
@@ -98,10 +99,10 @@ def open_masks(source: Source, record: ImageRecord, allowed: bool) -> Opened:
     """Open the present masks of one image if allowed; those that turn out invalid are left out."""
     present = [i for i, item in enumerate(record.objects) if item.mask is MaskState.PRESENT] if allowed else []
     if not present:
-        return Opened(False, np.zeros((0, *record.size), bool), np.zeros(0, np.int64))
+        return Opened(False, empty_planes(record.size, 0), np.zeros(0, np.int64))
     loaded = source.load_masks(record, present)
-    valid = np.array(loaded.valid, bool)
-    return Opened(True, loaded.masks[valid], np.array(present, np.int64)[valid], loaded.void)
+    valid = [j for j, good in enumerate(loaded.valid) if good]
+    return Opened(True, loaded.planes.select(valid), np.array(present, np.int64)[valid])
 
 
 def build_target(record: ImageRecord, out: Augmented, masks_asked: bool, truth: Truth | None) -> Target:
@@ -109,16 +110,22 @@ def build_target(record: ImageRecord, out: Augmented, masks_asked: bool, truth: 
     survivors = [record.objects[i] for i in out.kept.tolist()]
     has_mask = np.zeros(len(survivors), dtype=bool)
     has_mask[out.mask_index] = True
-    masks = None
-    if masks_asked:
-        masks = np.zeros((len(survivors), *out.void.shape), dtype=bool)
-        masks[out.mask_index] = out.masks
     return Target(
         boxes=torch.from_numpy(out.boxes.astype(np.float32)),
         labels=torch.tensor([item.label for item in survivors], dtype=torch.int64),
         has_mask=torch.from_numpy(has_mask),
         ignore=torch.tensor([item.ignore for item in survivors], dtype=torch.bool),
-        masks=None if masks is None else torch.from_numpy(masks),
+        masks=torch.from_numpy(_masks_of_all(out)) if masks_asked else None,
         void=torch.from_numpy(out.void) if masks_asked else None,
         truth=truth,
     )
+
+
+def _masks_of_all(out: Augmented) -> Bool[np.ndarray, "k H W"]:
+    """A mask for every object; what stands where there is none is never read."""
+    count = len(out.kept)
+    if np.array_equal(out.mask_index, np.arange(count)):
+        return out.masks
+    masks = np.zeros((count, *out.void.shape), dtype=bool)
+    masks[out.mask_index] = out.masks
+    return masks

@@ -1,7 +1,8 @@
 """Reading one image file as uint8 RGB, whatever it is; what cannot be read is named and described.
 
 The header is looked at before anything is decoded, so a decompression bomb costs nothing. Pillow raises where a file is
-cut short (other decoders answer grey pixels), so a truncated photograph never reaches the training.
+cut short (other decoders answer grey pixels), so a truncated photograph never reaches the training; only a JPEG that is
+sound is decoded by something faster (data.jpeg).
 """
 
 import logging
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from dasnet_lightning.data.jpeg import decode_sound_jpeg
 from dasnet_lightning.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -38,7 +40,8 @@ def read_image(
             orientation = image.getexif().get(ORIENTATION, 1)
             keep = _keeps_orientation(path, image.size, orientation, expected_size)
             upright = image if keep or orientation == 1 else ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+            fast = _decode_fast(path, image) if upright is image else None
+            return _to_rgb(upright) if fast is None else fast
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {error}; the limit is max_pixels={max_pixels}") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
@@ -96,6 +99,14 @@ def _keeps_orientation(path: Path, stored: tuple[int, int], orientation: int, ex
         f"{path}: the image has {turned[1]}x{turned[0]} pixels but its annotation says {expected[1]}x{expected[0]}; "
         "the boxes would be misaligned, correct the annotation or put back the original image"
     )
+
+
+def _decode_fast(path: Path, image: Image.Image) -> UInt8[np.ndarray, "H W 3"] | None:
+    """The pixels of a sound JPEG in colours, as stored; None where they are Pillow's to decode."""
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    pixels = decode_sound_jpeg(path.read_bytes())
+    return None if pixels is None or pixels.shape[:2] != (image.height, image.width) else pixels
 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:

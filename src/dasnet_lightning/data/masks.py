@@ -6,13 +6,15 @@ validated first, and run lengths are decoded here.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from pycocotools import mask as coco_mask
 
+from dasnet_lightning.data.planes import MaskPlanes, empty_planes
 from dasnet_lightning.data.records import Masks, MaskState
 
 REACH = 4  # polygons may reach this many image sizes beyond the origin, on either side
@@ -53,15 +55,17 @@ def check_segmentation(value: Any, size: tuple[int, int]) -> CheckedShape:
     return CheckedShape(MaskState.PRESENT, shape)
 
 
-def decode_shape(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Rasterise a validated shape."""
-    height, width = size
-    counts = shape.counts
-    if counts is None:
-        # decoded here as well: pycocotools' own decoder warns under numpy 2
-        runs = coco_mask.merge(coco_mask.frPyObjects(list(shape.polygons), height, width))
-        counts = parse_counts(runs["counts"])
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+def pack_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> MaskPlanes:
+    """Rasterise validated shapes into planes, each only from its first pixel to its last, column by column."""
+    turned = empty_planes((size[1], size[0]), len(shapes))
+    for index, shape in enumerate(shapes):
+        counts = _runs(shape, size)
+        plane, value = turned.bit(index)
+        bits = np.zeros(len(counts), np.uint8)
+        bits[1::2] = value
+        start, stop = int(counts[0]), int(counts[: len(counts) // 2 * 2].sum())
+        plane.reshape(-1)[start:stop] |= np.repeat(bits[1:], counts[1:])[: stop - start]
+    return replace(turned, planes=np.stack([cv2.transpose(plane) for plane in turned.planes]))
 
 
 def encode_mask(mask: Bool[np.ndarray, "H W"]) -> bytes:
@@ -81,43 +85,42 @@ def is_rectangle(shape: Shape | None, box: tuple[float, float, float, float] | N
     return bool((near_x & near_y).all() and (np.abs(extent - (box[2] - box[0], box[3] - box[1])) <= 2).all())
 
 
-def check_mask(mask: Bool[np.ndarray, "H W"], box: tuple[float, float, float, float]) -> str:
-    """Say why a mask cannot belong to its box (xyxy): it is empty, or mostly outside; "" where it can."""
-    total = int(np.count_nonzero(mask))
+def check_mask(plane: UInt8[np.ndarray, "H W"], value: int, box: tuple[float, float, float, float]) -> str:
+    """Say why a mask cannot belong to its box (xyxy): it is empty, or mostly outside; "" where it can.
+
+    The mask is the bit `value` of a plane.
+    """
+    mask = plane & np.uint8(value)
+    total = cv2.countNonZero(mask)
     if total == 0:
         return "the mask is empty"
     x0, y0 = (max(0, math.floor(edge - MARGIN)) for edge in box[:2])
     x1, y1 = (math.ceil(edge + MARGIN) for edge in box[2:])
-    inside = int(np.count_nonzero(mask[y0:y1, x0:x1]))
+    inside = cv2.countNonZero(mask[y0:y1, x0:x1])
     if inside < MIN_INSIDE * total:
         return f"only {100 * inside // total} % of the mask lie inside its box"
     return ""
 
 
 def collect_masks(
-    masks: Sequence[np.ndarray],
-    boxes: Sequence[tuple[float, float, float, float]],
-    reasons: Sequence[str],
-    size: tuple[int, int],
-    void: Bool[np.ndarray, "H W"] | None = None,
+    packed: MaskPlanes, boxes: Sequence[tuple[float, float, float, float]], reasons: Sequence[str]
 ) -> Masks:
-    """Put opened masks together, each checked against its box; `reasons[i]` not empty marks one that failed before."""
-    checked = tuple(reason or check_mask(mask, box) for mask, box, reason in zip(masks, boxes, reasons, strict=True))
-    stacked = np.stack(masks) if len(masks) else np.zeros((0, *size), dtype=bool)
-    return Masks(masks=stacked, valid=tuple(not reason for reason in checked), reasons=checked, void=void)
+    """Check opened masks against their boxes; `reasons[i]` not empty marks one that failed before."""
+    checked = tuple(
+        reason or check_mask(*packed.bit(index), box)
+        for index, (box, reason) in enumerate(zip(boxes, reasons, strict=True))
+    )
+    return Masks(planes=packed, valid=tuple(not reason for reason in checked), reasons=checked)
 
 
-def cut_objects(
-    picture: UInt8[np.ndarray, "H W"], places: Sequence[int], count: int
-) -> tuple[list[np.ndarray], list[str]]:
-    """Cut objects out of VOC's index picture, where the object at place k of the XML (from 1) has the index k.
+def check_indices(picture: UInt8[np.ndarray, "H W"], count: int) -> str:
+    """Say why VOC's index picture cannot be that of `count` objects in the XML; "" where it can.
 
-    count: the number of objects in the XML. More indices than objects means that the two do not speak of the same
-    objects, and none of them is trusted.
+    The object at place k of the XML (from 1) has the index k. More indices than objects means that the two do not speak of
+    the same objects, and none of them is trusted.
     """
-    top = int(np.max(picture, where=picture != VOID, initial=0))
-    reason = f"SegmentationObject has indices up to {top} but the XML has {count} objects" if top > count else ""
-    return [picture == place for place in places], [reason] * len(places)
+    top = int((picture + np.uint8(1)).max(initial=0)) - 1  # VOID becomes 0
+    return f"SegmentationObject has indices up to {top} but the XML has {count} objects" if top > count else ""
 
 
 def parse_counts(text: str | bytes) -> np.ndarray:
@@ -139,6 +142,15 @@ def parse_counts(text: str | bytes) -> np.ndarray:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
+
+
+def _runs(shape: Shape, size: tuple[int, int]) -> np.ndarray:
+    """The run lengths of a shape, column by column, the first outside."""
+    if shape.counts is not None:
+        return shape.counts
+    # decoded here as well: pycocotools' own decoder warns under numpy 2
+    runs = coco_mask.merge(coco_mask.frPyObjects(list(shape.polygons), *size))
+    return parse_counts(runs["counts"])
 
 
 def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> Shape:

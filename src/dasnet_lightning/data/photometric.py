@@ -48,19 +48,18 @@ def draw_distortion(
 
 def distort(image: Image, distortion: Distortion) -> Image:
     """Apply brightness, then contrast and colours in the drawn order; every step is clipped to 0..255."""
-    levels = _clip(LEVELS + distortion.brightness)
+    before, after = _clip(LEVELS + distortion.brightness), LEVELS
     if distortion.contrast_first:
-        levels = _clip(levels * distortion.contrast)
-    image = _look_up(image, levels)
-    image = _recolour(image, distortion.saturation, distortion.hue)
-    if not distortion.contrast_first:
-        image = _look_up(image, _clip(LEVELS * distortion.contrast))
-    return image
+        before = _clip(before * distortion.contrast)
+    else:
+        after = _clip(after * distortion.contrast)
+    first, last = _table(before), _table(after)
+    if distortion.saturation == 1 and distortion.hue == 0:
+        return _look_up(image, last[first])
+    return _look_up(_recolour(_look_up(image, first), distortion.saturation, distortion.hue), last)
 
 
 def _recolour(image: Image, saturation: float, hue: float) -> Image:
-    if saturation == 1 and hue == 0:
-        return image
     # the "full" conversion spreads the circle over 0..255, so hue wraps round by itself
     turned = (LEVELS + round(hue * 256 / 360)) % 256
     table = np.stack([turned, _clip(LEVELS * saturation), LEVELS], axis=-1)[None]
@@ -68,8 +67,12 @@ def _recolour(image: Image, saturation: float, hue: float) -> Image:
     return np.asarray(cv2.cvtColor(cv2.LUT(hsv, table.astype(np.uint8)), cv2.COLOR_HSV2RGB_FULL))
 
 
-def _look_up(image: Image, levels: np.ndarray) -> Image:
-    return np.asarray(cv2.LUT(image, np.rint(levels).astype(np.uint8)))
+def _table(levels: np.ndarray) -> UInt8[np.ndarray, " 256"]:
+    return np.rint(levels).astype(np.uint8)
+
+
+def _look_up(image: Image, table: UInt8[np.ndarray, " 256"]) -> Image:
+    return image if np.array_equal(table, LEVELS) else np.asarray(cv2.LUT(image, table))
 
 
 def _clip(levels: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool
 
+from dasnet_lightning.data.planes import MaskPlanes, unpack_masks, unpack_void
+
 
 class MaskState(StrEnum):
     PRESENT = "present"
@@ -67,13 +69,20 @@ class Masks:
     """The opened masks of some objects of one image, in its original pixels, in the order asked for.
 
     `masks[i]` may be read only where `valid[i]`; `reasons[i]` says why not. `void` marks pixels that no loss and no
-    metric may read (VOC's 255 border), None where the format has none.
+    metric may read (VOC's 255 border), None where the format has none. Both are made from `planes` when asked for.
     """
 
-    masks: Bool[np.ndarray, "n H0 W0"]
+    planes: MaskPlanes
     valid: tuple[bool, ...]
     reasons: tuple[str, ...]
-    void: Bool[np.ndarray, "H0 W0"] | None = None
+
+    @property
+    def masks(self) -> Bool[np.ndarray, "n H0 W0"]:
+        return unpack_masks(self.planes)
+
+    @property
+    def void(self) -> Bool[np.ndarray, "H0 W0"] | None:
+        return unpack_void(self.planes)
 
 
 class Source(Protocol):

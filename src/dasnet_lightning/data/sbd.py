@@ -12,6 +12,7 @@ from jaxtyping import Integer
 
 from dasnet_lightning.data.checks import Box, Fix, RecordsError, check_fix, locate_files
 from dasnet_lightning.data.masks import collect_masks
+from dasnet_lightning.data.planes import pack_picture
 from dasnet_lightning.data.reading import RawImage, RawObject, read_images
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.data.sbd_files import Instances, find_sbd_root, read_instances, read_sbd_list
@@ -57,8 +58,8 @@ class SBDSource:
         objects = [record.objects[index] for index in indices]
         picture = read_instances(_inst(self.root, record.image_id)).picture
         # an object id ends in its index in the map, which refused objects do not shift
-        masks = [picture == int(item.object_id.rsplit("/", 1)[1]) for item in objects]
-        return collect_masks(masks, [item.box for item in objects], [""] * len(objects), record.size)
+        planes = pack_picture(picture, [int(item.object_id.rsplit("/", 1)[1]) for item in objects])
+        return collect_masks(planes, [item.box for item in objects], [""] * len(objects))
 
 
 def mask_boxes(picture: Integer[np.ndarray, "H W"], count: int) -> list[Box | None]:

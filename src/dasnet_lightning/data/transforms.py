@@ -2,26 +2,32 @@
 
 Two habits of albumentations 2.0.8 are cured here. `Compose.set_random_seed` gives every step the same stream, so that a
 flip with p=0.5 happens exactly when an expand with p=0.5 does; one generator is shared instead, made anew from `seed`
-in every call. And labels travel as float32, so nothing but the objects' positions 0..n-1 goes in.
+in every call. And it checks and converts all that goes in and out, which costs as much as it takes to warp the masks; it
+only sets up the steps here, and `Transform` runs them.
 
-The void map travels with codes: 0 known, VOID, FILLED. Photometric distortion is per pixel, so it runs last, on the
-small picture; the filled area is painted with the plain mean afterwards, as if the distortion had come first.
+Masks travel as bits, with the void map and the area that a step filled (data.planes): "mask" is the first plane, "masks"
+are the others. Photometric distortion is per pixel, so it runs last, on the small picture; the filled area is painted with
+the plain mean afterwards, as if the distortion had come first.
 """
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from importlib import metadata
 from random import Random
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 
-from dasnet_lightning.data.augmented import FILLED, VOID, Augmented, Moved, collect, keep_a_pixel
+from dasnet_lightning.data.augmented import Augmented, Moved, collect, keep_a_pixel
 from dasnet_lightning.data.crops import Window, draw_window, mark_cut, move_boxes
 from dasnet_lightning.data.photometric import Distortion, distort, draw_distortion
+from dasnet_lightning.data.planes import FILLED, MaskPlanes
+from dasnet_lightning.data.unit_boxes import clip_boxes, from_unit, to_unit
 from dasnet_lightning.data.views import view_image, view_mask
-from dasnet_lightning.errors import ConfigError, DataError
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.registry import Registry
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks a host for its newest version at import
@@ -57,7 +63,7 @@ class SSDWindow(A.DualTransform):
     """SSD's expand, its crop with a minimal overlap, and the resize (section 6): all three only choose a window.
 
     image_size: (height, width) of what comes out. expand: how probable. max_ratio: of the canvas. scale: of the crop, None
-    for no crop. The added area gets the code FILLED in the void map. The crop keeps the objects whose centre lies inside;
+    for no crop. The added area is FILLED in the first plane. The crop keeps the objects whose centre lies inside;
     one that is cut away but still partly visible travels on with the index -1 - i, so that the caller can tell.
     """
 
@@ -132,70 +138,61 @@ class Transform:
 
     def __init__(self, steps: Sequence[A.BasicTransform], keep_all: bool = False) -> None:
         self.keep_all = keep_all
-        boxes = A.BboxParams("pascal_voc", label_fields=["index"], check_each_transform=False)
-        self._compose = A.Compose(list(steps), bbox_params=boxes, strict=True, seed=0)
+        boxes = A.BboxParams("albumentations", check_each_transform=False)
+        self._steps = A.Compose(list(steps), bbox_params=boxes, seed=0)
 
     def __call__(
         self,
         image: UInt8[np.ndarray, "H0 W0 3"],
         boxes: Float[np.ndarray, "n 4"],
-        masks: Bool[np.ndarray, "m H0 W0"],
+        planes: MaskPlanes,
         mask_index: Int64[np.ndarray, " m"],
-        void: Bool[np.ndarray, "H0 W0"] | None,
         seed: int,
         labels: Int64[np.ndarray, " n"] | None = None,
     ) -> Augmented:
         """Augment one image; the same arguments give the same result in any process.
 
-        boxes: xyxy in the image's pixels. mask_index: the object that each mask belongs to. labels: used only to void
-        what a crop leaves of a removed object inside the boxes of its own class; None treats all as one class.
+        boxes: xyxy in the image's pixels. mask_index: the object that each mask of `planes` belongs to. labels: used only
+        to void what a crop leaves of a removed object inside the boxes of its own class; None treats all as one class.
         Raises DataError for a box without area inside the image.
         """
         boxes = clip_boxes(boxes, image.shape[:2])
         # one stream for all steps: see the module's docstring
-        self._compose.set_random_state(np.random.default_rng(seed), Random(seed))
-        moved = _read(
-            self._compose(
-                image=image,
-                bboxes=boxes,
-                index=np.arange(len(boxes)),
-                masks=masks.astype(np.uint8) if len(masks) else [],  # an array of no masks raises
-                mask=np.zeros(image.shape[:2], np.uint8) if void is None else void.astype(np.uint8) * VOID,
-            ),
-            mask_index,
-        )
+        self._steps.set_random_state(np.random.default_rng(seed), Random(seed))
+        self._steps.py_random.random()  # Compose's own draw: a seed keeps the picture that it has always had
+        data = {
+            "image": image,
+            "bboxes": to_unit(boxes, image.shape),
+            "mask": planes.planes[0],
+            "masks": planes.planes[1:] if len(planes.planes) > 1 else [],  # an array of no masks raises
+        }
+        for step in self._steps.transforms:
+            data = step(**data)
+        moved = _read(data, planes, mask_index)
         if self.keep_all:
-            keep_a_pixel(moved.masks, masks)
+            keep_a_pixel(moved.planes, planes)
         return collect(moved, np.zeros(len(boxes), np.int64) if labels is None else labels, self.keep_all)
 
 
-def clip_boxes(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 4"]:
-    """Clip boxes to an image of `size` (height, width). Raises DataError for one with no area inside."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    clipped = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
-    good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # False for NaN too
-    if not good.all():
-        first = int((~good).argmax())
-        raise DataError(
-            f"object {first}: box {boxes[first].tolist()} has no area inside the image of {size[1]} x {size[0]} pixels; "
-            f"expected x0 < x1 and y0 < y1, mend or remove the annotation"
-        )
-    return np.asarray(clipped)
-
-
-def _read(out: dict[str, Any], mask_index: Int64[np.ndarray, " m"]) -> Moved:
-    image, codes = out["image"], out["mask"]
-    filled = (codes == FILLED).view(np.uint8)
+def _read(out: dict[str, Any], planes: MaskPlanes, mask_index: Int64[np.ndarray, " m"]) -> Moved:
+    image, first = out["image"], out["mask"]
+    filled = first & np.uint8(FILLED)
     if filled.any():  # 100 times as fast as image[filled] = MEAN_COLOUR
-        image = cv2.copyTo(np.full_like(image, MEAN_COLOUR), filled, image)
+        image = cv2.copyTo(_plain(image.shape), filled, image)
+    boxes = from_unit(out["bboxes"], image.shape)
     return Moved(
         image=image,
-        boxes=np.asarray(out["bboxes"], np.float64).reshape(-1, 4),
-        index=np.rint(np.asarray(out["index"], np.float64)).astype(np.int64).reshape(-1),
-        masks=np.asarray(out["masks"], np.uint8).reshape(-1, *codes.shape).astype(bool),
+        boxes=boxes[:, :4],
+        index=np.rint(boxes[:, 4]).astype(np.int64),
+        planes=replace(planes, planes=np.concatenate([first[None], *([out["masks"]] if len(out["masks"]) else [])])),
         mask_index=np.asarray(mask_index, np.int64).reshape(-1),
-        codes=codes,
     )
+
+
+@lru_cache(maxsize=4)
+def _plain(shape: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture of the mean colour, to be copied from."""
+    return np.full(shape, MEAN_COLOUR, np.uint8)
 
 
 TRANSFORMS: Registry[Callable[[tuple[int, int]], Transform]] = Registry("augmentation")

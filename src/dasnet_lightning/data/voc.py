@@ -12,7 +12,8 @@ from PIL import Image
 
 from dasnet_lightning.data.checks import Fix, RecordsError, box_hint, check_class_names, check_fix, locate_files
 from dasnet_lightning.data.images import describe_file, image_size
-from dasnet_lightning.data.masks import VOID, collect_masks, cut_objects
+from dasnet_lightning.data.masks import VOID, check_indices, collect_masks
+from dasnet_lightning.data.planes import empty_planes, pack_picture
 from dasnet_lightning.data.reading import RawImage, RawObject, read_images
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.data.voc_files import (
@@ -81,12 +82,11 @@ class VOCSource:
         path = self.root / "SegmentationObject" / f"{record.image_id}.png"
         picture, reason = _open_picture(path, record.size)
         if picture is None:
-            empty = [np.zeros(record.size, dtype=bool)] * len(indices)
-            return collect_masks(empty, boxes, [reason] * len(indices), record.size)
+            return collect_masks(empty_planes(record.size, len(indices)), boxes, [reason] * len(indices))
         # an object id ends in the object's place in the XML, which refused objects do not shift
         places = [int(record.objects[index].object_id.rsplit("/", 1)[1]) for index in indices]
-        masks, reasons = cut_objects(picture, places, self._counts[record.image_id])
-        return collect_masks(masks, boxes, reasons, record.size, void=picture == VOID)
+        reason = check_indices(picture, self._counts[record.image_id])
+        return collect_masks(pack_picture(picture, places, VOID), boxes, [reason] * len(indices))
 
 
 def _xml(root: Path, image_id: str) -> Path:
