@@ -1,6 +1,7 @@
 """Short two-stage runs of `dasnet train` in processes that can be killed, and what they left behind.
 
-The processes are forked from this one, which has imported everything: starting one takes a fraction of a second.
+The processes are forked from this one, which has imported everything and computed nothing: starting one takes a fraction
+of a second.
 """
 
 import contextlib

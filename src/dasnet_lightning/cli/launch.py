@@ -34,12 +34,14 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
 
     Only the first one prints results. When it ends with an error, it ends the others.
     """
-    if settings.devices == 1 and settings.strategy == "auto":
+    if settings.devices == settings.num_nodes == 1 and settings.strategy == "auto":
         yield
         return
     check_strategy(settings)
     rejoin_after_restart()
-    fabric = L.Fabric(accelerator=settings.accelerator, devices=settings.devices, strategy="ddp")
+    fabric = L.Fabric(
+        accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes, strategy="ddp"
+    )
     fabric.launch()
     if not is_first():
         logging.getLogger("dasnet_lightning").setLevel(logging.ERROR)  # the first one warns

@@ -52,6 +52,7 @@ class TrainerSettings:
 
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "32-true"
     logger: str = "csv"
@@ -149,6 +150,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
+        num_nodes=settings.num_nodes,
         strategy=settings.strategy,
         precision=settings.precision,  # type: ignore[arg-type]
         max_steps=stage.steps,
@@ -186,6 +188,7 @@ def build_evaluator(settings: TrainerSettings) -> L.Trainer:
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
+        num_nodes=settings.num_nodes,
         strategy=settings.strategy,
         precision=settings.precision,  # type: ignore[arg-type]
         logger=False,

@@ -1,6 +1,7 @@
 """`dasnet train DATA`: both stages on the user's data set, evaluation and report; resumes where it stopped."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-workers", type=int, default=None, help="loader processes (default: half the processors)")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--devices", type=int, default=1, help="processes, each with a batch of its own")
+    parser.add_argument("--num-nodes", type=int, default=1, help="machines (default: %(default)s; torchrun's)")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices (default: %(default)s)")
     parser.add_argument(
         "--scale-lr",
@@ -180,10 +182,15 @@ def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The hardware and logging options, as the stages take them."""
     from dasnet_lightning.cli.stages import TrainerSettings
 
+    devices, num_nodes, strategy = args.devices, args.num_nodes, args.strategy
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun knows, also where machines come and go
+        devices, num_nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+        strategy = "ddp" if strategy == "auto" else strategy
     return TrainerSettings(
         accelerator=args.accelerator,
-        devices=args.devices,
-        strategy=args.strategy,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
         precision=args.precision or default_precision(args.accelerator),
         logger=args.logger,
         project=args.project,
