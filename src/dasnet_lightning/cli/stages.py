@@ -14,7 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput
+from dasnet_lightning.callbacks import AtomicCheckpointIO, BoxAPGuard, ProgressLines, Throughput, ValidationTime
 from dasnet_lightning.cli.console import say
 from dasnet_lightning.files import write_json
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
@@ -124,7 +124,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,
         logger=build_loggers(stage, settings),
-        callbacks=[checkpoint, Throughput(), BoxAPGuard(), progress],
+        callbacks=[checkpoint, Throughput(), ValidationTime(), BoxAPGuard(), progress],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,

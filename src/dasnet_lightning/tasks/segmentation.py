@@ -19,6 +19,7 @@ from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
 from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
@@ -41,8 +42,9 @@ class SegmentationTask(L.LightningModule, ABC):
     model. initial_checkpoint: a checkpoint of the same task to start from. joint: the detector learns too, from its own
     losses (times `box_loss_weight`) and from what comes back through the attention, at `optimizer.detector_rate` times
     the rate; its box AP is then measured as well (paper section 1: possible, and no gain for the authors).
-    soft_attention: see DASNet; both decodes are trained. head: makes the head for the decoder's channels; the final
-    class chooses it.
+    soft_attention: see DASNet; both decodes are trained. coco_evaluator: the program that computes COCO's AP, the same from
+    each (metrics.coco_evaluators); a machine's own, so no hyper-parameter. head: makes the head for the decoder's channels;
+    the final class chooses it.
     """
 
     def __init__(
@@ -61,12 +63,13 @@ class SegmentationTask(L.LightningModule, ABC):
         joint: bool = False,
         box_loss_weight: float = 1.0,
         optimizer: OptimizerConfig | None = None,
+        coco_evaluator: Evaluator = "built-in",
         *,
         head: Callable[[int], Head],
     ) -> None:
         super().__init__()
         # called here, lightning also collects the arguments of the final class
-        self.save_hyperparameters(ignore=["optimizer", "inference", "head"])
+        self.save_hyperparameters(ignore=["optimizer", "inference", "head", "coco_evaluator"])
         options = detector_options if detector_checkpoint is None else without_weights(detector_options)
         self.model = build_dasnet(
             num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
@@ -82,8 +85,8 @@ class SegmentationTask(L.LightningModule, ABC):
         self.box_loss_weight = box_loss_weight
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
         self.iou = nn.ModuleDict({kind: SemanticIoU(num_classes) for kind in BOX_KINDS})
-        self.mask_ap = {kind: InstanceAP() for kind in BOX_KINDS}
-        self.box_ap = BoxAP()
+        self.mask_ap = {kind: InstanceAP(coco_evaluator) for kind in BOX_KINDS}
+        self.box_ap = BoxAP(coco_evaluator)
         self.figures: dict[str, float] = {}  # all of the last validation
 
     @abstractmethod
