@@ -93,7 +93,8 @@ def test_hyper_parameters_are_the_arguments_with_their_defaults(kind, tmp_path):
     for owner in (SegmentationTask, TASKS[kind]):
         arguments = inspect.signature(owner.__init__).parameters
         expected |= {name: a.default for name, a in arguments.items() if name not in ("self", "network", "head")}
-    del expected["optimizer"]  # a training's, not the network's
+    for name in ("optimizer", "coco_evaluator"):  # a training's and a machine's, not the network's
+        del expected[name]
     expected |= {
         "num_classes": 3,
         "class_names": NAMES,
