@@ -153,3 +153,19 @@ def test_made_up_photographs_are_sound(tmp_path, script):
     data_path = importlib.import_module("data_path")
     source = VOCSource(data_path.make_photographs(tmp_path, 4), "train")
     assert source.problems == ()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read as Linux tells it")
+def test_evaluation(tmp_path, script, monkeypatch):
+    evaluation = importlib.import_module("evaluation")
+    small = argparse.Namespace(images=8, instances=6, size=64, classes=4)
+    memory = evaluation.measure_memory("ours", small)
+    assert memory["kept_mb"] <= max(memory["update_peak_mb"], memory["compute_peak_mb"]) < 100
+    monkeypatch.setattr(evaluation, "memory_elsewhere", lambda name: memory)  # a new process for each would take long
+    options = "--images 24 --instances 6 --size 64 --classes 4 --repetitions 1"
+    script("evaluation", *options.split(), "--out", tmp_path)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {"ours", "torchmetrics", "ours, pycocotools"} <= set(content["sides"])
+    assert content["largest_ap_difference"] < 1e-6
+    assert all(0.2 < side["ap"] < 0.9 and side["update_s"] > 0 for side in content["sides"].values())
+    assert (tmp_path / "evaluation.md").read_text().count("\n") == 2 + len(content["sides"])

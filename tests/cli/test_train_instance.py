@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,14 @@ def test_segment_command_takes_options_of_the_checkpoints_task(finished, shapes,
     assert len(predicted.anns) == 12
     assert main([*arguments, "--inference-option", "max_classes=2"]) == 2
     assert "nothing is called 'max_classes'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(250, 1), (374, 1), (375, 2), (1500, 2)])
+def test_a_short_stage_validates_once(steps, expected):
+    records = [None] * 200
+    dataset = SimpleNamespace(val=SimpleNamespace(records=records))
+    data = SimpleNamespace(batch_size=16, opened=lambda: SimpleNamespace(dataset=dataset))
+    assert stage_two.validations_of(steps, data) == expected
 
 
 def test_demo_of_instances(tmp_path, capsys):

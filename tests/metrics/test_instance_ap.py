@@ -18,7 +18,7 @@ from metric_scenes import (
 
 from dasnet_lightning.metrics.instance import InstanceAP, fill_box
 from dasnet_lightning.metrics.region_ap import area_ap, eleven_point_ap
-from dasnet_lightning.metrics.run_lengths import decode, encode
+from dasnet_lightning.metrics.run_lengths import areas, decode, encode
 from dasnet_lightning.types import InstancePrediction, Target
 
 ONE, TWO, FAR = rectangle(2, 4, 12, 14), rectangle(15, 4, 25, 14), rectangle(2, 16, 12, 22)
@@ -242,6 +242,12 @@ def test_run_lengths_there_and_back() -> None:
         np.testing.assert_array_equal(decode(encode(given), (7, 9)), masks)
     assert encode(masks[:0]) == []
     assert decode([], (7, 9)).shape == (0, 7, 9)
+
+
+def test_areas_of_more_masks_than_a_byte_counts() -> None:
+    masks = np.random.default_rng(0).random((300, 5, 6)) < 0.5
+    assert areas(encode(masks), (5, 6)).tolist() == masks.sum(axis=(1, 2)).tolist()
+    assert areas([], (5, 6)).dtype == np.int64
 
 
 def test_a_box_covers_every_pixel_that_it_touches() -> None:

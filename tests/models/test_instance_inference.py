@@ -234,3 +234,32 @@ def test_options_that_cannot_work_are_refused(kind):
     most = "max_detections" if kind is InstanceOptions else "max_classes"
     with pytest.raises(ConfigError, match=f"{most}=-1"):
         kind(**{most: -1})
+
+
+def test_a_box_of_several_classes_is_decoded_once_and_answers_are_those_of_each_alone(monkeypatch):
+    model, decoded = build(random_maps(), visible=1.0), []
+    pyramid = model.detector.features(make_batch([make_target([], [])] * 3).images)
+    several = [
+        found([FRACTIONAL[0], FRACTIONAL[1], FRACTIONAL[0], FRACTIONAL[0]], labels=[1, 1, 2, 3]),
+        found([]),
+        found([FRACTIONAL[2], FRACTIONAL[0], FRACTIONAL[2]], labels=[3, 1, 2]),
+    ]
+    sizes = [(57, 43), (32, 32), (57, 43)]
+    whole = DASNet._decode_whole
+
+    def count(self, pyramid, regions, at_once):
+        decoded.append(len(regions))
+        return whole(self, pyramid, regions, at_once)
+
+    monkeypatch.setattr(DASNet, "_decode_whole", count)
+    options = replace(EVERYTHING, weight_by_instance_score=True)
+    answers = segment_instances(model, pyramid, several, sizes, options)
+    assert decoded == [2 + 0 + 2]
+    for image, (detections, answer) in enumerate(zip(several, answers, strict=True)):
+        assert answer.found.labels.tolist() == detections.labels.tolist()
+        one = Pyramid(tuple(level[image : image + 1] for level in pyramid.levels), pyramid.strides, pyramid.size)
+        for k in range(len(detections.labels)):
+            alone = Detections(*(part[k : k + 1] for part in (detections.boxes, detections.labels, detections.scores)))
+            (expected,) = segment_instances(model, one, [alone], [sizes[image]], options)
+            assert torch.equal(answer.masks[k], expected.masks[0])
+            assert answer.found.scores[k] == pytest.approx(float(expected.found.scores[0]), rel=1e-6)

@@ -6,5 +6,15 @@ from dasnet_lightning.callbacks.nan_guard import NaNGuard
 from dasnet_lightning.callbacks.progress import ProgressLines, Throughput
 from dasnet_lightning.callbacks.resumable import Resumable
 from dasnet_lightning.callbacks.step_size import StepSize
+from dasnet_lightning.callbacks.validation_time import ValidationTime
 
-__all__ = ["AtomicCheckpointIO", "BoxAPGuard", "NaNGuard", "ProgressLines", "Resumable", "StepSize", "Throughput"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BoxAPGuard",
+    "NaNGuard",
+    "ProgressLines",
+    "Resumable",
+    "StepSize",
+    "Throughput",
+    "ValidationTime",
+]

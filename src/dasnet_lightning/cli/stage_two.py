@@ -13,12 +13,16 @@ from dasnet_lightning.data.accounting import account, summarise, write_accountin
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
-from dasnet_lightning.processes import once
+from dasnet_lightning.processes import once, world_size
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
+
+# a validated image takes two to three times as long as a trained one: all its detections are decoded, the unsure ones too;
+# with so many trained images for each validated one, validation takes a fifth of the time of training at most
+TRAINED_PER_VALIDATED = 15
 
 
 def account_labels(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
@@ -74,10 +78,17 @@ def train_budget(
 ) -> BudgetResult:
     """Stage two with the masks of one budget."""
     budget = str(data.mask_budget)
-    stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), config.steps or 1500, validations=2)
+    steps = config.steps or 1500
+    stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), steps, validations_of(steps, data))
     checkpoint = run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
     return BudgetResult(budget, len(data.mask_ids), masks, metrics, str(checkpoint))
+
+
+def validations_of(steps: int, data: MixedSupervisionDataModule) -> int:
+    """Two validations of a stage where each takes a fifth of the training before it at most, else only the one at its end."""
+    trained, validated = steps * data.batch_size * world_size(), len(data.opened().dataset.val.records)
+    return 2 if trained >= 2 * TRAINED_PER_VALIDATED * validated else 1
 
 
 def train_jointly(
@@ -86,7 +97,8 @@ def train_jointly(
     """Fine-tune the detector together with a trained decoder, on all boxes and the masks of the budget."""
     task = start_task(config, data, Path(before.checkpoint), score_threshold, joint=True)
     folder = budget_folder(config, data) / "joint"
-    stage = Stage(f"joint training: {before.budget} masks", folder, config.joint_steps, validations=2)
+    validations = validations_of(config.joint_steps, data)
+    stage = Stage(f"joint training: {before.budget} masks", folder, config.joint_steps, validations)
     checkpoint = run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
     return replace(before, budget=f"{before.budget}, joint", metrics=metrics, checkpoint=str(checkpoint))

@@ -25,6 +25,7 @@ from dasnet_lightning.callbacks import (
     Resumable,
     StepSize,
     Throughput,
+    ValidationTime,
 )
 from dasnet_lightning.callbacks.resumable import CHECKPOINT
 from dasnet_lightning.cli.console import complain, say
@@ -175,6 +176,7 @@ def build_callbacks(stage: Stage, settings: TrainerSettings) -> list[Callback]:
     """What watches a stage. Resumable comes last: what the others did to a step is in its checkpoints."""
     return [
         Throughput(),
+        ValidationTime(),
         BoxAPGuard(),
         StepSize(stage.name, settings.scale_lr),
         NaNGuard(str(stage.folder)),

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from dasnet_lightning.metrics.coco import CocoAP, Scene, as_array
+from dasnet_lightning.metrics.coco import CocoAP
+from dasnet_lightning.metrics.coco_evaluators import Evaluator
+from dasnet_lightning.metrics.comparison import Scene, as_array
 from dasnet_lightning.types import Detections, Target
 
 WITHOUT_PIXELS = (0, 0)  # boxes need no size of the image
@@ -12,10 +14,11 @@ class BoxAP:
     """Accumulates detections against ground truth; crowd and difficult objects neither count nor harm.
 
     An image id that comes again (samplers pad) counts once. All processes must call `compute`; all get the same figures.
+    evaluator: the program that computes them, the same figures from each (metrics.coco_evaluators).
     """
 
-    def __init__(self) -> None:
-        self._coco = CocoAP("bbox")
+    def __init__(self, evaluator: Evaluator = "built-in") -> None:
+        self._coco = CocoAP("bbox", evaluator)
 
     def update(self, image_ids: Sequence[str], detections: Sequence[Detections], targets: Sequence[Target]) -> None:
         """Add images: what was detected in each, best 100 of a class counted, and what is there."""

@@ -1,48 +1,24 @@
-"""COCO's average precision of boxes and of masks, by pycocotools: its one home here.
+"""COCO's average precision of boxes and of masks: pycocotools' figures, computed from one class's overlaps at a time.
 
 COCO's protocol: 101-point interpolation, the mean over IoU 0.50:0.95, the best 100 detections of a class in an image;
-a detection goes to the best object that is still free. Only small records are kept: numbers, boxes and run lengths.
+a detection goes to the best object that is still free. `coco_evaluators` has other implementations of it to choose from.
 """
 
-import io
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from torch import Tensor
+from jaxtyping import Bool, Float
 
+from dasnet_lightning.metrics.coco_evaluators import MAX_DETECTIONS, Evaluator, check_evaluator, run_evaluator
+from dasnet_lightning.metrics.comparison import NOT_ANNOTATED, Comparison, Kind, Scene, compare_by_class
 from dasnet_lightning.metrics.gather import evaluate_gathered
-from dasnet_lightning.metrics.run_lengths import as_coco
 
-Kind = Literal["bbox", "segm"]
-Shapes = Float[np.ndarray, "n 4"] | tuple[bytes, ...]  # boxes xyxy, or the run-length counts of masks
+# written as pycocotools writes them: the same floating-point numbers decide
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
-MAX_DETECTIONS = 100
-ALL_AREAS = [0.0, 1e10]
-NOT_ANNOTATED = -1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """What is there and what was found in one image of `size` (height, width).
-
-    `ignored` marks regions where a detection of the class neither counts nor harms (COCO's iscrowd).
-    """
-
-    size: tuple[int, int]
-    labels: Int64[np.ndarray, " n"]
-    shapes: Shapes
-    ignored: Bool[np.ndarray, " n"]
-    found_labels: Int64[np.ndarray, " m"]
-    found_scores: Float[np.ndarray, " m"]
-    found_shapes: Shapes
+Precision = Float[np.ndarray, "t r"]  # by IoU threshold and recall
 
 
 class CocoAP:
@@ -51,90 +27,86 @@ class CocoAP:
     An image id that comes again counts once. `compute` gathers the scenes of all processes.
     """
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, evaluator: Evaluator = "built-in") -> None:
+        check_evaluator(evaluator)
         self.kind: Kind = kind
+        self.evaluator: Evaluator = evaluator
         self.scenes: dict[str, Scene] = {}
 
     def add(self, image_id: str, scene: Scene) -> None:
         self.scenes.setdefault(image_id, scene)
 
     def compute(self, class_names: Sequence[str] = ()) -> dict[str, float]:
-        """`summarize_coco` of all scenes of all processes, the same on every rank."""
-        return evaluate_gathered(self.scenes, partial(summarize_coco, kind=self.kind, class_names=class_names))
+        """`evaluate_coco` of all scenes of all processes, the same on every rank."""
+        evaluate = partial(evaluate_coco, kind=self.kind, class_names=class_names, evaluator=self.evaluator)
+        return evaluate_gathered(self.scenes, evaluate)
 
     def reset(self) -> None:
         self.scenes.clear()
 
 
-def as_array(tensor: Tensor) -> np.ndarray:
-    """A copy in memory of its own: a view would keep alive the batch that it is a part of."""
-    return tensor.detach().cpu().numpy().copy()
+def evaluate_coco(
+    scenes: Mapping[str, Scene], kind: Kind, class_names: Sequence[str] = (), evaluator: Evaluator = "built-in"
+) -> dict[str, float]:
+    """`summarize_coco` of scenes, all with boxes ("bbox") or all with masks ("segm")."""
+    if evaluator != "built-in":
+        return summarize_coco(run_evaluator(scenes, kind, evaluator), class_names)
+    return summarize_coco({label: class_precision(pairs) for label, pairs in compare_by_class(scenes)}, class_names)
 
 
-def summarize_coco(scenes: Mapping[str, Scene], kind: Kind, class_names: Sequence[str] = ()) -> dict[str, float]:
+def summarize_coco(precision: Mapping[int, Precision | None], class_names: Sequence[str] = ()) -> dict[str, float]:
     """`ap` averaged over IoU 0.50:0.95, `ap50` and `ap75` in 0..1, -1 where nothing was annotated.
 
-    `ap/<class>` and so on by class name for classes that were annotated. Equal scores keep the order of the scenes.
+    precision: by label, None where the class was not annotated. `ap/<class>` and so on by class name for those that were.
     """
-    labels = sorted({int(label) for scene in scenes.values() for label in (*scene.labels, *scene.found_labels)})
-    precision = _precision(scenes, kind, labels)
-    summary = {"ap": _mean(precision), "ap50": _mean(precision[0]), "ap75": _mean(precision[5])}
-    for column, label in enumerate(labels):
-        of_class = precision[:, :, column]
-        if label < len(class_names) and _mean(of_class) != NOT_ANNOTATED:
-            parts = {"ap": of_class, "ap50": of_class[0], "ap75": of_class[5]}
-            summary |= {f"{name}/{class_names[label]}": _mean(part) for name, part in parts.items()}
+    known = {label: each for label, each in precision.items() if each is not None}
+    summary = _means(list(known.values()))
+    for label, each in known.items():
+        if label < len(class_names):
+            summary |= {f"{name}/{class_names[label]}": value for name, value in _means([each]).items()}
     return summary
 
 
-def _precision(scenes: Mapping[str, Scene], kind: Kind, labels: Sequence[int]) -> Float[np.ndarray, "t r k"]:
-    """Precision by IoU threshold, recall and class; -1 for a class that was never annotated."""
-    ordered = list(scenes.values())
-    images = [{"id": number, "height": s.size[0], "width": s.size[1]} for number, s in enumerate(ordered)]
-    truth = [_annotations(s.size, s.labels, s.shapes) for s in ordered]
-    found = [_annotations(s.size, s.found_labels, s.found_shapes) for s in ordered]
-    for rows, scene in zip(truth, ordered, strict=True):
-        for row, ignored in zip(rows, scene.ignored.tolist(), strict=True):
-            row["iscrowd"] = int(ignored)
-    for rows, scene in zip(found, ordered, strict=True):
-        for row, score in zip(rows, scene.found_scores.tolist(), strict=True):
-            row["score"] = score
-    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(_index(images, labels, truth), _index(images, labels, found), kind)
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [ALL_AREAS], ["all"]
-        evaluation.params.maxDets = [MAX_DETECTIONS]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"][:, :, :, 0, 0])
+def _means(precision: Sequence[Precision]) -> dict[str, float]:
+    if not precision:
+        return dict.fromkeys(("ap", "ap50", "ap75"), NOT_ANNOTATED)
+    by_threshold = np.stack(precision).mean(axis=(0, 2))
+    return {"ap": float(by_threshold.mean()), "ap50": float(by_threshold[0]), "ap75": float(by_threshold[5])}
 
 
-def _index(
-    images: Sequence[dict[str, Any]], labels: Sequence[int], annotations: Sequence[Sequence[dict[str, Any]]]
-) -> COCO:
-    """A COCO data set in memory; detections go the same way, for loadRes refuses an empty list."""
-    rows = [row | {"image_id": number} for number, of_image in enumerate(annotations) for row in of_image]
-    coco = COCO()
-    coco.dataset = {
-        "images": list(images),
-        "categories": [{"id": label} for label in labels],
-        # ids from 1: COCOeval takes the id 0 for "not matched"
-        "annotations": [row | {"id": row_id} for row_id, row in enumerate(rows, start=1)],
-    }
-    coco.createIndex()
-    return coco
+def class_precision(pairs: Sequence[Comparison]) -> Precision | None:
+    """The precision of one class over all images; None where it has no object that counts.
+
+    Equal scores keep the order of the images.
+    """
+    objects = sum(pair.iou.shape[1] for pair in pairs)
+    if not objects:
+        return None
+    judged = [judge(pair) for pair in pairs]
+    order = np.argsort(-np.concatenate([pair.scores[:MAX_DETECTIONS] for pair in pairs]), kind="stable")
+    right = np.concatenate([each[0] for each in judged], axis=1)[:, order]
+    wrong = np.concatenate([each[1] for each in judged], axis=1)[:, order]
+    return np.stack([_interpolate(*each, objects) for each in zip(right, wrong, strict=True)])
 
 
-def _annotations(size: tuple[int, int], labels: Int64[np.ndarray, " n"], shapes: Shapes) -> list[dict[str, Any]]:
-    if isinstance(shapes, tuple):
-        masks = as_coco(shapes, size)
-        areas = coco_mask.area(masks)
-        fields = [{"segmentation": mask, "area": int(area)} for mask, area in zip(masks, areas, strict=True)]
-    else:
-        corners = zip(shapes[:, :2].tolist(), (shapes[:, 2:] - shapes[:, :2]).tolist(), strict=True)
-        fields = [{"bbox": [*start, *extent], "area": extent[0] * extent[1]} for start, extent in corners]
-    return [{"category_id": label, **rest} for label, rest in zip(labels.tolist(), fields, strict=True)]
+def judge(pair: Comparison) -> tuple[Bool[np.ndarray, "t m"], Bool[np.ndarray, "t m"]]:
+    """Which of the detections that count are right at each IoU threshold, and which are wrong; the others are excused."""
+    iou, thresholds = pair.iou[:MAX_DETECTIONS], IOU_THRESHOLDS[:, None]
+    right = np.zeros((len(thresholds), len(iou)), dtype=bool)
+    free = np.ones((len(thresholds), iou.shape[1]), dtype=bool)
+    each, last = np.arange(len(thresholds)), iou.shape[1] - 1
+    for row in np.flatnonzero(iou.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]).tolist():
+        strength = np.where(free & (iou[row] >= thresholds), iou[row], 0.0)
+        best = last - strength[:, ::-1].argmax(axis=1)  # of equal ones the last, as in pycocotools
+        right[:, row] = strength[each, best] > 0
+        free[each, best] &= ~right[:, row]
+    wrong = ~right & (pair.covered[:MAX_DETECTIONS] < thresholds)
+    return right, wrong
 
 
-def _mean(precision: Float[np.ndarray, "..."]) -> float:
-    annotated = precision[precision > NOT_ANNOTATED]
-    return float(annotated.mean()) if annotated.size else NOT_ANNOTATED
+def _interpolate(right: Bool[np.ndarray, " m"], wrong: Bool[np.ndarray, " m"], objects: int) -> Float[np.ndarray, " r"]:
+    """The best precision at each recall threshold or a higher one; 0 where it is not reached."""
+    hits, misses = np.cumsum(right).astype(float), np.cumsum(wrong).astype(float)
+    precision = hits / (hits + misses + np.spacing(1))
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return np.asarray(envelope[np.searchsorted(hits / objects, RECALL_THRESHOLDS, side="left")])

@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dasnet_lightning.metrics.coco import Scene, as_array, summarize_coco
+from dasnet_lightning.metrics.coco import class_precision, evaluate_coco, summarize_coco
+from dasnet_lightning.metrics.coco_evaluators import Evaluator, check_evaluator
+from dasnet_lightning.metrics.comparison import Scene, as_array, compare_by_class
 from dasnet_lightning.metrics.gather import evaluate_gathered
-from dasnet_lightning.metrics.region_ap import summarize_regions
+from dasnet_lightning.metrics.region_ap import class_figures, summarize_regions
 from dasnet_lightning.metrics.run_lengths import areas, decode, encode, intersect
 from dasnet_lightning.types import InstancePrediction, Target, Truth
 
@@ -29,9 +31,12 @@ class InstanceAP:
     """Accumulates predicted instances against ground truth, as run lengths: never dense masks of a set.
 
     An image id that comes again (samplers pad) counts once. All processes must call `compute`; all get the same figures.
+    evaluator: the program that computes COCO's, the same figures from each (metrics.coco_evaluators).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, evaluator: Evaluator = "built-in") -> None:
+        check_evaluator(evaluator)
+        self.evaluator: Evaluator = evaluator
         self._scenes: dict[str, Scene] = {}
 
     def update(
@@ -52,15 +57,22 @@ class InstanceAP:
 
     def compute(self, class_names: Sequence[str] = ()) -> Mapping[str, float]:
         """Figures in 0..1, -1 where no mask was annotated: those of `summarize_regions`, and COCO's as `coco_...`."""
-        return evaluate_gathered(self._scenes, partial(_summarize, class_names=class_names))
+        return evaluate_gathered(self._scenes, partial(_summarize, class_names=class_names, evaluator=self.evaluator))
 
     def reset(self) -> None:
         self._scenes.clear()
 
 
-def _summarize(scenes: Mapping[str, Scene], class_names: Sequence[str]) -> dict[str, float]:
-    coco = summarize_coco(scenes, "segm", class_names)
-    return summarize_regions(scenes, class_names) | {f"coco_{name}": value for name, value in coco.items()}
+def _summarize(scenes: Mapping[str, Scene], class_names: Sequence[str], evaluator: Evaluator) -> dict[str, float]:
+    regions, precision = {}, {}
+    for label, pairs in compare_by_class(scenes):
+        regions[label] = class_figures(pairs)
+        precision[label] = class_precision(pairs) if evaluator == "built-in" else None
+    if evaluator == "built-in":
+        coco = summarize_coco(precision, class_names)
+    else:
+        coco = evaluate_coco(scenes, "segm", class_names, evaluator)
+    return summarize_regions(regions, class_names) | {f"coco_{name}": value for name, value in coco.items()}
 
 
 def _scene(prediction: InstancePrediction, target: Target, truth: Truth, input_size: tuple[int, int]) -> Scene:
@@ -101,6 +113,6 @@ def fill_box(box: Float[Tensor, " 4"], size: tuple[int, int]) -> bytes:
     """The run-length counts of every pixel that an xyxy box touches, in an image of `size` (height, width)."""
     x0, y0 = (max(int(edge), 0) for edge in (box[:2] + SLACK).floor().tolist())
     x1, y1 = (int(edge) for edge in (box[2:] - SLACK).ceil().tolist())
-    mask = torch.zeros(1, *size, dtype=torch.bool)
+    mask = np.zeros((1, *size), dtype=bool)
     mask[:, y0:y1, x0:x1] = True
     return encode(mask)[0]

@@ -14,7 +14,7 @@ from dasnet_lightning.functional.lazy_scoring import score_boxes
 from dasnet_lightning.functional.patches import Patches
 from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores, pixel_grid, pixel_windows
 from dasnet_lightning.functional.regions import best_detections, regions_by_class, regions_by_instance
-from dasnet_lightning.functional.windows import box_windows, size_buckets
+from dasnet_lightning.functional.windows import box_windows, join_windows, size_buckets
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.nn.heads import PositionSensitiveHead
@@ -74,14 +74,25 @@ def segment_instances(
 ) -> tuple[Answer, ...]:
     """One mask for each detection at `sizes` (height, width), from boxes in input pixels."""
     kept = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
-    regions = regions_by_instance(kept) if options.grouping == "instance" else regions_by_class(kept)
+    by_instance = options.grouping == "instance"
+    # a box decoded by itself shows no class: found as several classes it is decoded once
+    drawn = [_distinct_boxes(item) if by_instance else (item, list(range(len(item.labels)))) for item in kept]
+    group = regions_by_instance if by_instance else regions_by_class
+    regions = group([item for item, _ in drawn])
     cutouts = dict(_cut_all(model, pyramid, regions, sizes, options.regions_at_once))
     answers, first = [], 0
-    for found, size in zip(kept, sizes, strict=True):
-        stop = first + len(found.labels)
-        answers.append(_answer(found, [cutouts[index] for index in range(first, stop)], size, options))
-        first = stop
+    for found, (some, places), size in zip(kept, drawn, sizes, strict=True):
+        answers.append(_answer(found, [cutouts[first + place] for place in places], size, options))
+        first += len(some.labels)
     return tuple(answers)
+
+
+def _distinct_boxes(found: Detections) -> tuple[Detections, list[int]]:
+    """The detections without those whose box another one has too, and the place among them of each given one's box."""
+    number_of: dict[tuple[float, ...], int] = {}
+    places = [number_of.setdefault(tuple(box), len(number_of)) for box in found.boxes.tolist()]
+    firsts = [places.index(number) for number in range(len(number_of))]
+    return Detections(found.boxes[firsts], found.labels[firsts], found.scores[firsts]), places
 
 
 def _cut_all(
@@ -93,18 +104,18 @@ def _cut_all(
     members = [(images == image).nonzero()[:, 0] for image in range(len(sizes))]
     boxes = [restore_boxes(regions.boxes[n], pyramid.size, size) for n, size in zip(members, sizes, strict=True)]
     windows = [box_windows(some, size) for some, size in zip(boxes, sizes, strict=True)]
-    first = [int(numbers[0]) if len(numbers) else 0 for numbers in members]
+    every_box, every_window = torch.cat([regions.boxes[:0], *boxes]), join_windows(windows, pyramid.size)
+    kinds = list(dict.fromkeys(sizes))  # images of one size are read together
+    kind_of = torch.tensor([kinds.index(size) for size in sizes], dtype=torch.int64)[images]
     for piece in model.decode_windows(pyramid, regions, windows, at_once):
-        for image in images[piece.numbers].unique().tolist():
-            here = (images[piece.numbers] == image).nonzero()[:, 0]
-            places = piece.numbers[here] - first[image]
+        for kind in kind_of[piece.numbers].unique().tolist():
+            here = (kind_of[piece.numbers] == kind).nonzero()[:, 0]
+            numbers = piece.numbers[here]
             # boxes that are read together are padded to the largest
-            alikes = size_buckets(windows[image].take(places), ALIKE, PIXELS_AT_ONCE)
-            for alike, _ in alikes:
-                some = boxes[image][places[alike]]
-                rows = piece.rows[here[alike]]
-                cutouts = cut_out(model.head, piece.patches, rows, some, sizes[image])
-                yield from zip(piece.numbers[here[alike]].tolist(), cutouts, strict=True)
+            for alike, _ in size_buckets(every_window.take(numbers), ALIKE, PIXELS_AT_ONCE):
+                some = every_box[numbers[alike]]
+                cutouts = cut_out(model.head, piece.patches, piece.rows[here[alike]], some, kinds[kind])
+                yield from zip(numbers[alike].tolist(), cutouts, strict=True)
 
 
 def cut_out(

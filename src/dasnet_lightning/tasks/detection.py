@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.processes import share_buffers
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.identity import Identity, identify
@@ -24,8 +25,9 @@ class DetectionTask(L.LightningModule):
 
     num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
     travel inside the checkpoint.
-    `detector_options` go to the detector's builder. Over several processes our SSD's losses are means over all of their
-    anchors; those of other libraries are means of each process's own, and DDP averages these.
+    `detector_options` go to the detector's builder. coco_evaluator: the program that computes COCO's AP, the same from each
+    (metrics.coco_evaluators); a machine's own, so no hyper-parameter. Over several processes our SSD's losses are means
+    over all of their anchors; those of other libraries are means of each process's own, and DDP averages these.
     """
 
     def __init__(
@@ -36,15 +38,16 @@ class DetectionTask(L.LightningModule):
         detector: str = "ssd320_vgg16",
         detector_options: dict[str, Any] | None = None,
         optimizer: OptimizerConfig | None = None,
+        coco_evaluator: Evaluator = "built-in",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_hyperparameters(ignore=["optimizer", "coco_evaluator"])
         self.detector = build_detector(detector, num_classes, **(detector_options or {}))
         self.save_hyperparameters({"detector_options": portable_options(self.detector, detector_options)})
         self.to(memory_format=torch.channels_last)
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
         self.class_names = tuple(class_names)
-        self.box_ap = BoxAP()
+        self.box_ap = BoxAP(coco_evaluator)
         self.figures: dict[str, float] = {}  # all of the last validation
 
     def setup(self, stage: str) -> None:

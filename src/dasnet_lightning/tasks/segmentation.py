@@ -21,6 +21,7 @@ from dasnet_lightning.functional.reduction import LossSum, mean_losses
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.functional.semantic import graph_zero
 from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
@@ -37,6 +38,7 @@ from dasnet_lightning.tasks.seeding import seed_global_draws
 from dasnet_lightning.tasks.signing import check_loaded, sign
 from dasnet_lightning.types import Batch, Detections, Images, InstancePrediction, Loss, Pyramid, Regions
 
+OF_A_MACHINE = ("feature_cache", "feature_cache_gb", "coco_evaluator")  # arguments that are no hyper-parameters
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
 
 
@@ -50,8 +52,9 @@ class SegmentationTask(L.LightningModule, ABC):
     losses (times `box_loss_weight`) and from what comes back through the attention, at `optimizer.detector_rate` times
     the rate; its box AP is then measured as well (paper section 1: possible, and no gain for the authors).
     soft_attention: see DASNet; both decodes are trained. feature_cache: a folder that keeps the frozen detector's features
-    of the images that are validated, whose views are fixed, of at most feature_cache_gb * 1e9 bytes; a machine's own, so
-    no hyper-parameter. head: makes the head for the decoder's channels; the final class chooses it.
+    of the images that are validated, whose views are fixed, of at most feature_cache_gb * 1e9 bytes. coco_evaluator: the
+    program that computes COCO's AP, the same from each (metrics.coco_evaluators). Both are a machine's own, so no
+    hyper-parameters. head: makes the head for the decoder's channels; the final class chooses it.
     """
 
     def __init__(
@@ -72,12 +75,13 @@ class SegmentationTask(L.LightningModule, ABC):
         optimizer: OptimizerConfig | None = None,
         feature_cache: str | None = None,
         feature_cache_gb: float = 10.0,
+        coco_evaluator: Evaluator = "built-in",
         *,
         head: Callable[[int], Head],
     ) -> None:
         super().__init__()
         # called here, lightning also collects the arguments of the final class
-        self.save_hyperparameters(ignore=["optimizer", "inference", "head", "feature_cache", "feature_cache_gb"])
+        self.save_hyperparameters(ignore=["optimizer", "inference", "head", *OF_A_MACHINE])
         if joint and feature_cache is not None:
             raise ConfigError("feature_cache is for a frozen detector, joint training moves it: leave one of them out")
         self.feature_cache = open_feature_cache(feature_cache, feature_cache_gb)
@@ -96,8 +100,8 @@ class SegmentationTask(L.LightningModule, ABC):
         self.box_loss_weight = box_loss_weight
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
         self.iou = nn.ModuleDict({kind: SemanticIoU(num_classes) for kind in BOX_KINDS})
-        self.mask_ap = {kind: InstanceAP() for kind in BOX_KINDS}
-        self.box_ap = BoxAP()
+        self.mask_ap = {kind: InstanceAP(coco_evaluator) for kind in BOX_KINDS}
+        self.box_ap = BoxAP(coco_evaluator)
         self.figures: dict[str, float] = {}  # all of the last validation
 
     @abstractmethod
