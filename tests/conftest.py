@@ -25,3 +25,8 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the photographs in ../shared")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest ones first, so that they do not run alone at the end where several processes share the tests."""
+    items.sort(key=lambda item: not item.path.name.startswith(("test_faults", "test_benchmarks", "test_notebooks")))

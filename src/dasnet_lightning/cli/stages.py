@@ -53,8 +53,8 @@ class TrainerSettings:
 
     accelerator: str = "auto"
     devices: int = 1
-    num_nodes: int = 1
     strategy: str = "auto"
+    num_nodes: int = 1
     precision: str = "32-true"
     logger: str = "csv"
     project: str = "dasnet"
