@@ -14,7 +14,7 @@ Stamp = tuple[tuple[int, int, torch.dtype], ...]
 
 
 def fingerprint(detector: nn.Module) -> str:
-    """A hash of the modules of a detector, their plain attributes, and all parameters and buffers in order.
+    """A hash of the modules of a detector, their plain attributes (numbers, words, and tuples, lists and dicts of them), and all parameters and buffers in order.
 
     Buffers that no state dict holds count too (a detector's mean is one), and so does the source of every module's class
     where there is a file of it: a detector of one's own that is edited is another one.
@@ -49,6 +49,9 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | dict):  # an empty one is where a module keeps what it has not made yet
+        parts = (*value, *value.values()) if isinstance(value, dict) else value
+        return bool(value) and all(map(_is_plain, parts))
     return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, PLAIN)
 
 
