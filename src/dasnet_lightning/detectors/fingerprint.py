@@ -14,7 +14,7 @@ Stamp = tuple[tuple[int, int, torch.dtype], ...]
 
 
 def fingerprint(detector: nn.Module) -> str:
-    """A hash of the modules of a detector, their plain attributes (numbers, words, and tuples, lists and dicts of them), and all parameters and buffers in order.
+    """A hash of the modules of a detector, their plain attributes, and all parameters and buffers in order.
 
     Buffers that no state dict holds count too (a detector's mean is one), and so does the source of every module's class
     where there is a file of it: a detector of one's own that is edited is another one.
