@@ -110,6 +110,11 @@ def test_peak_bytes_are_those_alive_together(script):
     assert (peak, len(view)) == (4 * 1100, 10)
 
 
+def test_a_script_may_name_its_own_clock(script):
+    harness = importlib.import_module("harness")
+    assert harness.setting(torch.device("cpu"), clock="perf_counter")["clock"] == "perf_counter"
+
+
 def test_scaling(tmp_path, script):
     options = "--size 64 --batch 1 --objects 1 --repetitions 1 --stages decoder --network tiny"
     script("scaling", *options.split(), "--out", tmp_path)

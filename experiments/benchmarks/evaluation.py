@@ -34,9 +34,9 @@ import numpy as np
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
-from dasnet_lightning.data.masks import encode_mask
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
+from dasnet_lightning.run_lengths import encode_mask
 from dasnet_lightning.types import InstancePrediction, Target, Truth
 
 BATCH = 8

@@ -132,7 +132,7 @@ def choose_device() -> torch.device:
 
 def setting(device: torch.device, **more: Any) -> dict[str, Any]:
     """What the figures were measured on, and with what."""
-    return more | {
+    return {
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -140,7 +140,7 @@ def setting(device: torch.device, **more: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-    }
+    } | more
 
 
 def _processor() -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dasnet_lightning import visualization
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.run_lengths import encode_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,20 +68,17 @@ class Segmentation:
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """The objects as COCO results, ready for `json.dump` and for pycocotools' `loadRes`."""
-        from pycocotools import mask as run_lengths
-
         results = []
         for box, label, score, mask in zip(
             self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), self.masks.numpy(), strict=True
         ):
-            encoded = run_lengths.encode(np.asfortranarray(mask, dtype=np.uint8))
             results.append(
                 {
                     "image_id": image_id,
                     "category_id": label if self.category_ids is None else self.category_ids[label],
                     "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
                     "score": score,
-                    "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
+                    "segmentation": {"size": list(mask.shape), "counts": encode_mask(mask).decode("ascii")},
                 }
             )
         return results

@@ -40,6 +40,31 @@ def test_mobilenet_gives_the_same(freeze_norm):
     assert fold_norms(detector) == 0
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
+def squared(convolution: nn.Conv2d) -> nn.Conv2d:
+    convolution.register_forward_hook(lambda layer, inputs, output: output.square())
+    return convolution
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm, squared, lambda _: Standardised(3, 4, 1)],
+    ids=["spectral_norm", "weight_norm", "hook", "subclass"],
+)
+def test_a_convolution_that_does_more_than_convolve_stays(wrap):
+    torch.manual_seed(0)
+    layers = nn.Sequential(wrap(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4)).eval()
+    stir(layers)
+    images = torch.rand(1, 3, 5, 5)
+    before = layers(images)
+    assert fold_norms(layers) == 0
+    torch.testing.assert_close(layers(images), before)
+
+
 def test_what_is_shared_or_learning_or_no_plain_sequence_stays():
     class Between(nn.Sequential):
         def forward(self, x):

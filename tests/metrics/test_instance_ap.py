@@ -18,7 +18,7 @@ from metric_scenes import (
 
 from dasnet_lightning.metrics.instance import InstanceAP, fill_box
 from dasnet_lightning.metrics.region_ap import area_ap, eleven_point_ap
-from dasnet_lightning.metrics.run_lengths import areas, decode, encode
+from dasnet_lightning.run_lengths import areas, decode, encode
 from dasnet_lightning.types import InstancePrediction, Target
 
 ONE, TWO, FAR = rectangle(2, 4, 12, 14), rectangle(15, 4, 25, 14), rectangle(2, 16, 12, 22)
@@ -241,6 +241,8 @@ def test_run_lengths_there_and_back() -> None:
     for given in (masks, torch.from_numpy(masks), torch.from_numpy(masks.transpose(0, 2, 1).copy()).transpose(1, 2)):
         np.testing.assert_array_equal(decode(encode(given), (7, 9)), masks)
     assert encode(masks[:0]) == []
+    for odd in (masks[:, ::-1], masks[:, :, ::2], masks.transpose(0, 2, 1), masks[:, :1], masks[:, :, :1]):
+        np.testing.assert_array_equal(decode(encode(odd), odd.shape[1:]), odd)
     assert decode([], (7, 9)).shape == (0, 7, 9)
 
 

@@ -60,6 +60,17 @@ def test_what_another_process_used_since_then_is_not_the_longest_unused(tmp_path
     assert there(tmp_path, range(30)) == [0, *range(3, 8), *range(20, 24)]
 
 
+def test_what_another_process_removed_since_then_makes_room(tmp_path):
+    fill(tmp_path, range(8))
+    files = BoundedFolder(tmp_path, 1000, ".bin")
+    files.write(name(20), bytes(100))  # the folder was read
+    for number in range(3):
+        BoundedFolder(tmp_path, 1000, ".bin").remove(name(number))
+    for number in range(21, 25):
+        files.write(name(number), bytes(100))
+    assert there(tmp_path, range(30)) == [*range(3, 8), *range(20, 25)]
+
+
 def test_files_in_use_stay_and_later_ones_are_not_kept(tmp_path):
     files = BoundedFolder(tmp_path, 450, ".bin")
     for number in range(4):

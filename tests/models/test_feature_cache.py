@@ -144,6 +144,27 @@ def test_classes_and_plain_attributes_count():
     assert fingerprint(build()) == fingerprint(build())
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [([0.4, 0.5], [0.4, 0.6]), ({"taps": [1, 2]}, {"taps": [1, 3]}), ((1, [2]), (1, [3]))]
+)
+def test_plain_attributes_may_be_lists_and_dicts(one, other):
+    found = []
+    for value in (one, other, one):
+        detector = build()
+        detector.frozen.module.setting = value
+        found.append(fingerprint(detector))
+    assert found[0] == found[2] != found[1]
+
+
+def test_what_a_module_keeps_for_itself_does_not_count():
+    detector = build()
+    detector.frozen.module.anchors, detector.frozen.module.by_size = [], {}
+    before = fingerprint(detector)
+    detector.frozen.module.anchors.append(torch.ones(1))
+    detector.frozen.module.by_size[8, 8] = torch.ones(1)
+    assert fingerprint(detector) == before
+
+
 def test_an_edited_source_counts(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     found = []

@@ -14,13 +14,13 @@ from torch.utils.data import Dataset
 from dasnet_lightning.data.augmented import Augmented
 from dasnet_lightning.data.collate import Sample
 from dasnet_lightning.data.images import read_image
-from dasnet_lightning.data.masks import encode_mask
 from dasnet_lightning.data.planes import MaskPlanes, empty_planes, unpack_masks, unpack_void
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sampling import Key, sample_seed
 from dasnet_lightning.data.semantic_map import paint_semantic
 from dasnet_lightning.data.transforms import Transform
 from dasnet_lightning.errors import DataError
+from dasnet_lightning.run_lengths import encode_mask
 from dasnet_lightning.types import Target, Truth
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 
 from dasnet_lightning.data.planes import MaskPlanes, empty_planes
@@ -66,12 +66,6 @@ def pack_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> MaskPlanes:
         start, stop = int(counts[0]), int(counts[: len(counts) // 2 * 2].sum())
         plane.reshape(-1)[start:stop] |= np.repeat(bits[1:], counts[1:])[: stop - start]
     return replace(turned, planes=np.stack([cv2.transpose(plane) for plane in turned.planes]))
-
-
-def encode_mask(mask: Bool[np.ndarray, "H W"]) -> bytes:
-    """COCO's compressed run-length counts of a mask, a few hundred bytes for most objects."""
-    counts: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
-    return counts
 
 
 def is_rectangle(shape: Shape | None, box: tuple[float, float, float, float] | None) -> bool:

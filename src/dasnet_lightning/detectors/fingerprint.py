@@ -49,6 +49,9 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | dict):  # an empty one is where a module keeps what it has not made yet
+        parts = (*value, *value.values()) if isinstance(value, dict) else value
+        return bool(value) and all(map(_is_plain, parts))
     return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, PLAIN)
 
 

@@ -19,14 +19,17 @@ Norm = nn.BatchNorm2d | FrozenBatchNorm
 def fold_norms(module: nn.Module) -> int:
     """Fold what can be folded, in place, and return how many norms that were: they are gone from the state dict.
 
-    Layers that are used at several places, and norms that are still learning, stay.
+    What stays: layers that are used at several places, norms in training mode, and layers that do more than their class
+    says, by hooks (spectral norm is one) or in a subclass.
     """
     uses = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
     folded = 0
     for outer in [layer for layer in module.modules() if _is_plain(layer)]:
         assert isinstance(outer, nn.Sequential)
         for place, (layer, norm) in enumerate(zip(list(outer), list(outer)[1:], strict=False)):
-            if not isinstance(layer, nn.Conv2d) or not isinstance(norm, Norm) or not _is_fixed(norm):
+            if type(layer) is not nn.Conv2d or not isinstance(norm, Norm) or not _is_fixed(norm):
+                continue
+            if _has_hooks(layer) or _has_hooks(norm):
                 continue
             if uses[id(layer)] == uses[id(norm)] == uses[id(outer)] == 1:
                 _fold(layer, norm)
@@ -38,6 +41,10 @@ def fold_norms(module: nn.Module) -> int:
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module runs its layers one after the other and does nothing else."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _is_fixed(norm: nn.Module) -> bool:

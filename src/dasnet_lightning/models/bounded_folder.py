@@ -97,7 +97,10 @@ class BoundedFolder:
         while self._total + size > self.max_bytes and self._others:
             other, (_, known) = next(iter(self._others.items()))
             path = self._path(other)
-            used = path.stat().st_mtime_ns if path.exists() else known
+            try:
+                used = path.stat().st_mtime_ns
+            except FileNotFoundError:  # another process was quicker
+                used = known
             if used > known:  # by another process, since the folder was read
                 self._others[other] = (self._others[other][0], used)
                 self._others.move_to_end(other)

@@ -1,4 +1,4 @@
-"""The light decoder: narrow, at most 1 GMAC for each region at 320x320, for any pyramid.
+"""The light decoder: narrow, at most 1 GMAC for each region at 320x320, for any pyramid from stride 4 on.
 
 It holds no normalisation that mixes positions: masked cells stay zero until a convolution reaches them, and its fine
 levels can be run on windows (functional.patches).
@@ -81,7 +81,7 @@ class UpBlock(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """A narrow top-down decoder, at most 1 GMAC per region at 320x320, for any pyramid.
+    """A narrow top-down decoder for any pyramid; at 320x320 at most 1 GMAC per region where no level is finer than stride 4.
 
     widths: the channels at strides up to 4, at 8, at 16 and coarser. An `out_stride` coarser than the finest level is
     reached by that level.

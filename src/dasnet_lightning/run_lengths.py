@@ -1,11 +1,10 @@
-"""Masks as COCO's compressed run lengths: what evaluation keeps of a mask, some hundred bytes instead of H x W."""
+"""Masks as COCO's compressed run lengths: what is kept and written of a mask, some hundred bytes instead of H x W."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Int64
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -13,10 +12,15 @@ from torch import Tensor
 
 def encode(masks: Bool[Tensor, "n H W"] | Bool[np.ndarray, "n H W"]) -> list[bytes]:
     """The run-length counts of each mask; the masks may lie on any device."""
-    pixels = torch.as_tensor(masks).cpu().numpy().view(np.uint8)
-    # COCO counts down the columns; OpenCV transposes ten times as fast as a strided copy, and one mask at a time takes
-    # hardly any memory
-    return [coco_mask.encode(cv2.transpose(mask).T)["counts"] for mask in pixels]
+    pixels = masks.cpu().numpy() if isinstance(masks, Tensor) else masks
+    return [encode_mask(mask) for mask in pixels]  # one at a time takes hardly any memory
+
+
+def encode_mask(mask: Bool[np.ndarray, "H W"]) -> bytes:
+    """The run-length counts of one mask, wherever it lies in memory."""
+    # COCO counts down the columns; OpenCV transposes ten times as fast as a strided copy
+    counts: bytes = coco_mask.encode(cv2.transpose(mask.view(np.uint8)).T)["counts"]
+    return counts
 
 
 def decode(counts: Sequence[bytes], size: tuple[int, int]) -> Bool[np.ndarray, "n H W"]:
