@@ -119,6 +119,7 @@ def full_disk(scene: Scene) -> str:
     sentence = ended.printed.strip().splitlines()[-1]
     assert sentence.startswith("dasnet: "), sentence
     assert "last.ckpt" in sentence, sentence
+    assert "bytes are needed" in sentence, sentence
     assert (out / "detector" / "last.ckpt").is_file()
     scene.continued(out)
     return "one sentence that says how much room is missing, the checkpoint before it kept, continued to the same bits"

@@ -5,6 +5,7 @@ order. So they never stand where only some processes come by: not after an `if` 
 what `once` runs.
 """
 
+import signal
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Result = TypeVar("Result")
+
+# what a training is told to stop by; Windows has no SIGUSR1
+STOP_SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
 
 TOLD_ELSEWHERE = "raised in the first process"  # a note on the errors that `once` hands on
 

@@ -169,17 +169,54 @@ def test_a_second_interrupt_does_not_wait(shapes, tmp_path):
     assert not (tmp_path / "last.ckpt").exists()
 
 
-def test_between_two_optimizer_steps_nothing_is_saved(shapes, tmp_path):
-    task, data = build(shapes)
-    watch = Watch(at=2, act=lambda: os.kill(os.getpid(), signal.SIGTERM))
+@pytest.mark.parametrize("batch", [3, 4])
+def test_between_two_optimizer_steps_nothing_is_saved(batch, shapes, tmp_path):
+    """Told in the middle of a step's three batches it finishes the step, and goes on from there to the same bits."""
+
+    class Count(Watch):
+        def on_train_epoch_end(self, trainer, module):
+            pass
+
+    class Tell(Count):
+        def on_train_batch_end(self, trainer, module, outputs, batch_, batch_index):
+            super().on_train_batch_end(trainer, module, outputs, batch_, batch_index)
+            if len(self.seen) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(built: tuple[Any, Any], *callbacks: Callback, resume: Path | None = None) -> None:
+        trainer = L.Trainer(
+            accelerator="cpu", max_steps=4, accumulate_grad_batches=3, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+            use_distributed_sampler=False,
+            callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
+        )  # fmt: skip
+        trainer.fit(*built, ckpt_path=resume, weights_only=True)
+
+    whole, uninterrupted, told, rest = build(shapes), Count(), Tell(), Count()
+    run(whole, uninterrupted)
+    with pytest.raises(Stopped, match="at step 1" if batch == 3 else "at step 2"):
+        run(build(shapes), told, Resumable(str(tmp_path), 0))
+    assert len(told.seen) == (3 if batch == 3 else 5)  # an epoch's last batch, the fifth, is a step of its own
+    built = build(shapes)
+    run(built, rest, Resumable(str(tmp_path), 0), resume=tmp_path / "last.ckpt")
+    assert told.seen + rest.seen == uninterrupted.seen
+    assert all(torch.equal(value, built[0].state_dict()[name]) for name, value in whole[0].state_dict().items())
+
+
+def test_a_checkpoint_comes_before_a_validation_in_the_middle_of_a_step(shapes, tmp_path):
+    class Tell(Watch):
+        def on_validation_batch_start(self, trainer, module, batch, batch_index, number=0):
+            os.kill(os.getpid(), signal.SIGTERM)
+
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=4, accumulate_grad_batches=2, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
-        callbacks=[watch, Resumable(str(tmp_path), 0)], plugins=[AtomicCheckpointIO()],
+        accelerator="cpu", max_steps=4, accumulate_grad_batches=3, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=4,
+        check_val_every_n_epoch=None, callbacks=[Tell(), Resumable(str(tmp_path), 0)], plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
-    with pytest.raises(Stopped, match="at step 2"):
-        trainer.fit(task, data)
-    assert len(watch.seen) == 4
+    with pytest.raises(Stopped, match="at step 1"):
+        trainer.fit(*build(shapes))
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert (content["global_step"], content["MixedSupervisionDataModule"]["batches"]) == (1, 3)
 
 
 def test_where_it_writes(shapes, tmp_path):

@@ -197,6 +197,13 @@ def test_lightning_trains_on_it(root: Path, trainer: Trainer) -> None:
     assert task.mean.abs().sum() > 0
 
 
+def test_another_training_starts_from_the_first_draw(root: Path) -> None:
+    data = build(root)
+    data.load_state_dict({"batches": 5, "draws": 40})  # of one with batches of another size
+    data.setup("fit")
+    assert data.state_dict()["draws"] == 0
+
+
 def test_command_line_and_links(root: Path) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MixedSupervisionDataModule, "data")

@@ -8,11 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from trainings import SIZE, build_task
+from trainings import SIZE, build_task, build_trainer
 
-from dasnet_lightning.callbacks import AtomicCheckpointIO, Resumable
+from dasnet_lightning.callbacks import AtomicCheckpointIO, NaNGuard, Resumable
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.errors import Stopped
+from dasnet_lightning.errors import Stopped, TrainingError
 
 STEPS, VALIDATE = 6, 3
 
@@ -52,3 +52,24 @@ def train(root: Path, folder: Path, told: list[int], step: int = 0, in_validatio
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return {"said": said, "step": trainer.global_step, "weights": dict(task.state_dict())}
+
+
+class Poison(Callback):
+    """A pixel of the second process that is no number."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, *ignored: Any) -> None:
+        if trainer.global_rank == 1:
+            batch.images[0, 0, 0, 0] = torch.nan
+
+
+def train_on_no_number(root: Path, folder: Path) -> str:
+    """What each process says."""
+    data = MixedSupervisionDataModule(str(root), SIZE, 2, seed=3, samples_per_epoch=8)
+    trainer = build_trainer(folder, callbacks=[Poison(), NaNGuard(str(folder))])
+    try:
+        trainer.fit(build_task("detection", "ssd_plain"), data)
+    except TrainingError as error:
+        return str(error)
+    finally:
+        torch.distributed.destroy_process_group()
+    return "nothing was wrong"

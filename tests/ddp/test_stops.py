@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from forks import run
-from stops import STEPS, VALIDATE, train
+from stops import STEPS, VALIDATE, train, train_on_no_number
 
 from dasnet_lightning.data.synthetic import write_synthetic
 
@@ -33,3 +33,10 @@ def test_all_leave_together_and_continue(told, in_validation, shapes, whole, tmp
     for answer in run(2, train, shapes, tmp_path, []):
         assert answer["step"] == STEPS
         assert [name for name, value in whole.items() if not torch.equal(value, answer["weights"][name])] == []
+
+
+def test_a_loss_that_is_no_number_in_one_process_ends_both(shapes, tmp_path):
+    first, second = run(2, train_on_no_number, shapes, tmp_path, limit=30)
+    assert first == "the loss of step 0 is no number in another process, its own message names the images"
+    assert second.startswith("the loss of step 0 is nan, for the images '")
+    assert [path.name for path in tmp_path.glob("nan-*")] == ["nan-step-0-rank-1.pt"]

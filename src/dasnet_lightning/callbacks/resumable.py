@@ -20,9 +20,8 @@ from lightning.pytorch.callbacks import Callback
 
 from dasnet_lightning.callbacks.requeue import requeue_on_slurm
 from dasnet_lightning.errors import Stopped
-from dasnet_lightning.processes import is_distributed
+from dasnet_lightning.processes import STOP_SIGNALS, is_distributed
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CHECKPOINT = "last.ckpt"
 WORD = "dasnet_lightning/stop"
 
@@ -41,13 +40,15 @@ class Resumable(Callback):
         self._told = 0  # the number of the first signal that came
         self._handlers: dict[signal.Signals, Any] = {}
         self._group: Any = None
-        self._saved_step = -1
+        self._step = -1  # the last optimizer step at which notes were compared
         self._training = False
         self._compared = False  # in the validation that is running
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._told, self._saved_step, self._training = 0, trainer.global_step, True
+        self._told, self._step, self._training = 0, trainer.global_step, True
         self._group = _host_group()
+        if is_distributed() and trainer.is_global_zero:
+            dist.distributed_c10d._get_default_store().delete_key(WORD)  # left by a training that was stopped before
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
             # after lightning's own, which broadcasts inside the handler
             self._handlers = {number: signal.signal(number, self._take_note) for number in STOP_SIGNALS}
@@ -56,11 +57,9 @@ class Resumable(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         step = trainer.global_step
-        if (
-            step == self._saved_step
-        ):  # gradients are being accumulated: there is nothing between two steps to go on from
+        if step == self._step:  # gradients are being accumulated: there is nothing between two steps to go on from
             return
-        told = self._agree()
+        self._step, told = step, self._agree()
         if told or _validates_next(trainer) or (self.every_n_steps and step % self.every_n_steps == 0):
             self._save(trainer)
         if told:
@@ -105,14 +104,14 @@ class Resumable(Callback):
             self._leave(trainer, told)
 
     def _save(self, trainer: L.Trainer) -> None:
-        self._saved_step, path = trainer.global_step, self._path(trainer)
+        path = self._path(trainer)
         if path is not None:
             trainer.save_checkpoint(path)
 
     def _leave(self, trainer: L.Trainer, told: int) -> None:
         path = self._path(trainer)
         kept = "nothing was saved" if path is None else f"{path} continues there"
-        if told == signal.SIGUSR1 and trainer.is_global_zero:
+        if signal.Signals(told).name == "SIGUSR1" and trainer.is_global_zero:
             requeue_on_slurm()
         raise Stopped(f"stopped by {signal.Signals(told).name} at step {trainer.global_step}; {kept}", told)
 
@@ -146,7 +145,8 @@ def _leave_word(told: bool) -> bool:
 
 
 def _validates_next(trainer: L.Trainer) -> bool:
-    """Whether a validation may follow this batch."""
+    """Whether a validation may follow this batch, or one of those whose gradients the next step still gathers."""
     loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
     batches = 1 + (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx)
-    return bool(loop.batch_progress.is_last_batch) or (every is not None and batches % every == 0)
+    soon = every is not None and -batches % every < trainer.accumulate_grad_batches
+    return bool(loop.batch_progress.is_last_batch) or soon

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 
 from dasnet_lightning.cli.stages import TrainerSettings
-from dasnet_lightning.errors import ConfigError, DasnetError
+from dasnet_lightning.errors import ConfigError, DasnetError, Stopped
 from dasnet_lightning.processes import TOLD_ELSEWHERE, is_distributed, is_first
 
 GRACE = 10.0  # seconds for the other processes to end by themselves
@@ -48,6 +48,8 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             try:
                 yield
+            except Stopped as stopped:  # the first one says so
+                raise SystemExit(128 + stopped.signal) from stopped
             except Exception as error:
                 if TOLD_ELSEWHERE in getattr(error, "__notes__", ()):
                     raise SystemExit(FOLLOWED) from error

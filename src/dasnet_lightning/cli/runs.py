@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 
+from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.cli.launch import processes
 from dasnet_lightning.cli.run_records import RunConfig, RunResult, claim_folder
 from dasnet_lightning.cli.stage_one import resolve_detector, train_detector
@@ -29,7 +30,7 @@ def execute(config: RunConfig) -> RunResult:
     # what cannot be used is told before any process starts: once, and soon
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
     detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
-    with processes(config.trainer):
+    with processes(config.trainer), explained_failures():
         once(lambda: claim_folder(config))
         result = run_stages(config, dataset, detector, options, image_size)
         once(lambda: write_json(config.folder / "results.json", result.figures()))

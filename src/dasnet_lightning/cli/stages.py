@@ -29,7 +29,6 @@ from dasnet_lightning.callbacks import (
 )
 from dasnet_lightning.callbacks.resumable import CHECKPOINT
 from dasnet_lightning.cli.console import complain, say
-from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.files import write_json
 from dasnet_lightning.processes import is_first, once, world_size
 from dasnet_lightning.storage.writing import previous_of, remove_leftovers
@@ -103,10 +102,12 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
     if resume is not None:
         tell(f"{stage.name}: continues from {resume}")
     trainer = build_trainer(stage, settings)
-    with explained_failures():
+    try:
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:  # a second Ctrl-C, or one before the first step
-        raise KeyboardInterrupt
+    except SystemExit as stop:
+        if trainer.interrupted:  # what Lightning makes of a second Ctrl-C, or of one before the first step
+            raise KeyboardInterrupt from stop
+        raise
     if settings.logger == "wandb" and is_first():
         import wandb
 

@@ -27,8 +27,6 @@ from dasnet_lightning.errors import ConfigError, DataError
 
 Supervision = Literal["boxes", "masks", "mixed"]
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
 _logger = logging.getLogger(__name__)
 
 
@@ -107,6 +105,8 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data set and draw the split, once. Raises DataError or BudgetError."""
+        if stage == "fit":
+            self._continued = (0, 0)  # of another training; what this one goes on from is loaded after this
         self.opened()
 
     def opened(self) -> Opened:
@@ -288,5 +288,5 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # every worker has one core
     for (
         stop
-    ) in STOP_SIGNALS:  # they go to whole process groups: the training process saves first, then ends its workers
+    ) in processes.STOP_SIGNALS:  # sent to whole process groups: the training process saves, then ends its workers
         signal.signal(stop, signal.SIG_IGN)

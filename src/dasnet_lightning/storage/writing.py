@@ -18,7 +18,11 @@ from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.storage.seal import LENGTH, SealingFile
 
 _LEFTOVER = re.compile(r"\..+\.(?P<pid>\d+)\.tmp")
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no file may grow so large here (ulimit -f)",
+}
 
 
 def previous_of(path: Path) -> Path:
