@@ -164,9 +164,27 @@ def test_a_fit_that_was_stopped_goes_on_from_last(shapes, tmp_path, monkeypatch,
         patch.setattr(SemanticTask, "on_train_batch_start", lambda self, batch, index: stop(self, index))
         assert main(["fit", *arguments, str(tmp_path / "stopped")]) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM at step 5" in capsys.readouterr().err
-    (stopped,) = (tmp_path / "stopped").rglob("last.ckpt")
-    assert main(["fit", *arguments, str(tmp_path / "stopped"), "--ckpt_path", str(stopped)]) == 0
+    assert main(["fit", *arguments, str(tmp_path / "stopped"), "--ckpt_path", "last"]) == 0
     continued = last_step()
     assert continued["global_step"] == whole["global_step"] == 6
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, continued["state_dict"][name]), name
+
+
+# a new version of the log has a folder of its own, which Lightning points out
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+def test_last_is_found_below_a_logger_that_counts_versions(shapes, tmp_path, capsys):
+    arguments = [
+        *common("SemanticTask", shapes),
+        "--trainer.logger",
+        "CSVLogger",
+        "--trainer.logger.save_dir",
+        str(tmp_path),
+    ]
+    assert main(["fit", *arguments, "--ckpt_path", "last"]) == 2
+    assert "--ckpt_path last: there is no last.ckpt below" in capsys.readouterr().err
+    assert main(["fit", *arguments]) == 0
+    assert main(["fit", *arguments, "--trainer.max_steps", "4", "--ckpt_path", "last"]) == 0
+    steps = [read_checkpoint(path)["global_step"] for path in tmp_path.rglob("epoch*.ckpt")]
+    assert max(steps) == 4
+    assert len(list(tmp_path.rglob("metrics.csv"))) >= 2

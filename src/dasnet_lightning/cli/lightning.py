@@ -3,11 +3,13 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.cli.hardware import quiet_lightning
 
+CHECKPOINT = "last.ckpt"
 TASKS = {"DetectionTask": "detection", "SemanticTask": "semantic", "InstanceTask": "instance"}  # by class
 
 
@@ -46,6 +48,10 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
             super().parse_arguments(parser, args)
             check_checkpoint(self.config[command])  # before LightningCLI opens it in its own way
 
+        def before_fit(self) -> None:
+            if self.config_init["fit"].get("ckpt_path") == "last":
+                self.config_init["fit"]["ckpt_path"] = str(find_last(self.trainer))
+
     csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "fit"}}
     # LightningCLI warns of arguments from elsewhere; for further devices Lightning runs the program of that name again
     given, sys.argv = sys.argv, [sys.argv[0], command, *arguments]
@@ -68,6 +74,29 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
     finally:
         sys.argv = given
     return 0
+
+
+def find_last(trainer: Any) -> Path:
+    """The newest `last.ckpt` that a training with these settings left; the one before it where that is damaged.
+
+    Lightning looks in the folder of the new training alone, which a logger has just numbered. Raises CheckpointError.
+    """
+    from dasnet_lightning.cli.console import complain
+    from dasnet_lightning.errors import CheckpointError
+    from dasnet_lightning.tasks.checkpoints import newest_good
+
+    given, logger = getattr(trainer.checkpoint_callback, "dirpath", None), trainer.logger
+    if given is not None:
+        folder = Path(given)
+    elif logger is not None:
+        folder = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
+    else:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+    left = sorted(folder.rglob(CHECKPOINT), key=lambda path: path.stat().st_mtime_ns)
+    path = newest_good(left[-1], complain) if left else None
+    if path is None:
+        raise CheckpointError(f"--ckpt_path last: there is no {CHECKPOINT} below {folder}; leave it out to start anew")
+    return path
 
 
 def check_checkpoint(config: Mapping[str, Any]) -> None:
