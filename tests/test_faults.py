@@ -20,12 +20,13 @@ def outcomes(tmp_path_factory):
     out = tmp_path_factory.mktemp("faults")
     command = [sys.executable, str(SCRIPT), "--short", "--kills", "2", "--seed", "1", "--out", str(out)]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=570
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1100
     )
     assert (out / "faults.json").is_file(), done.stderr
     return {line["fault"]: line for line in json.loads((out / "faults.json").read_text())}
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name not in LONG])
 def test_nothing_is_lost(fault, outcomes):
     assert outcomes[fault]["held"], outcomes[fault]["outcome"]

@@ -188,7 +188,12 @@ def main() -> None:
             batches = [batch.to(device) for batch in read_batches(dataset, task.model.detector.image_size, args)]
             lines.append(measure(task, network, batches, Path(scratch) / f"features{number}", args.repetitions))
             print(json.dumps(lines[-1]), flush=True)
-    write_results(args.out, "feature_cache", setting(device), lines)
+    write_results(
+        args.out,
+        "feature_cache",
+        setting(device, clock="perf_counter" if device.type == "cuda" else "process_time"),
+        lines,
+    )
 
 
 if __name__ == "__main__":
