@@ -186,7 +186,8 @@ def main() -> None:
     print("\n" + as_markdown(lines) + "\n" + as_markdown(more))
     about = setting(torch.device("cpu"), batch=args.batch, size=args.size, clock="perf_counter")
     write_results(args.out, "scaling", about, lines)
-    write_results(args.out, "scaling_projection", {name: str(value) for name, value in vars(args).items()}, more)
+    assumed = ("gradients_mb", "tflops", "link_gbytes", "network_gbytes", "images_per_core")
+    write_results(args.out, "scaling_projection", {name: getattr(args, name) for name in assumed}, more)
 
 
 if __name__ == "__main__":
