@@ -69,7 +69,7 @@ def rejoin_after_restart() -> None:
     """Where torchrun has started the processes anew after one ended, join them in a fresh part of its store.
 
     torchrun's store still holds the addresses of the processes before; torch joins under the same keys, and where one
-    reads such an address before it is overwritten the group never comes together (torch 2.10 to 2.13). Collective.
+    reads such an address before it is overwritten the group never comes together (seen with torch 2.15.0). Collective.
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if not attempt or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or is_distributed():

@@ -9,7 +9,6 @@ from typing import Any
 from dasnet_lightning.cli.failures import explained_failures
 from dasnet_lightning.cli.hardware import quiet_lightning
 
-CHECKPOINT = "last.ckpt"
 TASKS = {"DetectionTask": "detection", "SemanticTask": "semantic", "InstanceTask": "instance"}  # by class
 
 
@@ -81,6 +80,7 @@ def find_last(trainer: Any) -> Path:
 
     Lightning looks in the folder of the new training alone, which a logger has just numbered. Raises CheckpointError.
     """
+    from dasnet_lightning.callbacks.resumable import CHECKPOINT
     from dasnet_lightning.cli.console import complain
     from dasnet_lightning.errors import CheckpointError
     from dasnet_lightning.tasks.checkpoints import newest_good

@@ -286,7 +286,6 @@ class ResumableLoader(DataLoader[Sample]):
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # every worker has one core
-    for (
-        stop
-    ) in processes.STOP_SIGNALS:  # sent to whole process groups: the training process saves, then ends its workers
+    # sent to whole process groups: the training process saves first, then ends its workers
+    for stop in processes.STOP_SIGNALS:
         signal.signal(stop, signal.SIG_IGN)
