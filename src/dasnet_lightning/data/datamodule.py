@@ -4,12 +4,10 @@ Two seeds: `split_seed` draws which images may show their masks, `seed` the orde
 """
 
 import logging
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -18,6 +16,7 @@ from dasnet_lightning import processes
 from dasnet_lightning.data.collate import Sample, collate
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.formats import DataSet, open_dataset
+from dasnet_lightning.data.loading import ResumableLoader, start_worker
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.data.sampling import EpochSampler
 from dasnet_lightning.data.split_state import check_same_split, split_state
@@ -226,7 +225,7 @@ class MixedSupervisionDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(self.seed),  # else it would draw from the global one
         )
 
@@ -272,20 +271,3 @@ def _read_known_split(path: Path, records: tuple[ImageRecord, ...]) -> Split:
             "use a split that was written for this data set"
         )
     return split
-
-
-class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader that Lightning takes for resumable, which it is without a state: its sampler asks where to go on."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
-
-
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # every worker has one core
-    # sent to whole process groups: the training process saves first, then ends its workers
-    for stop in processes.STOP_SIGNALS:
-        signal.signal(stop, signal.SIG_IGN)
