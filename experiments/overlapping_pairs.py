@@ -35,7 +35,7 @@ from dasnet_lightning.functional.instance import SamplingOptions
 from dasnet_lightning.functional.sampling import sample_boxes
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
-from dasnet_lightning.run_lengths import decode
+from dasnet_lightning.rle import decode
 from dasnet_lightning.tasks.checkpoints import load_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask

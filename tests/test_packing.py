@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from dasnet_lightning.packing import SMALL, pack, unpack
+from dasnet_lightning.shared_memory import SMALL, pack, unpack
 from dasnet_lightning.types import Batch, Target, Truth
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dasnet_lightning.run_lengths import encode
+from dasnet_lightning.rle import encode
 from dasnet_lightning.types import Batch, Detections, Pyramid, Target, Truth
 
 

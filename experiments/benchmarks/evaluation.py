@@ -36,7 +36,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
-from dasnet_lightning.run_lengths import encode_mask
+from dasnet_lightning.rle import encode_mask
 from dasnet_lightning.types import InstancePrediction, Target, Truth
 
 BATCH = 8

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dasnet_lightning import visualization
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.run_lengths import encode_mask
+from dasnet_lightning.rle import encode_mask
 
 
 @dataclass(frozen=True, eq=False)

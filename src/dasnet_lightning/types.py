@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from dasnet_lightning.packing import pack, unpack
+from dasnet_lightning.shared_memory import pack, unpack
 
 IGNORE_INDEX = 255
 

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO
 from dasnet_lightning.errors import CheckpointError
+from dasnet_lightning.storage.checksum import Seal, check_seal
 from dasnet_lightning.storage.reading import read_tensors
-from dasnet_lightning.storage.seal import Seal, check_seal
 
 
 class Line(L.LightningModule):

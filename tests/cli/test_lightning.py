@@ -13,7 +13,7 @@ from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.inference import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
-from dasnet_lightning.storage.seal import Seal, check_seal
+from dasnet_lightning.storage.checksum import Seal, check_seal
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from dasnet_lightning.tasks.semantic import SemanticTask
 

@@ -14,7 +14,7 @@ from dasnet_lightning.data.sampling import EpochSampler, sample_seed
 from dasnet_lightning.data.semantic_map import paint_semantic
 from dasnet_lightning.data.transforms import build_transform
 from dasnet_lightning.errors import DataError
-from dasnet_lightning.run_lengths import decode
+from dasnet_lightning.rle import decode
 
 P, A, I = MaskState.PRESENT, MaskState.ABSENT, MaskState.INVALID  # noqa: E741
 SIZE = (48, 64)

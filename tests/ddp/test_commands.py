@@ -67,7 +67,7 @@ import torch
 
 from dasnet_lightning.cli import launch
 from dasnet_lightning.cli.stages import TrainerSettings
-from dasnet_lightning.processes import is_first, rank, sum_over_processes
+from dasnet_lightning.distributed import is_first, rank, sum_over_processes
 
 launch.GRACE = 1.0
 with launch.processes(TrainerSettings("cpu", 2, "ddp")):

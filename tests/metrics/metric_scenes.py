@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dasnet_lightning.run_lengths import encode
+from dasnet_lightning.rle import encode
 from dasnet_lightning.types import InstancePrediction, Target, Truth
 
 NAMES = ("background", "a", "b", "c", "never")

@@ -13,7 +13,7 @@ from dasnet_lightning.metrics.coco import CocoAP, evaluate_coco
 from dasnet_lightning.metrics.coco_evaluators import run_evaluator
 from dasnet_lightning.metrics.comparison import Kind, Scene, Shapes
 from dasnet_lightning.metrics.instance import InstanceAP
-from dasnet_lightning.run_lengths import encode
+from dasnet_lightning.rle import encode
 from dasnet_lightning.types import Detections, Target
 
 NAMES = ("background", "a", "b", "c", "d", "e")

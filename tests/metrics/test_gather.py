@@ -13,8 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from metric_scenes import INPUT_SIZE, NAMES, prediction_of, random_image, target_of
 
+from dasnet_lightning.distributed import evaluate_gathered, gather_records
 from dasnet_lightning.metrics.box import BoxAP
-from dasnet_lightning.metrics.gather import evaluate_gathered, gather_records
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.types import Detections
 

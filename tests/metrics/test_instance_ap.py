@@ -18,7 +18,7 @@ from metric_scenes import (
 
 from dasnet_lightning.metrics.instance import InstanceAP, fill_box
 from dasnet_lightning.metrics.region_ap import area_ap, eleven_point_ap
-from dasnet_lightning.run_lengths import areas, decode, encode
+from dasnet_lightning.rle import areas, decode, encode
 from dasnet_lightning.types import InstancePrediction, Target
 
 ONE, TWO, FAR = rectangle(2, 4, 12, 14), rectangle(15, 4, 25, 14), rectangle(2, 16, 12, 22)

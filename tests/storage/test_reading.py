@@ -6,8 +6,8 @@ from bad_files import make_bad_files
 from safetensors.torch import save_file
 
 from dasnet_lightning.errors import CheckpointError
+from dasnet_lightning.storage.checksum import LENGTH, Seal, check_seal
 from dasnet_lightning.storage.reading import SEALED, read_safetensors, read_tensors
-from dasnet_lightning.storage.seal import LENGTH, Seal, check_seal
 from dasnet_lightning.storage.writing import write_tensors
 
 CONTENT = {"a": torch.arange(200.0), "b": {"c": (1, "two", None, 3.0, [4])}, SEALED: True}

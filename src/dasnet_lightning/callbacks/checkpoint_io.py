@@ -7,7 +7,7 @@ from typing import Any
 from lightning.fabric.plugins.io import CheckpointIO
 
 from dasnet_lightning.errors import CheckpointError
-from dasnet_lightning.storage.kinds import describe_content
+from dasnet_lightning.storage.file_kinds import describe_content
 from dasnet_lightning.storage.reading import SEALED, find_damage, read_tensors
 from dasnet_lightning.storage.writing import previous_of, write_tensors
 

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from dasnet_lightning.distributed import sum_over_processes
 from dasnet_lightning.errors import TrainingError
-from dasnet_lightning.processes import sum_over_processes
 from dasnet_lightning.tasks.replay import describe_step
 from dasnet_lightning.types import Batch
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from dasnet_lightning.callbacks.requeue import requeue_on_slurm
+from dasnet_lightning.distributed import STOP_SIGNALS, is_distributed
 from dasnet_lightning.errors import Stopped
-from dasnet_lightning.processes import STOP_SIGNALS, is_distributed
 
 CHECKPOINT = "last.ckpt"
 WORD = "dasnet_lightning/stop"

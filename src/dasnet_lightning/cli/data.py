@@ -82,7 +82,7 @@ class Finding:
 
 
 def _examine(data: "DataSet", verify: bool) -> Finding:
-    from dasnet_lightning.cli.console import counter
+    from dasnet_lightning.console import counter
     from dasnet_lightning.data.accounting import account
     from dasnet_lightning.data.checks import parse_object
 
@@ -110,7 +110,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
 
 def _decode(source: "Source") -> list[str]:
     """Why images of a source cannot be read; every pixel is decoded."""
-    from dasnet_lightning.cli.console import progress
+    from dasnet_lightning.console import progress
     from dasnet_lightning.data.checks import read_image
     from dasnet_lightning.errors import DataError
 
@@ -130,7 +130,7 @@ def _refusals(finding: Finding, drop: bool, allow_missing: bool) -> int:
 
 
 def _print(data: "DataSet", finding: Finding, args: argparse.Namespace) -> None:
-    from dasnet_lightning.cli.console import print_list, print_table, say
+    from dasnet_lightning.console import print_list, print_table, say
     from dasnet_lightning.report import Table
 
     say(f"{data.root}: {data.format.upper()}, {len(data.train.class_names) - 1} classes\n")
@@ -182,7 +182,7 @@ def _class_rows(data: "DataSet", finding: Finding) -> list[tuple[str | int, ...]
 
 
 def _conclude(finding: Finding, refusals: int) -> int:
-    from dasnet_lightning.cli.console import complain, say
+    from dasnet_lightning.console import complain, say
 
     checked = "" if finding.verified else "; images and masks were not opened (--no-verify)"
     if refusals == 0:
@@ -225,6 +225,6 @@ def _problems(problems: "tuple[Problem, ...]") -> list[dict[str, str]]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from dasnet_lightning.files import write_text
+    from dasnet_lightning.storage.atomic import write_text
 
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -27,11 +27,11 @@ def run(args: argparse.Namespace) -> int:
     quiet_lightning()
     workers = default_workers() if args.num_workers is None else args.num_workers
     share_processors(workers)
-    from dasnet_lightning.cli.console import counter, say
     from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.run_records import RunConfig
     from dasnet_lightning.cli.runs import execute
     from dasnet_lightning.cli.stages import TrainerSettings
+    from dasnet_lightning.console import counter, say
     from dasnet_lightning.data.synthetic import write_synthetic
 
     out = Path(args.out)

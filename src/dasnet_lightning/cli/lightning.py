@@ -81,7 +81,7 @@ def find_last(trainer: Any) -> Path:
     Lightning looks in the folder of the new training alone, which a logger has just numbered. Raises CheckpointError.
     """
     from dasnet_lightning.callbacks.resumable import CHECKPOINT
-    from dasnet_lightning.cli.console import complain
+    from dasnet_lightning.console import complain
     from dasnet_lightning.errors import CheckpointError
     from dasnet_lightning.tasks.checkpoints import newest_good
 

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment all images; 2 where some could not be read."""
-    from dasnet_lightning.cli.console import complain, say
+    from dasnet_lightning.console import complain, say
 
     paths = find_images(args.images, args.out)
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
@@ -173,7 +173,7 @@ def _segment_all(
     segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any], voc: "VocResults | None"
 ) -> int:
     """Write a picture for each image and add it to the predictions; returns how many images could not be read."""
-    from dasnet_lightning.cli.console import complain, progress
+    from dasnet_lightning.console import complain, progress
     from dasnet_lightning.errors import DataError
 
     failures = 0
@@ -208,7 +208,7 @@ def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, p
 
 def _write_predictions(path: Path, content: dict[str, Any], checkpoint: Path) -> None:
     from dasnet_lightning import __version__
-    from dasnet_lightning.files import write_text
+    from dasnet_lightning.storage.atomic import write_text
 
     info = {"description": f"predictions of dasnet_lightning {__version__} with {checkpoint.name}"}
     write_text(path, json.dumps({"info": info, **content}, ensure_ascii=False) + "\n")

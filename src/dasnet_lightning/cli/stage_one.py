@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from dasnet_lightning.cli.console import progress, say
 from dasnet_lightning.cli.run_records import RunConfig
 from dasnet_lightning.cli.stages import Stage, build_evaluator, evaluate, run_stage, scale_rate
+from dasnet_lightning.console import progress, say
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS, build_detector
 from dasnet_lightning.detectors.base import learns_boxes
+from dasnet_lightning.distributed import evaluate_gathered, is_first, once, world_size
 from dasnet_lightning.errors import CheckpointError
-from dasnet_lightning.files import write_json
-from dasnet_lightning.metrics.gather import evaluate_gathered
 from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
-from dasnet_lightning.processes import is_first, once, world_size
+from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig

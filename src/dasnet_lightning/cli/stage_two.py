@@ -11,9 +11,9 @@ from dasnet_lightning.cli.run_records import BudgetResult, RunConfig
 from dasnet_lightning.cli.stages import Stage, evaluate, run_stage, scale_rate
 from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+from dasnet_lightning.distributed import once, world_size
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
-from dasnet_lightning.processes import once, world_size
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig

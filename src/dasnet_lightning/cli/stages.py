@@ -28,9 +28,9 @@ from dasnet_lightning.callbacks import (
     ValidationTime,
 )
 from dasnet_lightning.callbacks.resumable import CHECKPOINT
-from dasnet_lightning.cli.console import complain, say
-from dasnet_lightning.files import write_json
-from dasnet_lightning.processes import is_first, once, world_size
+from dasnet_lightning.console import complain, say
+from dasnet_lightning.distributed import is_first, once, world_size
+from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.storage.writing import previous_of, remove_leftovers
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good
 from dasnet_lightning.tasks.detection import DetectionTask

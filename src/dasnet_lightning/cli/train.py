@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from dasnet_lightning.cli.pages import finish
     from dasnet_lightning.cli.run_records import RunConfig
     from dasnet_lightning.cli.runs import execute
-    from dasnet_lightning.processes import is_first
+    from dasnet_lightning.distributed import is_first
 
     config = RunConfig(
         data=args.data,

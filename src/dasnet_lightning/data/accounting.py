@@ -13,7 +13,7 @@ from typing import Literal
 from dasnet_lightning.data.checks import parse_object
 from dasnet_lightning.data.records import ImageRecord, MaskState, ObjectRecord, Source
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.files import write_text
+from dasnet_lightning.storage.atomic import write_text
 
 IGNORED = "ignored: crowd or difficult"
 OUTSIDE = "outside the budget"

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from dasnet_lightning import processes
+from dasnet_lightning import distributed as processes
 from dasnet_lightning.data.collate import Sample, collate
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.formats import DataSet, open_dataset

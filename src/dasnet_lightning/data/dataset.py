@@ -20,7 +20,7 @@ from dasnet_lightning.data.sampling import Key, sample_seed
 from dasnet_lightning.data.semantic_map import paint_semantic
 from dasnet_lightning.data.transforms import Transform
 from dasnet_lightning.errors import DataError
-from dasnet_lightning.run_lengths import encode_mask
+from dasnet_lightning.rle import encode_mask
 from dasnet_lightning.types import Target, Truth
 
 

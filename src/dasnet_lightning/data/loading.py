@@ -7,7 +7,7 @@ import cv2
 from torch.utils.data import DataLoader
 
 from dasnet_lightning.data.collate import Sample
-from dasnet_lightning.processes import STOP_SIGNALS
+from dasnet_lightning.distributed import STOP_SIGNALS
 
 
 class ResumableLoader(DataLoader[Sample]):

@@ -16,7 +16,7 @@ from dasnet_lightning.data.budgets import Budget as Budget
 from dasnet_lightning.data.budgets import parse_budget as parse_budget
 from dasnet_lightning.data.records import ImageRecord, MaskState
 from dasnet_lightning.errors import BudgetError, DataError
-from dasnet_lightning.files import write_text
+from dasnet_lightning.storage.atomic import write_text
 
 FORMAT = "dasnet-mask-split"
 VERSION = 1

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from dasnet_lightning.data.scenes import Scene, render_scene
 from dasnet_lightning.data.shapes import SHAPES
 from dasnet_lightning.errors import DataError
-from dasnet_lightning.files import write_text
+from dasnet_lightning.storage.atomic import write_text
 
 MARK = "synthetic.json"
 VERSION = 1

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
+from dasnet_lightning.distributed import sum_over_processes
 from dasnet_lightning.functional.boxes import covered_fraction, encode_boxes
 from dasnet_lightning.functional.reduction import share
-from dasnet_lightning.processes import sum_over_processes
 from dasnet_lightning.types import Loss, Target
 
 BACKGROUND = 0

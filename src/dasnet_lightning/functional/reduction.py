@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dasnet_lightning.processes import sum_over_processes, world_size
+from dasnet_lightning.distributed import sum_over_processes, world_size
 from dasnet_lightning.types import Loss
 
 

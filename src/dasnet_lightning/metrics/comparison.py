@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from dasnet_lightning.run_lengths import as_coco
+from dasnet_lightning.rle import as_coco
 
 Kind = Literal["bbox", "segm"]
 Shapes = Float[np.ndarray, "n 4"] | tuple[bytes, ...]  # boxes xyxy, or the run-length counts of masks

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco import class_precision, evaluate_coco, summarize_coco
 from dasnet_lightning.metrics.coco_evaluators import Evaluator, check_evaluator
 from dasnet_lightning.metrics.comparison import Scene, as_array, compare_by_class
-from dasnet_lightning.metrics.gather import evaluate_gathered
 from dasnet_lightning.metrics.region_ap import class_figures, summarize_regions
-from dasnet_lightning.run_lengths import areas, decode, encode, intersect
+from dasnet_lightning.rle import areas, decode, encode, intersect
 from dasnet_lightning.types import InstancePrediction, Target, Truth
 
 SLACK = 0.01  # pixels: a box that went to the input's size and back touches no pixel for that

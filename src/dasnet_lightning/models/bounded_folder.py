@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.files import write_bytes
+from dasnet_lightning.storage.atomic import write_bytes
 
 SCANS = 16  # the folder is read again after writing this part of the bound, to see what other processes wrote
 ABANDONED = 3600.0  # seconds after which a temporary file belongs to a process that was killed

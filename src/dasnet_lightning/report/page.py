@@ -11,9 +11,9 @@ from io import BytesIO
 from pathlib import Path
 
 from dasnet_lightning import __version__
-from dasnet_lightning.files import write_text
 from dasnet_lightning.report.curves import draw_curve
 from dasnet_lightning.report.records import KeyFigure, Picture, Report, Table, format_value, number_columns
+from dasnet_lightning.storage.atomic import write_text
 
 
 def write_report(path: str | Path, report: Report) -> Path:

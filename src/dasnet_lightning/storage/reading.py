@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dasnet_lightning.errors import CheckpointError
-from dasnet_lightning.storage.kinds import describe_kind
-from dasnet_lightning.storage.seal import Seal, check_seal
+from dasnet_lightning.storage.checksum import Seal, check_seal
+from dasnet_lightning.storage.file_kinds import describe_kind
 
 SEALED = "dasnet_lightning_sealed"  # in the content: this file was written with a checksum
 _ZIP = b"PK\x03\x04"

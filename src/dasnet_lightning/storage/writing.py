@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dasnet_lightning.errors import CheckpointError
-from dasnet_lightning.storage.seal import LENGTH, SealingFile
+from dasnet_lightning.storage.checksum import LENGTH, SealingFile
 
 _LEFTOVER = re.compile(r"\..+\.(?P<pid>\d+)\.tmp")
 _FULL = {

@@ -11,7 +11,7 @@ from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.storage.kinds import describe_content
+from dasnet_lightning.storage.file_kinds import describe_content
 from dasnet_lightning.storage.reading import read_tensors
 from dasnet_lightning.storage.writing import previous_of
 from dasnet_lightning.tasks.identity import Identity, check_classes, check_fits, is_ours, read_identity

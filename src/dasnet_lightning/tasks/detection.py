@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dasnet_lightning.detectors import build_detector, portable_options
+from dasnet_lightning.distributed import share_buffers
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
-from dasnet_lightning.processes import share_buffers
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.identity import Identity, identify
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers

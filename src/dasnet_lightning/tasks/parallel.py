@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dasnet_lightning.processes import sum_over_processes, world_size
+from dasnet_lightning.distributed import sum_over_processes, world_size
 
 
 def average_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dasnet_lightning.detectors import portable_options
 from dasnet_lightning.detectors.frozen import FrozenDetector
+from dasnet_lightning.distributed import share_buffers, world_size
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.reduction import LossSum, mean_losses
@@ -28,7 +29,6 @@ from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.models.feature_cache import open_feature_cache
 from dasnet_lightning.nn.heads import Head
-from dasnet_lightning.processes import share_buffers, world_size
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging
 from dasnet_lightning.tasks.identity import Identity, check_fits, identify
