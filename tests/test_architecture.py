@@ -28,11 +28,9 @@ ALLOWED = {
     "metrics": BASE,
     "data": BASE,
     "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics", "storage"},
-    "segmentation": BASE | {"visualization"},
     "visualization": BASE,
-    "results": BASE | {"segmentation", "visualization"},
     "report": BASE,
-    "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "segmentation"},
+    "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "visualization"},
     "callbacks": BASE | {"metrics", "storage", "tasks"},
 }
 LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}

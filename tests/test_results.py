@@ -12,7 +12,8 @@ from pycocotools.cocoeval import COCOeval
 
 from dasnet_lightning.data.voc_files import VOC_CLASSES, read_xml
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.results import (
+from dasnet_lightning.inference.segmentation import Segmentation
+from dasnet_lightning.inference.voc_results import (
     VocResults,
     class_map,
     class_map_path,
@@ -22,7 +23,6 @@ from dasnet_lightning.results import (
     instances_path,
     write_class_map,
 )
-from dasnet_lightning.segmentation import Segmentation
 
 
 def make_segmentation(names: tuple[str, ...] = ("background", "dog", "cat"), size: tuple[int, int] = (20, 30)):

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.segmentation import Segmentation
+from dasnet_lightning.inference.segmentation import Segmentation
 
 
 def make_segmentation(count: int = 2) -> Segmentation:

@@ -18,9 +18,9 @@ _PUBLIC = {
     "InstanceTask": "tasks.instance",
     "MixedSupervisionDataModule": "data.datamodule",
     "make_split": "data.splits",
-    "Segmenter": "inference",
-    "Segmentation": "inference",
-    "load": "inference",
+    "Segmenter": "inference.segmenter",
+    "Segmentation": "inference.segmentation",
+    "load": "inference.segmenter",
     "box_attention": "functional.attention",
     "DasnetError": "errors",
 }

@@ -10,7 +10,7 @@ import yaml
 
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic import write_synthetic
-from dasnet_lightning.inference import load
+from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.storage.checksum import Seal, check_seal

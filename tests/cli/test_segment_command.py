@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dasnet_lightning import inference
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.cli.segment import find_images, name_pictures
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.errors import DataError
+from dasnet_lightning.inference import segmenter as inference
+from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.models.instance import InstanceOptions
-from dasnet_lightning.segmentation import Segmentation
 
 
 class Squares:

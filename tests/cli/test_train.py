@@ -15,7 +15,7 @@ import torch
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.errors import CheckpointError, ConfigError
-from dasnet_lightning.inference import load
+from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 
 TINY = [

@@ -16,7 +16,7 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.position_sensitive import pixel_windows
-from dasnet_lightning.inference import load
+from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint

@@ -10,7 +10,7 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic import write_synthetic
 from dasnet_lightning.detectors import Detector, build_detector, learns_boxes
 from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class
-from dasnet_lightning.inference import load
+from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from toy import make_target

@@ -14,7 +14,7 @@ from dasnet_lightning.callbacks import AtomicCheckpointIO
 from dasnet_lightning.detectors import build_detector
 from dasnet_lightning.detectors.transformers_models import RAW_PIXELS
 from dasnet_lightning.errors import CheckpointError, ConfigError
-from dasnet_lightning.inference import load
+from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.semantic import SemanticTask

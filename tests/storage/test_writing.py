@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dasnet_lightning.errors import CheckpointError
-from dasnet_lightning.storage import seal, writing
+from dasnet_lightning.storage import checksum as seal
+from dasnet_lightning.storage import writing
 from dasnet_lightning.storage.reading import read_tensors
 from dasnet_lightning.storage.writing import previous_of, remove_leftovers, write_tensors
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options, replace_options
 
 if TYPE_CHECKING:
-    from dasnet_lightning.inference import Segmenter
-    from dasnet_lightning.results import VocResults
-    from dasnet_lightning.segmentation import Segmentation
+    from dasnet_lightning.inference.segmentation import Segmentation
+    from dasnet_lightning.inference.segmenter import Segmenter
+    from dasnet_lightning.inference.voc_results import VocResults
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -124,7 +124,7 @@ def _expand(argument: str, out: Path) -> list[Path]:
 
 def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
     """The network of the checkpoint, with the options that it holds but for the given changes."""
-    from dasnet_lightning import inference
+    from dasnet_lightning.inference import segmenter as inference
 
     segmenter = inference.load(
         args.checkpoint,
@@ -157,7 +157,7 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
     """VOC's result files, whose image ids are file names. Raises ConfigError where two images have the same."""
     from dasnet_lightning.data.voc_files import VOC_CLASSES
     from dasnet_lightning.errors import ConfigError
-    from dasnet_lightning.results import VocResults
+    from dasnet_lightning.inference.voc_results import VocResults
 
     names: dict[str, Path] = {}
     for path in paths:

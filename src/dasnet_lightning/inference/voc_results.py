@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.segmentation import Segmentation
+from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.storage.atomic import write_text
 from dasnet_lightning.visualization import voc_palette
 

@@ -1,0 +1,1 @@
+"""Inference: a trained checkpoint segments images."""
