@@ -19,7 +19,7 @@ from harness import autocast, choose_device, costs, scatter_boxes, setting, time
 from rivals import DETECTOR, NUM_CLASSES, RIVALS, OurInference, RivalInference, Shape, to_device
 from torch import nn
 
-from dasnet_lightning.detectors.fusing import fold_norms
+from dasnet_lightning.detectors.fold_batchnorm import fold_norms
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 

@@ -24,7 +24,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances

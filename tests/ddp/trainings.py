@@ -24,7 +24,7 @@ from dasnet_lightning.cli.stage_one import choose_threshold
 from dasnet_lightning.cli.stages import Stage, TrainerSettings
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS
-from dasnet_lightning.detectors.tiny import build_ssd_tiny
+from dasnet_lightning.detectors.ssd.ssd_tiny import build_ssd_tiny
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig

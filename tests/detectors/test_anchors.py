@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.anchors import AnchorLayout, clip_shapes, dense_shapes, make_anchors, ssd_shapes
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, clip_shapes, dense_shapes, make_anchors, ssd_shapes
 
 CPU = torch.device("cpu")
 CELLS = (40, 20, 10, 5, 3, 1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.truth import split_ignored
+from dasnet_lightning.detectors.torchvision_targets import split_ignored
 from dasnet_lightning.types import Pyramid, Target
 
 NAMES = ("retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.truth import torchvision_target
+from dasnet_lightning.detectors.torchvision_targets import torchvision_target
 from dasnet_lightning.types import Target
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dasnet_lightning.detectors import build_detector
+from dasnet_lightning.detectors.fold_batchnorm import fold_norms
 from dasnet_lightning.detectors.frozen import FrozenDetector
-from dasnet_lightning.detectors.fusing import fold_norms
 from dasnet_lightning.detectors.layers import FrozenBatchNorm
 
 

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
 from dasnet_lightning.detectors.layers import L2Norm, LoneBatchNorm, PairedHead, parse_size
-from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import encode_boxes
 from dasnet_lightning.types import Pyramid

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.anchors import AnchorLayout, make_anchors, ssd_shapes
-from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, make_anchors, ssd_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.types import Pyramid, Target
 
 CLASSES, SIZE, VARIANCES = 4, (64, 64), (0.1, 0.1, 0.2, 0.2)

@@ -8,8 +8,8 @@ import torchvision
 from safetensors.torch import save_file
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.extras import import_extra
-from dasnet_lightning.detectors.staged import build_staged
+from dasnet_lightning.detectors.backbones import build_staged
+from dasnet_lightning.detectors.optional import import_extra
 from dasnet_lightning.errors import CheckpointError, ConfigError
 
 SIZE = (64, 96)

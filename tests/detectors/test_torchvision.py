@@ -8,7 +8,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.anchors import make_anchors
+from dasnet_lightning.detectors.ssd.anchors import make_anchors
 from dasnet_lightning.detectors.weights import upgrade_keys
 from dasnet_lightning.errors import CheckpointError, ConfigError
 
@@ -146,7 +146,7 @@ def test_other_classes_keep_their_own_predictors(name, tmp_path, quick_init):
 def test_ssd300_keeps_the_box_regression_for_other_classes(monkeypatch, quick_init):
     """The class logits alone depend on the classes; the keys of the state dict are those of torchvision's file."""
     theirs = reference("ssd300_vgg16", 91).state_dict()
-    monkeypatch.setattr("dasnet_lightning.detectors.ssd300.load_state", lambda *_: theirs)
+    monkeypatch.setattr("dasnet_lightning.detectors.ssd.ssd300_vgg16.load_state", lambda *_: theirs)
     detector = build_detector("ssd300_vgg16", 4, backbone_weights="COCO_V1")
     for level, head in enumerate([detector.heads[0][1], *detector.heads[1:]]):
         weight = theirs[f"head.regression_head.module_list.{level}.weight"]
@@ -161,7 +161,7 @@ def test_ssd300_takes_over_the_predictors_of_chosen_classes(monkeypatch, quick_i
     """COCO's detector detects some of its classes, in another order, without any training."""
     torch.manual_seed(0)
     theirs = reference("ssd300_vgg16", 91).state_dict()
-    monkeypatch.setattr("dasnet_lightning.detectors.ssd300.load_state", lambda *_: theirs)
+    monkeypatch.setattr("dasnet_lightning.detectors.ssd.ssd300_vgg16.load_state", lambda *_: theirs)
     chosen = [0, 62, 5]
     whole = build_detector("ssd300_vgg16", 91, backbone_weights="COCO_V1").eval()
     few = build_detector("ssd300_vgg16", 3, backbone_weights="COCO_V1", predictor_classes=chosen).eval()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.transformers_models import RAW_PIXELS
+from dasnet_lightning.detectors.huggingface_builders import RAW_PIXELS
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint

@@ -6,8 +6,8 @@ from torch import nn
 
 from dasnet_lightning.detectors import build_detector
 from dasnet_lightning.detectors.layers import FrozenBatchNorm
-from dasnet_lightning.detectors.tiny import TinyBackbone
-from dasnet_lightning.detectors.vgg16 import VGG16, load_vgg16
+from dasnet_lightning.detectors.ssd.ssd320_vgg16 import VGG16, load_vgg16
+from dasnet_lightning.detectors.ssd.ssd_tiny import TinyBackbone
 from dasnet_lightning.detectors.weights import load_state, load_state_file
 from dasnet_lightning.errors import CheckpointError, ConfigError
 

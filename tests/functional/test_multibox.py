@@ -3,14 +3,14 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from dasnet_lightning.functional.boxes import encode_boxes
-from dasnet_lightning.functional.multibox import (
+from dasnet_lightning.detectors.ssd.multibox import (
     claim_best_anchors,
     match_anchors,
     mine_negatives,
     multibox_loss,
     pad_targets,
 )
+from dasnet_lightning.functional.boxes import encode_boxes
 from dasnet_lightning.types import Target
 
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from dasnet_lightning.nn.frozen import Frozen
+from dasnet_lightning.detectors.frozen import Frozen
 
 
 def test_stays_in_evaluation_whatever_the_outer_module_does():

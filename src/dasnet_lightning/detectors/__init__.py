@@ -1,17 +1,19 @@
 """Detectors: stage one trains them, stage two freezes them. Importing this package registers every builder."""
 
 from dasnet_lightning.detectors import (  # noqa: F401  (imported to register)
-    dense_models,
-    faster_rcnn_models,
+    faster_rcnn_builders,
     given_boxes,
-    mobilenet_v2,
-    ssd300,
-    ssd_staged,
-    ssdlite,
-    tiny,
-    transformers_models,
-    vgg16,
+    huggingface_builders,
+    retinanet_fcos,
 )
 from dasnet_lightning.detectors.base import DETECTORS, Detector, build_detector, learns_boxes, portable_options
+from dasnet_lightning.detectors.ssd import (  # noqa: F401  (imported to register)
+    any_backbone,
+    ssd300_vgg16,
+    ssd320_mobilenet_v2,
+    ssd320_vgg16,
+    ssd_tiny,
+    ssdlite320,
+)
 
 __all__ = ["DETECTORS", "Detector", "build_detector", "learns_boxes", "portable_options"]

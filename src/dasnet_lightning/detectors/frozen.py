@@ -1,4 +1,7 @@
-"""A frozen detector answers the same protocol: stage two sees no difference, and nothing in it can move."""
+"""A frozen detector answers the same protocol: stage two sees no difference, and nothing in it can move.
+
+Frozen is a type, not a flag: neither `train()` of an outer module nor a checkpoint callback can thaw what is inside.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +9,6 @@ import torch
 from torch import nn
 
 from dasnet_lightning.detectors.base import Detector
-from dasnet_lightning.nn.frozen import Frozen
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 
@@ -37,3 +39,19 @@ class FrozenDetector(nn.Module):
     @torch.no_grad()
     def losses(self, pyramid: Pyramid, targets: Sequence[Target]) -> Mapping[str, Loss]:
         return self.detector.losses(pyramid, targets)
+
+
+class Frozen(nn.Module):
+    """Holds a module in evaluation mode with gradients off: parameters and buffers stay bit-identical.
+
+    BatchNorm statistics do not move and dropout is inactive also after `train()` of an outer module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(False)
+        return self

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors.backbones import StagedBackbone, build_staged
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import parse_size
-from dasnet_lightning.detectors.staged import StagedBackbone, build_staged
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 

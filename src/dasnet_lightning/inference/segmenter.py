@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dasnet_lightning.data.images import read_image
-from dasnet_lightning.detectors.fusing import fold_norms
+from dasnet_lightning.detectors.fold_batchnorm import fold_norms
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.inference.segmentation import Segmentation

@@ -11,11 +11,19 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSDClassificationHead, SSDRegressionHead
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, clip_shapes, ssd_shapes
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import L2Norm, PairedHead, parse_size
-from dasnet_lightning.detectors.ssd import SSD
-from dasnet_lightning.detectors.vgg16 import POOLS, RATIOS, VGG16, accept_pixels, check_side, load_vgg16, stage_names
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, clip_shapes, ssd_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
+from dasnet_lightning.detectors.ssd.ssd320_vgg16 import (
+    POOLS,
+    RATIOS,
+    VGG16,
+    accept_pixels,
+    check_side,
+    load_vgg16,
+    stage_names,
+)
 from dasnet_lightning.detectors.weights import fill_detector, is_detector, load_state
 from dasnet_lightning.errors import ConfigError
 

@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import L2Norm, init_convolutions, init_predictors, parse_size
-from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, load_state, select
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.pooling import PoolShape, max_pool_with_switches

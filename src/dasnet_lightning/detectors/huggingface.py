@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from dasnet_lightning.detectors.layers import FrozenBatchNorm
-from dasnet_lightning.detectors.truth import has_area, split_ignored
+from dasnet_lightning.detectors.torchvision_targets import has_area, split_ignored
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import clip_boxes
 from dasnet_lightning.functional.semantic import graph_zero

@@ -11,8 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 
 from dasnet_lightning.detectors.base import DETECTORS
-from dasnet_lightning.detectors.faster_rcnn import FasterRCNN
-from dasnet_lightning.detectors.faster_rcnn_parts import POOLED, Choices, compose
+from dasnet_lightning.detectors.faster_rcnn import POOLED, Choices, FasterRCNN, compose
 from dasnet_lightning.detectors.fpn import CHANNELS, check_sides, mobilenet_v2_fpn, mobilenet_v3_fpn, resnet50_fpn
 from dasnet_lightning.detectors.weights import fill, load_pretrained, load_state, without_classifier
 

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import (
     IMAGENET_MEAN,
@@ -21,7 +20,8 @@ from dasnet_lightning.detectors.layers import (
     parse_size,
     reduced_head,
 )
-from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, load_state, select
 
 TAPS = (3, 6, 13, 18)  # last blocks at strides 4, 8, 16 and 32

@@ -1,4 +1,4 @@
-"""SSD on any backbone by name (detectors/staged.py), torchvision's or timm's, with the heads of ssd320_mobilenet_v2.
+"""SSD on any backbone by name (detectors/backbones.py), torchvision's or timm's, with the heads of ssd320_mobilenet_v2.
 
 The backbone's levels below stride 16 are for the decoder; boxes are predicted from stride 16 on (from 8 on demand), at
 the backbone's own levels and at extra ones, six in all.
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.backbones import StagedBackbone, build_staged
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import extra_levels, init_convolutions, init_small, parse_size, reduced_head
-from dasnet_lightning.detectors.mobilenet_v2 import HEAD_WIDTH, NORM_GROUPS, SCALE_STRIDE8, SCALES
-from dasnet_lightning.detectors.ssd import SSD
-from dasnet_lightning.detectors.staged import StagedBackbone, build_staged
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, ssd_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
+from dasnet_lightning.detectors.ssd.ssd320_mobilenet_v2 import HEAD_WIDTH, NORM_GROUPS, SCALE_STRIDE8, SCALES
 from dasnet_lightning.errors import ConfigError
 
 HEAD_LEVELS = 6

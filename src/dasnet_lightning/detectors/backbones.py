@@ -15,8 +15,8 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dasnet_lightning.detectors.extras import import_extra
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD
+from dasnet_lightning.detectors.optional import import_extra
 from dasnet_lightning.detectors.weights import FILE_SUFFIXES, fill, load_state, load_state_file
 from dasnet_lightning.errors import ConfigError
 

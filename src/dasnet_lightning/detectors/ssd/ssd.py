@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, make_anchors
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, make_anchors
+from dasnet_lightning.detectors.ssd.multibox import multibox_loss
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import clip_boxes, decode_boxes
-from dasnet_lightning.functional.multibox import multibox_loss
 from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, clip_shapes, ssd_shapes
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import FrozenBatchNorm, LoneBatchNorm, PairedHead, parse_size
-from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, clip_shapes, ssd_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, fill_detector, is_detector, load_state, select
 
 MEAN = (0.5, 0.5, 0.5)

@@ -6,10 +6,10 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dasnet_lightning.detectors.anchors import AnchorLayout, dense_shapes
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import init_convolutions, init_small, parse_size
-from dasnet_lightning.detectors.ssd import SSD
+from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, dense_shapes
+from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, load_state_file
 
 MEAN = (0.5, 0.5, 0.5)

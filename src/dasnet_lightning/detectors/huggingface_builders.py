@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from dasnet_lightning.detectors.base import DETECTORS
-from dasnet_lightning.detectors.extras import import_extra
-from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD, parse_size
-from dasnet_lightning.detectors.transformers import (
+from dasnet_lightning.detectors.huggingface import (
     TransformersDetector,
     fuse_norms,
     open_stages,
     plain_config,
     take_backbone,
 )
+from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD, parse_size
+from dasnet_lightning.detectors.optional import import_extra
 from dasnet_lightning.detectors.weights import fill, load_state
 from dasnet_lightning.errors import CheckpointError, ConfigError
 
