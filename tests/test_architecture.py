@@ -25,12 +25,13 @@ ALLOWED = {
     "nn": BASE | {"functional"},
     "detectors": BASE | {"functional", "nn", "storage"},
     "models": BASE | {"functional", "nn", "detectors"},
+    "feature_cache": BASE | {"functional", "nn", "detectors"},
     "metrics": BASE,
     "data": BASE,
-    "tasks": BASE | {"functional", "nn", "detectors", "models", "metrics", "storage"},
+    "tasks": BASE | {"functional", "nn", "detectors", "models", "feature_cache", "metrics"},
     "visualization": BASE,
     "report": BASE,
-    "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "visualization"},
+    "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "visualization", "feature_cache"},
     "callbacks": BASE | {"metrics", "storage", "tasks"},
 }
 LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}

@@ -11,8 +11,8 @@ from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco import CocoAP, evaluate_coco
 from dasnet_lightning.metrics.coco_evaluators import run_evaluator
-from dasnet_lightning.metrics.comparison import Kind, Scene, Shapes
 from dasnet_lightning.metrics.instance import InstanceAP
+from dasnet_lightning.metrics.matching import Kind, Scene, Shapes
 from dasnet_lightning.rle import encode
 from dasnet_lightning.types import Detections, Target
 

@@ -17,7 +17,7 @@ from metric_scenes import (
 )
 
 from dasnet_lightning.metrics.instance import InstanceAP, fill_box
-from dasnet_lightning.metrics.region_ap import area_ap, eleven_point_ap
+from dasnet_lightning.metrics.voc_ap import area_ap, eleven_point_ap
 from dasnet_lightning.rle import areas, decode, encode
 from dasnet_lightning.types import InstancePrediction, Target
 

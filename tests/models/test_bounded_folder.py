@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dasnet_lightning.models.bounded_folder import ABANDONED, BoundedFolder
+from dasnet_lightning.feature_cache.folder import ABANDONED, BoundedFolder
 
 
 def name(number: int) -> str:
@@ -114,7 +114,7 @@ def test_what_killed_processes_left_half_written_goes(tmp_path):
 
 WRITER = """
 import hashlib, sys
-from dasnet_lightning.models.bounded_folder import BoundedFolder
+from dasnet_lightning.feature_cache.folder import BoundedFolder
 files = BoundedFolder(sys.argv[1], 200_000, ".bin")
 for turn in range(3):
     for number in range(60):

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.fingerprint import fingerprint, stamp
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cache
+from dasnet_lightning.feature_cache.fingerprint import fingerprint, stamp
 from dasnet_lightning.functional.pooling import max_pool_with_switches
-from dasnet_lightning.models.feature_cache import FeatureCache, open_feature_cache
 from dasnet_lightning.types import Pyramid
 from toy import ToyDetector
 

@@ -9,7 +9,7 @@ from dasnet_lightning.functional.attention import attend
 from dasnet_lightning.functional.pooling import PoolShape, max_pool_with_switches
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.models.local import Piece
+from dasnet_lightning.models.local_decoding import Piece
 from dasnet_lightning.nn.decoder import build_decoder, layers, unpooling
 from dasnet_lightning.nn.decoder.base import LocalDecoder
 from dasnet_lightning.nn.decoder.layers import halo

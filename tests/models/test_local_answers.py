@@ -13,8 +13,7 @@ from dasnet_lightning.functional.windows import box_windows
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
-from dasnet_lightning.models.semantic import SemanticOptions, decode_foreground, segment_semantic
-from dasnet_lightning.models.window_loss import window_loss
+from dasnet_lightning.models.semantic import SemanticOptions, decode_foreground, segment_semantic, window_loss
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.types import Detections, Pyramid
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.detectors.fold_batchnorm import fold_norms
 from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cache
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
-from dasnet_lightning.models.feature_cache import FeatureCache, open_feature_cache
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dasnet_lightning.metrics.coco import CocoAP
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
-from dasnet_lightning.metrics.comparison import Scene, as_array
+from dasnet_lightning.metrics.matching import Scene, as_array
 from dasnet_lightning.types import Detections, Target
 
 WITHOUT_PIXELS = (0, 0)  # boxes need no size of the image

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco_evaluators import MAX_DETECTIONS, Evaluator, check_evaluator, run_evaluator
-from dasnet_lightning.metrics.comparison import NOT_ANNOTATED, Comparison, Kind, Scene, compare_by_class
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison, Kind, Scene, compare_by_class
 
 # written as pycocotools writes them: the same floating-point numbers decide
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.metrics.comparison import NOT_ANNOTATED, Kind, Scene, Shapes
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Kind, Scene, Shapes
 from dasnet_lightning.rle import areas, as_coco
 
 Evaluator = Literal["built-in", "pycocotools", "faster_coco_eval"]

@@ -19,8 +19,8 @@ from torch import Tensor
 from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco import class_precision, evaluate_coco, summarize_coco
 from dasnet_lightning.metrics.coco_evaluators import Evaluator, check_evaluator
-from dasnet_lightning.metrics.comparison import Scene, as_array, compare_by_class
-from dasnet_lightning.metrics.region_ap import class_figures, summarize_regions
+from dasnet_lightning.metrics.matching import Scene, as_array, compare_by_class
+from dasnet_lightning.metrics.voc_ap import class_figures, summarize_regions
 from dasnet_lightning.rle import areas, decode, encode, intersect
 from dasnet_lightning.types import InstancePrediction, Target, Truth
 

@@ -18,7 +18,7 @@ from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import Rounding, attend
 from dasnet_lightning.functional.patches import whole_maps
 from dasnet_lightning.functional.windows import Windows, before_resizing, join_windows
-from dasnet_lightning.models.local import Piece, decode_windows
+from dasnet_lightning.models.local_decoding import Piece, decode_windows
 from dasnet_lightning.nn.decoder import Decoder, build_decoder
 from dasnet_lightning.nn.decoder.base import LocalDecoder
 from dasnet_lightning.nn.decoder.layers import halo

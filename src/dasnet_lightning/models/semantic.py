@@ -1,4 +1,10 @@
-"""Semantic inference (paper section 4): one decode per detected class, merged into one class map per image."""
+"""Semantic inference (paper section 4): one decode per detected class, merged into one class map per image.
+
+The semantic loss from windows: the labels are 255 outside of the boxes, so nothing else has to be decoded in training.
+
+The loss and its gradients are those of `semantic_loss` on whole maps: BatchNorm stands in the coarse part of a decoder,
+which is decoded whole and for all regions together.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +18,7 @@ from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import box_attention, box_scores
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.functional.patches import Patches, paste, resize
+from dasnet_lightning.functional.reduction import LossSum
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.semantic import merge_regions
 from dasnet_lightning.functional.windows import Windows, before_resizing, box_windows, join_windows
@@ -19,7 +26,7 @@ from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.nn.decoder.layers import convolve_patches
 from dasnet_lightning.nn.heads import Head, SemanticHead
-from dasnet_lightning.types import Detections, Pyramid, Regions
+from dasnet_lightning.types import IGNORE_INDEX, Detections, Pyramid, Regions
 
 
 @dataclass(frozen=True)
@@ -135,3 +142,37 @@ def _class_map(
     weights = box_scores(widened, scores, regions.region_index, len(regions), input_size, size)
     resized = F.interpolate(foreground[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     return merge_regions(resized, weights, regions.labels, options.foreground_threshold)
+
+
+def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> LossSum:
+    """Softmax cross-entropy over (background, foreground) of each region in input pixels, over the known labels.
+
+    Labels outside of the boxes of their region must be 255.
+    """
+    left, total = labels.clone(), torch.zeros((), device=labels.device)
+    windows = box_windows(regions.boxes, pyramid.size)
+    for piece in model.decode_windows(pyramid, regions, [windows], len(regions)):
+        logits = resize(score_patches(model.head, piece.patches), pyramid.size)
+        targets = torch.zeros(len(logits.values), dtype=torch.int64)
+        targets[piece.rows] = regions.region_index.cpu()[piece.numbers]
+        taken = _take(left, logits, targets)
+        total = total + F.cross_entropy(logits.values.float(), taken, ignore_index=IGNORE_INDEX, reduction="sum")
+    return LossSum(total, (labels != IGNORE_INDEX).sum())
+
+
+def _take(left: Int64[Tensor, "r H W"], logits: Patches, targets: Int64[Tensor, " m"]) -> Int64[Tensor, "m h w"]:
+    """The labels of each patch, which are 255 in `left` from then on: where patches overlap, a pixel counts once."""
+    taken = torch.full_like(logits.values[:, 0], IGNORE_INDEX, dtype=torch.int64)
+    windows, inside = logits.windows, logits.windows.clip()
+    for labels, target, (top, bottom), (first, last), (y, x) in zip(
+        taken,
+        targets.tolist(),
+        torch.stack([inside.start[:, 0], inside.stop[:, 0]], dim=1).tolist(),
+        torch.stack([inside.start[:, 1], inside.stop[:, 1]], dim=1).tolist(),
+        windows.start.tolist(),
+        strict=True,
+    ):
+        here = left[target, top:bottom, first:last]
+        labels[top - y : bottom - y, first - x : last - x] = here
+        here.fill_(IGNORE_INDEX)
+    return taken

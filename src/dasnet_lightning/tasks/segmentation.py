@@ -17,6 +17,7 @@ from dasnet_lightning.detectors import portable_options
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.distributed import share_buffers, world_size
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.reduction import LossSum, mean_losses
 from dasnet_lightning.functional.regions import ground_truth_detections
@@ -27,7 +28,6 @@ from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
-from dasnet_lightning.models.feature_cache import open_feature_cache
 from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.figures import worth_logging

@@ -9,8 +9,7 @@ from dasnet_lightning.functional.regions import draw_objects, object_regions, re
 from dasnet_lightning.functional.semantic import semantic_loss
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import to_pixels
-from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
-from dasnet_lightning.models.window_loss import window_loss
+from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic, window_loss
 from dasnet_lightning.nn.heads import SemanticHead
 from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask

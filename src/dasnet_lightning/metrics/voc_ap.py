@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from dasnet_lightning.metrics.comparison import NOT_ANNOTATED, Comparison
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison
 
 THRESHOLDS = (0.5, 0.7, 0.75)
 EXCUSED_OVERLAP = 0.5

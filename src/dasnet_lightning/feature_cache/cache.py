@@ -14,11 +14,17 @@ from torch import nn
 
 from dasnet_lightning import __version__
 from dasnet_lightning.detectors.base import Detector
-from dasnet_lightning.detectors.fingerprint import Stamp, fingerprint, raw_bytes, stamp
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.models.bounded_folder import BoundedFolder
-from dasnet_lightning.models.pyramid_files import DamagedFile, join_pyramids, pack_pyramid, read_pyramid, split_pyramid
+from dasnet_lightning.feature_cache.fingerprint import Stamp, fingerprint, raw_bytes, stamp
+from dasnet_lightning.feature_cache.folder import BoundedFolder
+from dasnet_lightning.feature_cache.pyramid_file import (
+    DamagedFile,
+    join_pyramids,
+    pack_pyramid,
+    read_pyramid,
+    split_pyramid,
+)
 from dasnet_lightning.types import Images, Pyramid
 
 FORMAT = 1  # of the files, part of their names

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dasnet_lightning.detectors.fingerprint import raw_bytes
+from dasnet_lightning.feature_cache.fingerprint import raw_bytes
 from dasnet_lightning.types import Pyramid, map_tensors
 
 

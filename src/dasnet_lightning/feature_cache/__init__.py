@@ -1,0 +1,1 @@
+"""Features of a frozen detector, kept on disk, found by content and bounded in size."""
