@@ -29,8 +29,8 @@ from torchvision.ops import nms
 from dasnet_lightning.cli.hardware import quiet_lightning
 from dasnet_lightning.cli.stages import Stage, TrainerSettings, run_stage
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.scenes import render_pair
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
+from dasnet_lightning.data.synthetic.scenes import render_pair
 from dasnet_lightning.functional.instance import SamplingOptions
 from dasnet_lightning.functional.sampling import sample_boxes
 from dasnet_lightning.models.answer import Answer

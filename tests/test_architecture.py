@@ -69,7 +69,7 @@ def test_lightning_and_albumentations_stay_where_they_belong(path):
     if {"lightning", "pytorch_lightning"} & roots:
         assert place in LIGHTNING_ALLOWED or package_of(path) in LIGHTNING_ALLOWED
     if "albumentations" in roots:
-        assert place in {"data/transforms.py"}
+        assert place in {"data/augmentation/transforms.py"}
     detection = {name for name in imported_names(path) if name.startswith("torchvision.models.detection")}
     assert not detection or package_of(path) == "detectors"
 

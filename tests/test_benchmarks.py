@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dasnet_lightning.data.voc import VOCSource
+from dasnet_lightning.data.sources.voc import VOCSource
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
 LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn + masks"

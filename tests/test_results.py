@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dasnet_lightning.data.voc_files import VOC_CLASSES, read_xml
+from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES, read_xml
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.voc_results import (

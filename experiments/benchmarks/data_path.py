@@ -29,14 +29,14 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dasnet_lightning.data import collate as collate_module
 from dasnet_lightning.data import dataset as dataset_module
-from dasnet_lightning.data import transforms
-from dasnet_lightning.data.collate import Sample, collate
+from dasnet_lightning.data import loader as collate_module
+from dasnet_lightning.data.augmentation import transforms
+from dasnet_lightning.data.augmentation.transforms import MEAN_COLOUR, build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
+from dasnet_lightning.data.loader import Sample, collate
 from dasnet_lightning.data.records import ImageRecord, Source
-from dasnet_lightning.data.transforms import MEAN_COLOUR, build_transform
-from dasnet_lightning.data.voc import VOCSource
+from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.types import Batch, Target
 
 BATCH = 16

@@ -29,8 +29,8 @@ import torch
 from harness import choose_device, setting, write_results
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.formats import DataSet, open_dataset
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.sources.open import DataSet, open_dataset
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.feature_cache.cache import FeatureCache
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint

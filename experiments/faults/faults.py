@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from scenarios import LONG, SCENARIOS, Scene
 
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 
 
 def play(scene: Scene, name: str) -> dict[str, object]:

@@ -20,7 +20,7 @@ import torch
 
 from dasnet_lightning.cli import demo, pages, runs, segment, train  # noqa: F401  (imported once, before the forks)
 from dasnet_lightning.cli.main import main as dasnet
-from dasnet_lightning.data import transforms  # noqa: F401
+from dasnet_lightning.data.augmentation import transforms  # noqa: F401
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 
 OPTIONS = (

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO, Resumable
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.errors import Stopped
 from dasnet_lightning.tasks.detection import DetectionTask

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions

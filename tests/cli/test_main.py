@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dasnet_lightning import __version__
-from dasnet_lightning.cli import console, main
+from dasnet_lightning import __version__, console
+from dasnet_lightning.cli import main
 from dasnet_lightning.cli.main import COMMANDS
 from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.report import Table

@@ -14,9 +14,9 @@ import yaml
 from data_builders import VocObject, annotation, coco_content, make_coco, make_sbd, make_voc, square_polygon
 
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.data.coco_to_voc import VOC_NAMES
+from dasnet_lightning.data.sources.union_parts import VOC_NAMES
+from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.data.splits import parse_budget
-from dasnet_lightning.data.voc_files import VOC_CLASSES
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint

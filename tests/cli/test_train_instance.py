@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from dasnet_lightning.cli import stage_two
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.position_sensitive import pixel_windows
 from dasnet_lightning.inference.segmenter import load

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dasnet_lightning.data.planes import pack_masks
+from dasnet_lightning.data.packed_masks import pack_masks
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem
 
 

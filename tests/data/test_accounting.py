@@ -15,9 +15,9 @@ from data_builders import (
     write_index_picture,
 )
 
-from dasnet_lightning.data.accounting import COLUMNS, LabelUse, account, summarise, write_accounting
-from dasnet_lightning.data.coco import COCOSource
-from dasnet_lightning.data.voc import VOCSource
+from dasnet_lightning.data.label_audit import COLUMNS, LabelUse, account, summarise, write_accounting
+from dasnet_lightning.data.sources.coco import COCOSource
+from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.errors import ConfigError
 
 

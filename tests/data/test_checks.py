@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from data_builders import write_picture
 
-from dasnet_lightning.data.checks import (
+from dasnet_lightning.data.records import Problem
+from dasnet_lightning.data.sources.checks import (
     RecordsError,
     box_hint,
     check_box,
@@ -16,7 +17,6 @@ from dasnet_lightning.data.checks import (
     parse_object,
     unsafe_path,
 )
-from dasnet_lightning.data.records import Problem
 from dasnet_lightning.errors import ConfigError
 
 SIZE = (30, 40)

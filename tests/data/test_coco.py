@@ -9,9 +9,9 @@ import pytest
 from data_builders import SIZE, annotation, coco_content, make_coco, square_polygon
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.checks import RecordsError
-from dasnet_lightning.data.coco import COCOSource
 from dasnet_lightning.data.records import MaskState
+from dasnet_lightning.data.sources.checks import RecordsError
+from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.errors import DataError
 
 

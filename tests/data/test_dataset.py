@@ -7,12 +7,11 @@ import torch
 from data_fakes import FakeSource, make_source
 from torch.utils.data import DataLoader
 
-from dasnet_lightning.data.collate import Sample, collate
-from dasnet_lightning.data.dataset import SegmentationDataset
+from dasnet_lightning.data.augmentation.transforms import build_transform
+from dasnet_lightning.data.dataset import SegmentationDataset, paint_semantic
+from dasnet_lightning.data.loader import Sample, collate
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.sampling import EpochSampler, sample_seed
-from dasnet_lightning.data.semantic_map import paint_semantic
-from dasnet_lightning.data.transforms import build_transform
+from dasnet_lightning.data.sampler import EpochSampler, sample_seed
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.rle import decode
 

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from dasnet_lightning.data.sampling import EpochSampler, sample_seed
+from dasnet_lightning.data.sampler import EpochSampler, sample_seed
 
 PINNED = (6498626229777268288, 4324601099084218337)
 

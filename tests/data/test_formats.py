@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from data_builders import VocObject, annotation, coco_content, make_coco, make_voc, square_polygon, write_picture
 
-from dasnet_lightning.data.accounting import account
-from dasnet_lightning.data.formats import open_dataset
+from dasnet_lightning.data.label_audit import account
+from dasnet_lightning.data.sources.open import open_dataset
 from dasnet_lightning.errors import DataError
 
 CAT = VocObject("cat", (6, 6, 15, 15))

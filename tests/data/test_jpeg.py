@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasnet_lightning.data.images import read_image
-from dasnet_lightning.data.jpeg import decode_sound_jpeg
+from dasnet_lightning.data.images import decode_sound_jpeg, read_image
 from dasnet_lightning.errors import DataError
 
 

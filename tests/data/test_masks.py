@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.masks import (
+from dasnet_lightning.data.packed_masks import empty_planes, pack_masks, pack_picture, unpack_masks
+from dasnet_lightning.data.records import MaskState
+from dasnet_lightning.data.sources.masks import (
     Shape,
     check_indices,
     check_mask,
@@ -16,8 +18,6 @@ from dasnet_lightning.data.masks import (
     pack_shapes,
     parse_counts,
 )
-from dasnet_lightning.data.planes import empty_planes, pack_masks, pack_picture, unpack_masks
-from dasnet_lightning.data.records import MaskState
 
 SIZE = (30, 40)
 

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from data_fakes import draw_shapes
 
-from dasnet_lightning.data.augmented import Augmented
-from dasnet_lightning.data.crops import centres_inside, draw_window, pixel_window
-from dasnet_lightning.data.photometric import distort, draw_distortion
-from dasnet_lightning.data.planes import pack_masks
-from dasnet_lightning.data.transforms import MEAN_COLOUR, build_transform
-from dasnet_lightning.data.views import view_image, view_mask
+from dasnet_lightning.data.augmentation.objects import Augmented
+from dasnet_lightning.data.augmentation.photometric import distort, draw_distortion
+from dasnet_lightning.data.augmentation.ssd_crop import centres_inside, draw_window, pixel_window, view_image, view_mask
+from dasnet_lightning.data.augmentation.transforms import MEAN_COLOUR, build_transform
+from dasnet_lightning.data.packed_masks import pack_masks
 
 SIZE = (70, 100)
 KINDS = {  # expand, largest ratio, scale of the crop, flips, distorts

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.masks import Shape, check_segmentation, pack_shapes
-from dasnet_lightning.data.planes import (
+from dasnet_lightning.data.packed_masks import (
     FILLED,
     VOID,
     empty_planes,
@@ -16,6 +15,7 @@ from dasnet_lightning.data.planes import (
     unpack_masks,
     unpack_void,
 )
+from dasnet_lightning.data.sources.masks import Shape, check_segmentation, pack_shapes
 
 SIZE = (30, 43)
 

@@ -7,14 +7,13 @@ import pytest
 from data_builders import SIZE, make_sbd, write_instances, write_picture
 from scipy.io import savemat
 
-from dasnet_lightning.data import sbd_files
-from dasnet_lightning.data.checks import RecordsError
+from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.sbd import SBDSource
-from dasnet_lightning.data.sbd_files import find_sbd_root, read_instances
-from dasnet_lightning.data.transforms import build_transform
-from dasnet_lightning.data.voc_files import VOC_CLASSES
+from dasnet_lightning.data.sources import sbd as sbd_files
+from dasnet_lightning.data.sources.checks import RecordsError
+from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, read_instances
+from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.errors import DataError
 
 CAT = (8, (5, 5, 15, 15))

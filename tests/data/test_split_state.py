@@ -6,8 +6,8 @@ import torch
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.split_state import check_same_split, split_state
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.splits import check_same_split, split_state
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasnet_lightning.data.checks import read_image
-from dasnet_lightning.data.formats import DataSet, open_dataset
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.scenes import LEAST_PIXELS, LEAST_VISIBLE, MAX_OBJECTS, Scene, render_scene
-from dasnet_lightning.data.shapes import OUTLINES, SHAPES
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.sources.checks import read_image
+from dasnet_lightning.data.sources.open import DataSet, open_dataset
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
+from dasnet_lightning.data.synthetic.scenes import LEAST_PIXELS, LEAST_VISIBLE, MAX_OBJECTS, Scene, render_scene
+from dasnet_lightning.data.synthetic.shapes import OUTLINES, SHAPES
 from dasnet_lightning.errors import DataError
 
 

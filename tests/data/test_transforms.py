@@ -5,13 +5,19 @@ import numpy as np
 import pytest
 from data_fakes import draw_shapes, extent
 
-from dasnet_lightning.data import transforms
-from dasnet_lightning.data.augmented import Augmented
-from dasnet_lightning.data.crops import centres_inside, draw_crop, draw_expand, pairwise_iou
-from dasnet_lightning.data.photometric import Distortion, distort, draw_distortion
-from dasnet_lightning.data.planes import pack_masks
-from dasnet_lightning.data.transforms import MEAN_COLOUR, TRANSFORMS, Transform, build_transform
-from dasnet_lightning.data.views import view_image, view_mask
+from dasnet_lightning.data.augmentation import transforms
+from dasnet_lightning.data.augmentation.objects import Augmented
+from dasnet_lightning.data.augmentation.photometric import Distortion, distort, draw_distortion
+from dasnet_lightning.data.augmentation.ssd_crop import (
+    centres_inside,
+    draw_crop,
+    draw_expand,
+    pairwise_iou,
+    view_image,
+    view_mask,
+)
+from dasnet_lightning.data.augmentation.transforms import MEAN_COLOUR, TRANSFORMS, Transform, build_transform
+from dasnet_lightning.data.packed_masks import pack_masks
 from dasnet_lightning.errors import ConfigError, DataError, UnknownNameError
 
 SIZE = (96, 112)

@@ -17,13 +17,13 @@ from data_builders import (
     write_picture,
 )
 
-from dasnet_lightning.data.accounting import account, summarise
-from dasnet_lightning.data.checks import RecordsError
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.formats import DataSet, open_dataset
-from dasnet_lightning.data.merging import box_iou
+from dasnet_lightning.data.label_audit import account, summarise
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.voc_files import VOC_CLASSES
+from dasnet_lightning.data.sources.checks import RecordsError
+from dasnet_lightning.data.sources.open import DataSet, open_dataset
+from dasnet_lightning.data.sources.union import box_iou
+from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.errors import DataError
 
 CAT = VocObject("cat", (6, 6, 15, 15))  # the edges 5, 5, 15, 15

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dasnet_lightning.data.budgets import NAMED
-from dasnet_lightning.data.union_files import read_union
-from dasnet_lightning.data.voc_files import LISTS
+from dasnet_lightning.data.sources.union_yaml import read_union
+from dasnet_lightning.data.sources.voc_xml import LISTS
+from dasnet_lightning.data.splits import NAMED
 from dasnet_lightning.errors import DataError
 
 SHIPPED = Path(__file__).parents[2] / "experiments" / "data"

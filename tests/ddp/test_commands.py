@@ -11,7 +11,7 @@ from trainings import command, start_script
 
 from dasnet_lightning.cli.launch import FOLLOWED, check_strategy, end_processes
 from dasnet_lightning.cli.stages import TrainerSettings
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 

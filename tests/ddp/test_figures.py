@@ -6,7 +6,7 @@ import pytest
 from forks import run
 from trainings import calibrate, measure
 
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.metrics.threshold import HIGHEST, LOWEST
 
 KINDS = ("detection", "semantic", "instance")

@@ -7,7 +7,7 @@ import torch
 from forks import run
 from stops import STEPS, VALIDATE, train, train_on_no_number
 
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 
 
 @pytest.fixture(scope="module")

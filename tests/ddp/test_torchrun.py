@@ -8,7 +8,7 @@ from pathlib import Path
 
 from forks import _free_port
 
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 
 LIMIT = 240.0  # seconds

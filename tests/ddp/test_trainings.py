@@ -7,7 +7,7 @@ import torch
 from forks import run
 from trainings import largest_difference, learn, train
 
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.types import Batch
 from toy import make_batch, make_target
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.data.synthetic import write_synthetic
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.detectors import Detector, build_detector, learns_boxes
 from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class
 from dasnet_lightning.inference.segmenter import load

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dasnet_lightning.data.accounting import LabelUse
-    from dasnet_lightning.data.checks import RecordsError
-    from dasnet_lightning.data.formats import DataSet
+    from dasnet_lightning.data.label_audit import LabelUse
     from dasnet_lightning.data.records import Problem, Source
+    from dasnet_lightning.data.sources.checks import RecordsError
+    from dasnet_lightning.data.sources.open import DataSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is in the data set; 2 where labels are refused or files broken and the options do not accept it."""
-    from dasnet_lightning.data.accounting import write_accounting
-    from dasnet_lightning.data.checks import RecordsError
-    from dasnet_lightning.data.formats import open_dataset
+    from dasnet_lightning.data.label_audit import write_accounting
+    from dasnet_lightning.data.sources.checks import RecordsError
+    from dasnet_lightning.data.sources.open import open_dataset
 
     try:
         # also what is not accepted is left out here, so that all of it is listed
@@ -83,8 +83,8 @@ class Finding:
 
 def _examine(data: "DataSet", verify: bool) -> Finding:
     from dasnet_lightning.console import counter
-    from dasnet_lightning.data.accounting import account
-    from dasnet_lightning.data.checks import parse_object
+    from dasnet_lightning.data.label_audit import account
+    from dasnet_lightning.data.sources.checks import parse_object
 
     found = (*data.train.problems, *data.val.problems, *data.problems)
     problems = tuple({str(problem): problem for problem in found}.values())  # both splits may say the same of a file
@@ -111,7 +111,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
 def _decode(source: "Source") -> list[str]:
     """Why images of a source cannot be read; every pixel is decoded."""
     from dasnet_lightning.console import progress
-    from dasnet_lightning.data.checks import read_image
+    from dasnet_lightning.data.sources.checks import read_image
     from dasnet_lightning.errors import DataError
 
     broken = []
@@ -162,7 +162,7 @@ _COUNTED = ("boxes", "masks", "no mask", "invalid mask", "ignored", "refused")
 
 def _count(rows: Iterable["LabelUse"]) -> tuple[int, ...]:
     """The counts of _COUNTED over rows of the accounting."""
-    from dasnet_lightning.data.accounting import summarise
+    from dasnet_lightning.data.label_audit import summarise
 
     total = summarise(rows)["all"]
     return tuple(total[name] for name in ("boxes", "masks", "absent", "invalid", "ignored", "refused"))

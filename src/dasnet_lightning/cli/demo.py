@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from dasnet_lightning.cli.runs import execute
     from dasnet_lightning.cli.stages import TrainerSettings
     from dasnet_lightning.console import counter, say
-    from dasnet_lightning.data.synthetic import write_synthetic
+    from dasnet_lightning.data.synthetic.dataset import write_synthetic
 
     out = Path(args.out)
     say(f"demo: {args.images} made-up pictures with boxes; masks on {' and on '.join(args.mask_budget)}; in {out}")

@@ -14,7 +14,7 @@ from dasnet_lightning.cli.run_records import RunConfig, RunResult, claim_folder
 from dasnet_lightning.cli.stage_one import resolve_detector, train_detector
 from dasnet_lightning.cli.stage_two import account_labels, start_task, train_budget, train_jointly
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
-from dasnet_lightning.data.formats import DataSet, open_dataset
+from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.distributed import once, world_size
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json

@@ -155,7 +155,7 @@ def _device(name: str) -> str:
 
 def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
     """VOC's result files, whose image ids are file names. Raises ConfigError where two images have the same."""
-    from dasnet_lightning.data.voc_files import VOC_CLASSES
+    from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
     from dasnet_lightning.errors import ConfigError
     from dasnet_lightning.inference.voc_results import VocResults
 

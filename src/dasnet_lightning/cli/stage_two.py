@@ -9,8 +9,8 @@ import torch
 
 from dasnet_lightning.cli.run_records import BudgetResult, RunConfig
 from dasnet_lightning.cli.stages import Stage, evaluate, run_stage, scale_rate
-from dasnet_lightning.data.accounting import account, summarise, write_accounting
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
+from dasnet_lightning.data.label_audit import account, summarise, write_accounting
 from dasnet_lightning.distributed import once, world_size
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions

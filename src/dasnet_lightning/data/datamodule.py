@@ -13,15 +13,22 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from dasnet_lightning import distributed as processes
-from dasnet_lightning.data.collate import Sample, collate
+from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
-from dasnet_lightning.data.formats import DataSet, open_dataset
-from dasnet_lightning.data.loading import ResumableLoader, start_worker
+from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
 from dasnet_lightning.data.records import ImageRecord
-from dasnet_lightning.data.sampling import EpochSampler
-from dasnet_lightning.data.split_state import check_same_split, split_state
-from dasnet_lightning.data.splits import Split, make_split, mask_labels, parse_budget, read_split, write_split
-from dasnet_lightning.data.transforms import build_transform
+from dasnet_lightning.data.sampler import EpochSampler
+from dasnet_lightning.data.sources.open import DataSet, open_dataset
+from dasnet_lightning.data.splits import (
+    Split,
+    check_same_split,
+    make_split,
+    mask_labels,
+    parse_budget,
+    read_split,
+    split_state,
+    write_split,
+)
 from dasnet_lightning.errors import ConfigError, DataError
 
 Supervision = Literal["boxes", "masks", "mixed"]

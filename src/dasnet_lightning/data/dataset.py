@@ -1,6 +1,8 @@
 """Images with their boxes, and with their masks where the mask budget allows it.
 
 A mask file is opened only for an image in `mask_ids`, and there only for objects whose mask is present.
+
+The class map that semantic evaluation compares with, painted from the masks of one image.
 """
 
 from collections.abc import Sequence
@@ -8,20 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch.utils.data import Dataset
 
-from dasnet_lightning.data.augmented import Augmented
-from dasnet_lightning.data.collate import Sample
+from dasnet_lightning.data.augmentation.objects import Augmented
+from dasnet_lightning.data.augmentation.ssd_crop import pixel_window
+from dasnet_lightning.data.augmentation.transforms import Transform
 from dasnet_lightning.data.images import read_image
-from dasnet_lightning.data.planes import MaskPlanes, empty_planes, unpack_masks, unpack_void
+from dasnet_lightning.data.loader import Sample
+from dasnet_lightning.data.packed_masks import MaskPlanes, empty_planes, unpack_masks, unpack_void
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
-from dasnet_lightning.data.sampling import Key, sample_seed
-from dasnet_lightning.data.semantic_map import paint_semantic
-from dasnet_lightning.data.transforms import Transform
+from dasnet_lightning.data.sampler import Key, sample_seed
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.rle import encode_mask
-from dasnet_lightning.types import Target, Truth
+from dasnet_lightning.types import IGNORE_INDEX, Target, Truth
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,3 +131,32 @@ def _masks_of_all(out: Augmented) -> Bool[np.ndarray, "k H W"]:
     masks = np.zeros((count, *out.void.shape), dtype=bool)
     masks[out.mask_index] = out.masks
     return masks
+
+
+BoolMap = Bool[np.ndarray, "H W"]
+
+
+def paint_semantic(
+    size: tuple[int, int],
+    boxes: Float[np.ndarray, "n 4"],
+    labels: Sequence[int],
+    ignore: Sequence[bool],
+    masks: Sequence[BoolMap | None],
+    void: BoolMap | None = None,
+) -> UInt8[np.ndarray, "H W"]:
+    """Paint the masks of one image into a class map: 0 background, 255 where the truth is not known.
+
+    masks[i] is None where object i has no usable mask: its box is then 255, except where a known mask covers it.
+    Where masks overlap, the smaller object lies on top. The masks of ignored objects are painted as 255; void pixels are
+    255 whatever lies there.
+    """
+    semantic = np.zeros(size, dtype=np.uint8)
+    for box, mask in zip(boxes, masks, strict=True):
+        if mask is None:
+            semantic[pixel_window(box, size)] = IGNORE_INDEX
+    known = [(mask, label, skip) for mask, label, skip in zip(masks, labels, ignore, strict=True) if mask is not None]
+    for mask, label, skip in sorted(known, key=lambda item: -int(np.count_nonzero(item[0]))):
+        semantic[mask] = IGNORE_INDEX if skip else label
+    if void is not None:
+        semantic[void] = IGNORE_INDEX
+    return semantic

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool
 
-from dasnet_lightning.data.planes import MaskPlanes, unpack_masks, unpack_void
+from dasnet_lightning.data.packed_masks import MaskPlanes, unpack_masks, unpack_void
 
 
 class MaskState(StrEnum):

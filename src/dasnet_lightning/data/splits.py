@@ -3,23 +3,56 @@
 One seed gives one order of all images that have masks: in every round each class takes its next image, in its own shuffled
 order, that no class took before. Every budget is a prefix of that order (paper, section 3; Seg100 = 5 rounds over 20
 classes = 100 distinct images). The shuffles are sorted by hashes, so they are the same on every machine and version.
+
+Mask budgets as users write them: '37', '5/class', 'all', or one of the paper's names (section 7).
+
+The split inside a checkpoint: with other masks than before, a training would not continue but be another one.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dasnet_lightning.data.budgets import Budget as Budget
-from dasnet_lightning.data.budgets import parse_budget as parse_budget
 from dasnet_lightning.data.records import ImageRecord, MaskState
-from dasnet_lightning.errors import BudgetError, DataError
+from dasnet_lightning.errors import BudgetError, ConfigError, DataError
 from dasnet_lightning.storage.atomic import write_text
 
 FORMAT = "dasnet-mask-split"
 VERSION = 1
+
+
+NAMED = {"seg100": "5/class", "seg200": "10/class", "seg500": "25/class", "seg1.4k": "1464", "seg10k": "10528"}
+
+
+ACCEPTED = (
+    "a number of images ('37', '0'), a number per class ('5/class'), 'all', or one of the paper's: "
+    "'seg100', 'seg200', 'seg500' (5, 10, 25 images per class), 'seg1.4k' (1464 images), 'seg10k' (10528 images)"
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many images may show their masks: `amount` images, `amount` per class, or all (the amount is then 0)."""
+
+    kind: Literal["images", "per_class", "all"]
+    amount: int
+    name: str
+
+
+def parse_budget(text: str | int) -> Budget:
+    """Read a budget as the command line and the configurations write it. Raises BudgetError with the accepted forms."""
+    name = str(text).strip().lower()
+    form = NAMED.get(name, name)
+    if form == "all":
+        return Budget("all", 0, name)
+    match = re.fullmatch(r"([0-9]{1,12})(/class)?", form)
+    if match is None or isinstance(text, bool):
+        raise BudgetError(f"mask budget '{text}' cannot be read, expected {ACCEPTED}")
+    return Budget("per_class" if match[2] else "images", int(match[1]), name)
 
 
 @dataclass(frozen=True)
@@ -173,3 +206,31 @@ def _parse(content: dict[str, Any]) -> Split:
         per_class={int(label): int(count) for label, count in content["per_class"].items()},
         short={int(label): (int(wanted), int(there)) for label, (wanted, there) in content["short"].items()},
     )
+
+
+def split_state(split: Split | None) -> dict[str, Any] | None:
+    """What a checkpoint keeps of a split, in plain values; None where no masks are used."""
+    return None if split is None else {"image_ids": split.image_ids, "budget": split.budget, "seed": split.seed}
+
+
+def check_same_split(split: Split | None, saved: Mapping[str, Any] | None, source: object) -> None:
+    """Raise ConfigError, in a sentence, where the masks of a training are not those that its checkpoint was trained on."""
+    now, before = _ids(split_state(split)), _ids(saved)
+    if now == before:
+        return
+    differing = sorted(now ^ before)
+    raise ConfigError(
+        f"{source}: was trained on {_describe(saved)}, this training has {_describe(split_state(split))}; "
+        f"{len(differing)} images differ, the first is '{differing[0]}': continue with the same mask_budget, split_seed and "
+        "data, or start anew"
+    )
+
+
+def _ids(state: Mapping[str, Any] | None) -> frozenset[str]:
+    return frozenset() if state is None else frozenset(state["image_ids"])
+
+
+def _describe(state: Mapping[str, Any] | None) -> str:
+    if state is None:
+        return "no masks"
+    return f"the masks of {len(state['image_ids'])} images (budget '{state['budget']}', split_seed {state['seed']})"

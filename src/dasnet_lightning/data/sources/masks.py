@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.planes import MaskPlanes, empty_planes
+from dasnet_lightning.data.packed_masks import MaskPlanes, empty_planes
 from dasnet_lightning.data.records import Masks, MaskState
 
 REACH = 4  # polygons may reach this many image sizes beyond the origin, on either side

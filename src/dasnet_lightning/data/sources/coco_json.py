@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasnet_lightning.data.checks import MAX_SIDE, RecordsError, locate_files
 from dasnet_lightning.data.records import Problem
+from dasnet_lightning.data.sources.checks import MAX_SIDE, RecordsError, locate_files
 from dasnet_lightning.errors import DataError
 
 KEYS = {

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from dasnet_lightning.data.shapes import SHAPES, Field, Piece, cut_piece, distinct_colour, paint_texture, shade
+from dasnet_lightning.data.synthetic.shapes import (
+    SHAPES,
+    Field,
+    Piece,
+    cut_piece,
+    distinct_colour,
+    paint_texture,
+    shade,
+)
 
 COMPACT = SHAPES[:3]
 MAX_OBJECTS = 4

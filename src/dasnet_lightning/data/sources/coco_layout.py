@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasnet_lightning.data.coco_files import is_instances, read_json
+from dasnet_lightning.data.sources.coco_json import is_instances, read_json
 from dasnet_lightning.errors import DataError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

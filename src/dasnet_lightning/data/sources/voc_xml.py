@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasnet_lightning.data.checks import MAX_SIDE, Box
+from dasnet_lightning.data.sources.checks import MAX_SIDE, Box
 from dasnet_lightning.errors import DataError
 
 VOC_CLASSES = (

@@ -3,21 +3,48 @@
 VOC 2007, VOC 2012 and SBD name photographs by the same ids, so an id says that two images are one; in other parts it is
 the file. Boxes come from the first part whose boxes are drawn, not derived from masks; masks from the first part that has
 any, and belong to the boxes of the same class that they overlap most.
+
+One image that several data sets describe: whose boxes and whose masks count, and which mask belongs to which box.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os.path import relpath
 from pathlib import Path
 
-from dasnet_lightning.data.checks import Fix, RecordsError
-from dasnet_lightning.data.merging import MIN_IOU, Group, Merged, merge_records
-from dasnet_lightning.data.parts import Part, needs_voc_classes, open_parts
-from dasnet_lightning.data.records import ImageRecord, Masks, Problem
-from dasnet_lightning.data.union_files import UnionSpec
-from dasnet_lightning.data.voc_files import VOC_CLASSES
+from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem
+from dasnet_lightning.data.sources.checks import Box, Fix, RecordsError
+from dasnet_lightning.data.sources.union_parts import Part, needs_voc_classes, open_parts
+from dasnet_lightning.data.sources.union_yaml import UnionSpec
+from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.errors import DataError
 
 LISTED = 20
+
+
+Group = list[tuple[Part, ImageRecord]]  # the records of one image, in the order of the parts
+
+
+MIN_IOU = 0.5  # of a box and the box of a mask, to belong together
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the masks of an image are opened: object i of the union is object `places[i]` of that part's record."""
+
+    part: Part
+    record: ImageRecord
+    places: Mapping[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """An image of the union; `unused` counts the masks that belong to no box, `bare` the boxes that got no mask."""
+
+    record: ImageRecord
+    origin: Origin | None
+    unused: int = 0
+    bare: int = 0
 
 
 class UnionSource:
@@ -148,3 +175,54 @@ def _notes(file: Path, groups: Mapping[str, Group], merged: Sequence[Merged], le
 def _unique(problems: Iterable[Problem]) -> list[Problem]:
     """Each problem once: parts may read the same files."""
     return list({(problem.file, problem.record, problem.message): problem for problem in problems}.values())
+
+
+def merge_records(image_id: str, group: Group) -> Merged:
+    """One record of all: boxes of the first part that draws them, masks of the first part that has and may use them."""
+    part, record = next((entry for entry in group if not entry[0].derived_boxes), group[0])
+    found = next((entry for entry in group if entry[0].use_masks and entry[1].has_masks), None)
+    if found is None:
+        objects = tuple(_without_mask(item) if item.mask is MaskState.PRESENT else item for item in record.objects)
+        return Merged(replace(record, image_id=image_id, objects=objects), None)
+    if found[1] is record:
+        places = {index: index for index in range(len(record.objects))}
+        return Merged(replace(record, image_id=image_id), Origin(part, record, places))
+    places = match_objects(record.objects, found[1].objects)
+    objects = tuple(
+        replace(item, mask=MaskState.PRESENT, reason="") if index in places else _without_mask(item)
+        for index, item in enumerate(record.objects)
+    )
+    drawn = sum(item.mask is MaskState.PRESENT for item in found[1].objects)
+    merged = replace(record, image_id=image_id, objects=objects)
+    return Merged(merged, Origin(*found, places), drawn - len(places), len(objects) - len(places))
+
+
+def match_objects(objects: Sequence[ObjectRecord], masks: Sequence[ObjectRecord]) -> dict[int, int]:
+    """Which of `masks` belongs to which of `objects`: of the same class, pairs of the largest IoU first, each used once."""
+    pairs = [
+        (box_iou(item.box, other.box), i, j)
+        for i, item in enumerate(objects)
+        for j, other in enumerate(masks)
+        if item.label == other.label and other.mask is MaskState.PRESENT
+    ]
+    found: dict[int, int] = {}
+    taken: set[int] = set()
+    for iou, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if iou >= MIN_IOU and i not in found and j not in taken:
+            found[i] = j
+            taken.add(j)
+    return found
+
+
+def box_iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes (xyxy)."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return width * height / (sum(areas) - width * height)
+
+
+def _without_mask(item: ObjectRecord) -> ObjectRecord:
+    return replace(item, mask=MaskState.ABSENT, reason="")

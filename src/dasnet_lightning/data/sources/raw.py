@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dasnet_lightning.data.checks import Box, Fix, RecordsError, check_box, describe_object
 from dasnet_lightning.data.records import ImageRecord, MaskState, ObjectRecord, Problem
+from dasnet_lightning.data.sources.checks import Box, Fix, RecordsError, check_box, describe_object
 
 DROP = "Fix the file, or drop them (--fix drop)."
 

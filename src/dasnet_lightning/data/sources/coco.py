@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dasnet_lightning.data.checks import (
+from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
+from dasnet_lightning.data.sources.checks import (
     Box,
     Fix,
     RecordsError,
@@ -17,10 +18,15 @@ from dasnet_lightning.data.checks import (
     locate_files,
     unsafe_path,
 )
-from dasnet_lightning.data.coco_files import CocoFile, read_coco
-from dasnet_lightning.data.masks import CheckedShape, check_segmentation, collect_masks, is_rectangle, pack_shapes
-from dasnet_lightning.data.reading import RawImage, RawObject, read_images
-from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
+from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
+from dasnet_lightning.data.sources.masks import (
+    CheckedShape,
+    check_segmentation,
+    collect_masks,
+    is_rectangle,
+    pack_shapes,
+)
+from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.errors import DataError
 
 Edges = Mapping[str, Box | None]  # the box of each annotation

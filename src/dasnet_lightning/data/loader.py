@@ -1,12 +1,20 @@
-"""From the items of a dataset to the Batch that tasks read."""
+"""The loader of images and the processes that it starts.
 
+From the items of a dataset to the Batch that tasks read.
+"""
+
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from dasnet_lightning.distributed import STOP_SIGNALS
 from dasnet_lightning.types import Batch, Target
 
 
@@ -18,6 +26,24 @@ class Sample:
     image: UInt8[Tensor, "3 H W"]
     target: Target
     seed: int
+
+
+class ResumableLoader(DataLoader[Sample]):
+    """A DataLoader that Lightning takes for resumable, which it is without a state: its sampler asks where to go on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+def start_worker(worker: int) -> None:
+    """Prepare a loader process."""
+    cv2.setNumThreads(0)  # every worker has one core
+    # sent to whole process groups: the training process saves first, then ends its workers
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_IGN)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

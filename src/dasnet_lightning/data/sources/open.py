@@ -9,17 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasnet_lightning.data.checks import Fix
-from dasnet_lightning.data.coco import COCOSource
-from dasnet_lightning.data.coco_files import CocoFile, choose_image_root, read_coco
-from dasnet_lightning.data.layouts import CocoLayout, describe_folder, find_coco, image_folders
 from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
-from dasnet_lightning.data.sbd import SBDSource
-from dasnet_lightning.data.sbd_files import find_sbd_root, list_sbd_splits
-from dasnet_lightning.data.union import open_union
-from dasnet_lightning.data.union_files import SUFFIXES, read_union
-from dasnet_lightning.data.voc import VOCSource
-from dasnet_lightning.data.voc_files import find_voc_root, find_voc_roots, list_splits
+from dasnet_lightning.data.sources.checks import Fix
+from dasnet_lightning.data.sources.coco import COCOSource
+from dasnet_lightning.data.sources.coco_json import CocoFile, choose_image_root, read_coco
+from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, find_coco, image_folders
+from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
+from dasnet_lightning.data.sources.union import open_union
+from dasnet_lightning.data.sources.union_yaml import SUFFIXES, read_union
+from dasnet_lightning.data.sources.voc import VOCSource
+from dasnet_lightning.data.sources.voc_xml import find_voc_root, find_voc_roots, list_splits
 from dasnet_lightning.errors import DataError
 
 VAL_SHARE = 0.2  # of a data set that comes without a validation split

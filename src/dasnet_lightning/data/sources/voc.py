@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dasnet_lightning.data.checks import Fix, RecordsError, box_hint, check_class_names, check_fix, locate_files
 from dasnet_lightning.data.images import describe_file, image_size
-from dasnet_lightning.data.masks import VOID, check_indices, collect_masks
-from dasnet_lightning.data.planes import empty_planes, pack_picture
-from dasnet_lightning.data.reading import RawImage, RawObject, read_images
+from dasnet_lightning.data.packed_masks import empty_planes, pack_picture
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
-from dasnet_lightning.data.voc_files import (
+from dasnet_lightning.data.sources.checks import Fix, RecordsError, box_hint, check_class_names, check_fix, locate_files
+from dasnet_lightning.data.sources.masks import VOID, check_indices, collect_masks
+from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
+from dasnet_lightning.data.sources.voc_xml import (
     LISTS,
     VOC_CLASSES,
     XmlImage,

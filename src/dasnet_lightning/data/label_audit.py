@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from dasnet_lightning.data.checks import parse_object
 from dasnet_lightning.data.records import ImageRecord, MaskState, ObjectRecord, Source
+from dasnet_lightning.data.sources.checks import parse_object
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.storage.atomic import write_text
 

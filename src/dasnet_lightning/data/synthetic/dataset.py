@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.scenes import Scene, render_scene
-from dasnet_lightning.data.shapes import SHAPES
+from dasnet_lightning.data.synthetic.scenes import Scene, render_scene
+from dasnet_lightning.data.synthetic.shapes import SHAPES
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.storage.atomic import write_text
 

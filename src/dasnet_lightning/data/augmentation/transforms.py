@@ -8,6 +8,8 @@ only sets up the steps here, and `Transform` runs them.
 Masks travel as bits, with the void map and the area that a step filled (data.planes): "mask" is the first plane, "masks"
 are the others. Photometric distortion is per pixel, so it runs last, on the small picture; the filled area is painted with
 the plain mean afterwards, as if the distortion had come first.
+
+Boxes as the steps of albumentations take them: 0..1 of the picture, in single precision, each with its position.
 """
 
 import os
@@ -18,16 +20,17 @@ from importlib import metadata
 from random import Random
 from typing import Any
 
+import albumentations as A
+import cv2
 import numpy as np
+from albumentations.core.type_definitions import Targets
 from jaxtyping import Float, Int64, UInt8
 
-from dasnet_lightning.data.augmented import Augmented, Moved, collect, keep_a_pixel
-from dasnet_lightning.data.crops import Window, draw_window, mark_cut, move_boxes
-from dasnet_lightning.data.photometric import Distortion, distort, draw_distortion
-from dasnet_lightning.data.planes import FILLED, MaskPlanes
-from dasnet_lightning.data.unit_boxes import clip_boxes, from_unit, to_unit
-from dasnet_lightning.data.views import view_image, view_mask
-from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.data.augmentation.objects import Augmented, Moved, collect, keep_a_pixel
+from dasnet_lightning.data.augmentation.photometric import Distortion, distort, draw_distortion
+from dasnet_lightning.data.augmentation.ssd_crop import Window, draw_window, mark_cut, move_boxes, view_image, view_mask
+from dasnet_lightning.data.packed_masks import FILLED, MaskPlanes
+from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.registry import Registry
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks a host for its newest version at import
@@ -51,9 +54,6 @@ def _installed(name: str) -> tuple[str, ...]:
 
 refuse_albumentationsx(_installed("albumentationsx"))
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
-from albumentations.core.type_definitions import Targets  # noqa: E402
 
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB, what an expanded picture is filled with
 GEOMETRIC = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
@@ -235,3 +235,34 @@ def _flip(image_size: tuple[int, int]) -> Transform:
 @TRANSFORMS.register("none")
 def _none(image_size: tuple[int, int]) -> Transform:
     return Transform([resize_step(image_size)], keep_all=True)
+
+
+def clip_boxes(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 4"]:
+    """Clip boxes to an image of `size` (height, width). Raises DataError for one with no area inside."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    clipped = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
+    good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # False for NaN too
+    if not good.all():
+        first = int((~good).argmax())
+        raise DataError(
+            f"object {first}: box {boxes[first].tolist()} has no area inside the image of {size[1]} x {size[0]} pixels; "
+            f"expected x0 < x1 and y0 < y1, mend or remove the annotation"
+        )
+    return np.asarray(clipped)
+
+
+def to_unit(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 5"]:
+    """Boxes as albumentations passes them on, 0..1 and in single precision, each with its position."""
+    unit = boxes.astype(np.float32) / np.array((size[1], size[0], size[1], size[0]), float)
+    return np.column_stack([unit, np.arange(len(boxes))]).astype(np.float32)
+
+
+def from_unit(boxes: Float[np.ndarray, "v 5"], size: tuple[int, ...]) -> Float[np.ndarray, "v 5"]:
+    """Boxes in pixels again, clipped; those that have no area are left out."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 5)
+    sides = np.array((size[1], size[0], size[1], size[0]), float)
+    pixels = boxes[:, :4] * sides
+    large = (pixels[:, 2:] - pixels[:, :2]).prod(axis=1) >= 1e-7
+    # there and back once more, as albumentations rounds
+    clipped = np.clip(pixels, 0, sides) / sides * sides
+    return np.column_stack([clipped, boxes[:, 4]])[large]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
-from dasnet_lightning.data.crops import pixel_window
-from dasnet_lightning.data.planes import FILLED, VOID, MaskPlanes, find_empty, join_masks, unpack_masks
+from dasnet_lightning.data.augmentation.ssd_crop import pixel_window
+from dasnet_lightning.data.packed_masks import FILLED, VOID, MaskPlanes, find_empty, join_masks, unpack_masks
 
 
 @dataclass(frozen=True, eq=False)

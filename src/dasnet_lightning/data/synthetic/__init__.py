@@ -1,0 +1,1 @@
+"""Synthetic data: drawn scenes of overlapping shapes with exact boxes and masks."""
