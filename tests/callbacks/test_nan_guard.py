@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from dasnet_lightning.callbacks import NaNGuard
+from dasnet_lightning.callbacks.nan_guard import describe_step, replay_step
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.errors import CheckpointError, TrainingError
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
-from dasnet_lightning.tasks.replay import describe_step, replay_step
 from dasnet_lightning.tasks.semantic import SemanticTask
 from toy import ToyDetector, make_batch, make_target
 

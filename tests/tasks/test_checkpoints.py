@@ -9,9 +9,9 @@ from dasnet_lightning.callbacks import AtomicCheckpointIO
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.storage.writing import previous_of, write_tensors
+from dasnet_lightning.tasks.checkpoint_info import FORMAT, KEY
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good, read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
-from dasnet_lightning.tasks.identity import FORMAT, KEY
 from dasnet_lightning.tasks.semantic import SemanticTask
 from toy import ToyDetector, make_batch
 

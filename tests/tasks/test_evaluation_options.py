@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from task_builders import TARGETS, TASKS, build_task, loader, trainer
 
 from dasnet_lightning.callbacks import ValidationTime
-from dasnet_lightning.callbacks import validation_time as module
+from dasnet_lightning.callbacks import progress as module
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.tasks.detection import DetectionTask
 from toy import make_batch

@@ -5,9 +5,9 @@ import torch
 from task_builders import TARGETS, build_task
 from torch import nn
 
-from dasnet_lightning.callbacks.step_size import takes_own_statistics
+from dasnet_lightning.callbacks.progress import takes_own_statistics
 from dasnet_lightning.functional.regions import object_regions
-from dasnet_lightning.tasks.parallel import average_values, waits_for_others
+from dasnet_lightning.tasks.step_helpers import average_values, waits_for_others
 from toy import make_batch
 
 

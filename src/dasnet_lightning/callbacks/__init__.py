@@ -3,10 +3,8 @@
 from dasnet_lightning.callbacks.box_ap_guard import BoxAPGuard
 from dasnet_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from dasnet_lightning.callbacks.nan_guard import NaNGuard
-from dasnet_lightning.callbacks.progress import ProgressLines, Throughput
+from dasnet_lightning.callbacks.progress import ProgressLines, StepSize, Throughput, ValidationTime
 from dasnet_lightning.callbacks.resumable import Resumable
-from dasnet_lightning.callbacks.step_size import StepSize
-from dasnet_lightning.callbacks.validation_time import ValidationTime
 
 __all__ = [
     "AtomicCheckpointIO",

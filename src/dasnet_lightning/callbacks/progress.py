@@ -1,4 +1,9 @@
-"""How fast a training goes: throughput in the log, progress where no terminal is."""
+"""How fast a training goes: throughput in the log, progress where no terminal is.
+
+How many images a step really has, which is what a learning rate goes with.
+
+What validation costs beside training.
+"""
 
 import sys
 import time
@@ -6,7 +11,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dasnet_lightning.types import Batch
 
@@ -64,3 +70,78 @@ class ProgressLines(Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+class StepSize(Callback):
+    """Says at the start how many images a step has over all processes, and whether the learning rate was scaled to it.
+
+    name: of the stage. scale_lr: "linear" where the rate was multiplied by the number of processes. Silent where there
+    is one process.
+    """
+
+    def __init__(self, name: str = "training", scale_lr: str = "none") -> None:
+        self.name = name
+        self.scale_lr = scale_lr
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size == 1 or not trainer.is_global_zero:
+            return
+        batch = getattr(trainer.train_dataloader, "batch_size", None)
+        parts = [f"{trainer.world_size} processes", *([] if batch is None else [f"batch {batch}"])]
+        parts += [f"{trainer.accumulate_grad_batches} batches"] if trainer.accumulate_grad_batches > 1 else []
+        images = (
+            "" if batch is None else f" = {trainer.world_size * batch * trainer.accumulate_grad_batches} images a step"
+        )
+        rate = getattr(getattr(module, "optimizer_config", None), "lr", None)
+        scaled = "multiplied by the number of processes" if self.scale_lr == "linear" else "not scaled"
+        lines = [f"{self.name}: {' x '.join(parts)}{images}" + ("" if rate is None else f"; lr {rate:g} is {scaled}")]
+        if takes_own_statistics(module):
+            needs = "torch joins them on GPUs only" if module.device.type == "cpu" else "sync_batchnorm joins them"
+            lines.append(f"{self.name}: BatchNorm takes the statistics of each process's own images ({needs})")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def takes_own_statistics(module: nn.Module) -> bool:
+    """Whether a BatchNorm trains that knows the images of one process alone."""
+    return any(
+        isinstance(part, _BatchNorm) and not isinstance(part, nn.SyncBatchNorm) and part.training
+        for part in module.modules()
+    )
+
+
+EPOCH = 100  # batches: the epoch of stage two in `dasnet train`
+
+
+class ValidationTime(Callback):
+    """Logs `val/seconds` of each validation, its figures included, and `val/share_of_epoch`: of the time of `EPOCH`
+    training batches at the mean pace so far, with their loading."""
+
+    def __init__(self) -> None:
+        self._training, self._batches = 0.0, 0
+        self._last: float | None = None
+        self._started = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
+    ) -> None:
+        now = time.perf_counter()
+        if self._last is not None:  # a batch after the start or after a validation also pays for these
+            self._training += now - self._last
+            self._batches += 1
+        self._last = now
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._last = None
+        self._started = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self._batches:
+            return
+        seconds = time.perf_counter() - self._started
+        share = seconds / (EPOCH * self._training / self._batches)
+        # nothing can be logged through the module any more, and before this hook the figures are not computed
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/seconds": seconds, "val/share_of_epoch": share}, step=trainer.global_step)
+        if trainer.is_global_zero:
+            text = f"validation: {seconds:.1f} s, {share:.0%} of the time of {EPOCH} training batches"
+            print(text, file=sys.stderr, flush=True)

@@ -5,9 +5,14 @@ and leave at the same step, whichever of them was told: a collective inside a ha
 would hang the others. A validation changes nothing, so a checkpoint is written before each one; as its processes may have
 different numbers of batches, who is told to stop there leaves word in the store of the process group, and all compare
 their notes once: where they find such word, or at the end.
+
+Puts a SLURM job back into the queue, as Lightning does; ours follows a checkpoint at an agreed step.
 """
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -18,7 +23,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from dasnet_lightning.callbacks.requeue import requeue_on_slurm
 from dasnet_lightning.distributed import STOP_SIGNALS, is_distributed
 from dasnet_lightning.errors import Stopped
 
@@ -150,3 +154,18 @@ def _validates_next(trainer: L.Trainer) -> bool:
     batches = 1 + (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx)
     soon = every is not None and -batches % every < trainer.accumulate_grad_batches
     return bool(loop.batch_progress.is_last_batch) or soon
+
+
+def requeue_on_slurm() -> None:
+    """Ask SLURM to start this job again; does nothing outside a job, says so where SLURM refuses."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        complaint = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        complaint = str(error)
+    said = f"not requeued: {complaint}" if complaint else "requeued"
+    print(f"SLURM job {job}: {said}", file=sys.stderr, flush=True)

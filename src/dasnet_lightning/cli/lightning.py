@@ -105,8 +105,8 @@ def check_checkpoint(config: Mapping[str, Any]) -> None:
     LightningCLI makes the task of what the file says, whatever class was asked for, and answers a bad file with a page.
     """
     from dasnet_lightning.errors import CheckpointError
+    from dasnet_lightning.tasks.checkpoint_info import read_identity
     from dasnet_lightning.tasks.checkpoints import read_checkpoint
-    from dasnet_lightning.tasks.identity import read_identity
 
     path = config.get("ckpt_path")
     if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:

@@ -1,9 +1,13 @@
-"""Checkpoints carry the whole model and its constructor's arguments; they are data, read with `weights_only=True`."""
+"""Checkpoints carry the whole model and its constructor's arguments; they are data, read with `weights_only=True`.
+
+What the checkpoints of all tasks carry, and what is compared before Lightning fills a task from one.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import lightning as L
 import torch
 from torch import nn
 
@@ -14,7 +18,7 @@ from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.storage.file_kinds import describe_content
 from dasnet_lightning.storage.reading import read_tensors
 from dasnet_lightning.storage.writing import previous_of
-from dasnet_lightning.tasks.identity import Identity, check_classes, check_fits, is_ours, read_identity
+from dasnet_lightning.tasks.checkpoint_info import KEY, Identity, check_classes, check_fits, is_ours, read_identity
 
 Options = TypeVar("Options")
 
@@ -148,3 +152,19 @@ def restore_options(kind: type[Options], given: Options | Mapping[str, Any] | No
     if given is None:
         return kind()
     return kind(**given) if isinstance(given, Mapping) else given
+
+
+def sign(identity: Identity, checkpoint: dict[str, Any]) -> None:
+    """Write into a checkpoint whose it is."""
+    checkpoint[KEY] = identity.plain()
+
+
+def check_loaded(task: L.LightningModule, own: Identity, checkpoint: dict[str, Any]) -> None:
+    """Raise CheckpointError, in a sentence and before anything is filled, where a trainer's checkpoint does not fit."""
+    try:
+        source = task.trainer.ckpt_path
+    except RuntimeError:  # no trainer: `load_from_checkpoint` made the task of the checkpoint itself
+        return
+    check_ours(checkpoint, source)
+    check_fits(checkpoint, own, source)
+    check_state(task, checkpoint["state_dict"], str(source), checkpoint)

@@ -11,12 +11,10 @@ from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.distributed import share_buffers
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
-from dasnet_lightning.tasks.figures import worth_logging
-from dasnet_lightning.tasks.identity import Identity, identify
+from dasnet_lightning.tasks.checkpoint_info import Identity, identify
+from dasnet_lightning.tasks.checkpoints import check_loaded, sign
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
-from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures
-from dasnet_lightning.tasks.seeding import seed_global_draws
-from dasnet_lightning.tasks.signing import check_loaded, sign
+from dasnet_lightning.tasks.step_helpers import average_values, expect_equal_figures, seed_global_draws, worth_logging
 from dasnet_lightning.types import Batch
 
 

@@ -29,13 +29,24 @@ from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import Head
-from dasnet_lightning.tasks.checkpoints import load_detector, load_network, read_checkpoint, sub_state, without_weights
-from dasnet_lightning.tasks.figures import worth_logging
-from dasnet_lightning.tasks.identity import Identity, check_fits, identify
+from dasnet_lightning.tasks.checkpoint_info import Identity, check_fits, identify
+from dasnet_lightning.tasks.checkpoints import (
+    check_loaded,
+    load_detector,
+    load_network,
+    read_checkpoint,
+    sign,
+    sub_state,
+    without_weights,
+)
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
-from dasnet_lightning.tasks.parallel import average_values, expect_equal_figures, waits_for_others
-from dasnet_lightning.tasks.seeding import seed_global_draws
-from dasnet_lightning.tasks.signing import check_loaded, sign
+from dasnet_lightning.tasks.step_helpers import (
+    average_values,
+    expect_equal_figures,
+    seed_global_draws,
+    waits_for_others,
+    worth_logging,
+)
 from dasnet_lightning.types import Batch, Detections, Images, InstancePrediction, Loss, Pyramid, Regions
 
 OF_A_MACHINE = ("feature_cache", "feature_cache_gb", "coco_evaluator")  # arguments that are no hyper-parameters
