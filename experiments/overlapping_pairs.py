@@ -26,8 +26,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
-from dasnet_lightning.cli.hardware import quiet_lightning
-from dasnet_lightning.cli.stages import Stage, TrainerSettings, run_stage
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.data.synthetic.scenes import render_pair
@@ -40,6 +38,8 @@ from dasnet_lightning.tasks.checkpoints import load_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.training.hardware import quiet_lightning
+from dasnet_lightning.training.stage import Stage, TrainerSettings, run_stage
 from dasnet_lightning.types import Batch, Detections, Pyramid, Target
 from dasnet_lightning.visualization import draw_masks, side_by_side
 

@@ -32,9 +32,12 @@ ALLOWED = {
     "visualization": BASE,
     "report": BASE,
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "visualization", "feature_cache"},
-    "callbacks": BASE | {"metrics", "storage", "tasks"},
+    "callbacks": BASE | {"console", "metrics", "tasks"},
+    "training": BASE
+    | {"functional", "nn", "detectors", "models", "feature_cache", "metrics", "data", "tasks", "callbacks"}
+    | {"inference", "report", "console", "visualization"},
 }
-LIGHTNING_ALLOWED = {"tasks", "cli", "callbacks", "data/datamodule.py"}
+LIGHTNING_ALLOWED = {"tasks", "training", "cli", "callbacks", "data/datamodule.py"}
 
 
 def imported_names(path: Path) -> set[str]:

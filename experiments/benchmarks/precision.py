@@ -1,7 +1,7 @@
 """Is bf16 quicker than fp32 on this processor? Forward and backward of the decoder's kind of convolutions, channels_last.
 
 `python experiments/benchmarks/precision.py` interleaves both precisions in one process and prints the medians and their
-ratio; `dasnet train` chooses its default precision accordingly (cli/hardware.py).
+ratio; `dasnet train` chooses its default precision accordingly (training/hardware.py).
 """
 
 import argparse

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from dasnet_lightning.cli import demo, pages, runs, segment, train  # noqa: F401  (imported once, before the forks)
+from dasnet_lightning.cli import demo, segment, train  # noqa: F401  (imported once, before the forks)
 from dasnet_lightning.cli.main import main as dasnet
 from dasnet_lightning.data.augmentation import transforms  # noqa: F401
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.training import report  # noqa: F401
 
 OPTIONS = (
     *("--mask-budget", "8", "--detector", "ssd_tiny", "--image-size", "64", "--accelerator", "cpu"),

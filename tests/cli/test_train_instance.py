@@ -11,7 +11,6 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from dasnet_lightning.cli import stage_two
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
@@ -20,6 +19,7 @@ from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.training import mask_stage as stage_two
 
 OPTIONS = [
     *("--task", "instance", "--mask-budget", "6", "--joint-steps", "2", "--score-threshold", "0.02"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dasnet_lightning.cli.hardware import quiet_lightning
+from dasnet_lightning.training.hardware import quiet_lightning
 
 LIMIT = 60.0  # seconds
 
@@ -28,7 +28,7 @@ _context.set_forkserver_preload(
         *(f"dasnet_lightning.tasks.{task}" for task in ("detection", "semantic", "instance")),
         *(
             f"dasnet_lightning.{module}"
-            for module in ("data.datamodule", "data.synthetic", "cli.runs", "cli.lightning")
+            for module in ("data.datamodule", "data.synthetic.dataset", "training.run", "cli.fit")
         ),
     ]
 )

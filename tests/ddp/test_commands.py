@@ -9,11 +9,11 @@ import pytest
 from forks import run
 from trainings import command, start_script
 
-from dasnet_lightning.cli.launch import FOLLOWED, check_strategy, end_processes
-from dasnet_lightning.cli.stages import TrainerSettings
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.training.launch import FOLLOWED, check_strategy, end_processes
+from dasnet_lightning.training.stage import TrainerSettings
 
 TINY = [
     *("--detector", "ssd_tiny", "--detector-option", "detections_per_image=6", "--image-size", "64"),
@@ -65,8 +65,8 @@ from pathlib import Path
 
 import torch
 
-from dasnet_lightning.cli import launch
-from dasnet_lightning.cli.stages import TrainerSettings
+from dasnet_lightning.training import launch
+from dasnet_lightning.training.stage import TrainerSettings
 from dasnet_lightning.distributed import is_first, rank, sum_over_processes
 
 launch.GRACE = 1.0
@@ -114,7 +114,7 @@ def test_fit_runs_over_two_processes(shapes, tmp_path):
 def test_strategies_of_one_stage_are_refused_with_a_hint(monkeypatch):
     with pytest.raises(ConfigError, match="strategy 'ddp_fork': a run has several stages"):
         check_strategy(TrainerSettings(devices=2, strategy="ddp_fork"))
-    monkeypatch.setattr("dasnet_lightning.cli.launch._IS_INTERACTIVE", True)
+    monkeypatch.setattr("dasnet_lightning.training.launch._IS_INTERACTIVE", True)
     with pytest.raises(ConfigError, match=r"2 devices: a notebook .* `!dasnet train"):
         check_strategy(TrainerSettings(devices=2, strategy="ddp"))
 

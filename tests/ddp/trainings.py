@@ -17,11 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dasnet_lightning.callbacks import BoxAPGuard
-from dasnet_lightning.cli.launch import processes
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.cli.run_records import RunConfig
-from dasnet_lightning.cli.stage_one import choose_threshold
-from dasnet_lightning.cli.stages import Stage, TrainerSettings
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.detectors.ssd.ssd_tiny import build_ssd_tiny
@@ -29,6 +25,10 @@ from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
+from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.detector_stage import choose_threshold
+from dasnet_lightning.training.launch import processes
+from dasnet_lightning.training.stage import Stage, TrainerSettings
 from dasnet_lightning.types import Batch
 
 SIZE = 64

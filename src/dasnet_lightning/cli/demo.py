@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
 from dasnet_lightning.cli.train import add_task_argument
+from dasnet_lightning.training.hardware import default_precision, default_workers, quiet_lightning, share_processors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
     quiet_lightning()
     workers = default_workers() if args.num_workers is None else args.num_workers
     share_processors(workers)
-    from dasnet_lightning.cli.pages import finish
-    from dasnet_lightning.cli.run_records import RunConfig
-    from dasnet_lightning.cli.runs import execute
-    from dasnet_lightning.cli.stages import TrainerSettings
     from dasnet_lightning.console import counter, say
     from dasnet_lightning.data.synthetic.dataset import write_synthetic
+    from dasnet_lightning.training.config import RunConfig
+    from dasnet_lightning.training.report import finish
+    from dasnet_lightning.training.run import execute
+    from dasnet_lightning.training.stage import TrainerSettings
 
     out = Path(args.out)
     say(f"demo: {args.images} made-up pictures with boxes; masks on {' and on '.join(args.mask_budget)}; in {out}")

@@ -28,9 +28,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train", "train both stages on your data set, evaluate, write a report"),
     "segment": Command("segment", "segment images with a trained checkpoint: pictures and COCO JSON"),
     "data": Command("data", "what is in a data set: every label read, used or refused, and why"),
-    "fit": Command("lightning", "train one stage from a YAML file (LightningCLI)"),
-    "validate": Command("lightning", "validate one stage from a YAML file (LightningCLI)"),
-    "test": Command("lightning", "test one stage from a YAML file (LightningCLI)"),
+    "fit": Command("fit", "train one stage from a YAML file (LightningCLI)"),
+    "validate": Command("fit", "validate one stage from a YAML file (LightningCLI)"),
+    "test": Command("fit", "test one stage from a YAML file (LightningCLI)"),
 }
 _HANDED_OVER = ("fit", "validate", "test")
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dasnet_lightning.cli.hardware import default_precision, default_workers, quiet_lightning, share_processors
 from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
+from dasnet_lightning.training.hardware import default_precision, default_workers, quiet_lightning, share_processors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,10 +126,10 @@ def run(args: argparse.Namespace) -> int:
     quiet_lightning()
     workers = default_workers() if args.num_workers is None else args.num_workers
     share_processors(workers)
-    from dasnet_lightning.cli.pages import finish
-    from dasnet_lightning.cli.run_records import RunConfig
-    from dasnet_lightning.cli.runs import execute
     from dasnet_lightning.distributed import is_first
+    from dasnet_lightning.training.config import RunConfig
+    from dasnet_lightning.training.report import finish
+    from dasnet_lightning.training.run import execute
 
     config = RunConfig(
         data=args.data,
@@ -180,7 +180,7 @@ def default_folder(data: str, budgets: Sequence[str], split_seed: int) -> str:
 
 def trainer_settings(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The hardware and logging options, as the stages take them."""
-    from dasnet_lightning.cli.stages import TrainerSettings
+    from dasnet_lightning.training.stage import TrainerSettings
 
     devices, num_nodes, strategy = args.devices, args.num_nodes, args.strategy
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun knows, also where machines come and go

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dasnet_lightning import __version__
-from dasnet_lightning.cli.stages import TrainerSettings
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.storage.atomic import write_json
+from dasnet_lightning.training.stage import TrainerSettings
 
 
 @dataclass(frozen=True)

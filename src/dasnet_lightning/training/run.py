@@ -8,16 +8,16 @@ from typing import Any
 
 import lightning as L
 
-from dasnet_lightning.cli.failures import explained_failures
-from dasnet_lightning.cli.launch import processes
-from dasnet_lightning.cli.run_records import RunConfig, RunResult, claim_folder
-from dasnet_lightning.cli.stage_one import resolve_detector, train_detector
-from dasnet_lightning.cli.stage_two import account_labels, start_task, train_budget, train_jointly
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.distributed import once, world_size
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json
+from dasnet_lightning.training.config import RunConfig, RunResult, claim_folder
+from dasnet_lightning.training.detector_stage import resolve_detector, train_detector
+from dasnet_lightning.training.failures import explained_failures
+from dasnet_lightning.training.launch import processes
+from dasnet_lightning.training.mask_stage import account_labels, start_task, train_budget, train_jointly
 
 
 def execute(config: RunConfig) -> RunResult:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from dasnet_lightning.cli.pictures import draw_pictures
-from dasnet_lightning.cli.run_records import RunConfig, RunResult
-from dasnet_lightning.cli.stages import read_curves
 from dasnet_lightning.console import print_table, say
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.report import Curve, KeyFigure, Report, Table, Value, write_report
+from dasnet_lightning.training.config import RunConfig, RunResult
+from dasnet_lightning.training.pictures import draw_pictures
+from dasnet_lightning.training.stage import read_curves
 
 BOXES = {"ground-truth boxes": "ground_truth_boxes", "detected boxes": "detected_boxes"}
 MIOU_NOTE = (

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from dasnet_lightning.cli.run_records import RunConfig
-from dasnet_lightning.cli.stages import Stage, build_evaluator, evaluate, run_stage, scale_rate
 from dasnet_lightning.console import progress, say
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS, build_detector
@@ -22,6 +20,8 @@ from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.stage import Stage, build_evaluator, evaluate, run_stage, scale_rate
 from dasnet_lightning.types import Detections, Target, map_tensors
 
 CALIBRATION_IMAGES = 200

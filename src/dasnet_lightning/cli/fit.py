@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dasnet_lightning.cli.failures import explained_failures
-from dasnet_lightning.cli.hardware import quiet_lightning
+from dasnet_lightning.training.failures import explained_failures
+from dasnet_lightning.training.hardware import quiet_lightning
 
 TASKS = {"DetectionTask": "detection", "SemanticTask": "semantic", "InstanceTask": "instance"}  # by class
 
@@ -30,11 +30,11 @@ def run_cli(command: str, arguments: Sequence[str]) -> int:
         StepSize,
         Throughput,
     )
-    from dasnet_lightning.cli.launch import rejoin_after_restart
     from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
     from dasnet_lightning.tasks.detection import DetectionTask  # noqa: F401
     from dasnet_lightning.tasks.instance import InstanceTask  # noqa: F401
     from dasnet_lightning.tasks.semantic import SemanticTask  # noqa: F401
+    from dasnet_lightning.training.launch import rejoin_after_restart
 
     rejoin_after_restart()
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dasnet_lightning.cli.run_records import RunResult
 from dasnet_lightning.console import progress
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.segmenter import Segmenter, load
 from dasnet_lightning.report import Picture
 from dasnet_lightning.rle import decode
+from dasnet_lightning.training.config import RunResult
 from dasnet_lightning.types import Truth
 from dasnet_lightning.visualization import (
     draw_boxes,

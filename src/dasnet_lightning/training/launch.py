@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 
-from dasnet_lightning.cli.stages import TrainerSettings
 from dasnet_lightning.distributed import TOLD_ELSEWHERE, is_distributed, is_first
 from dasnet_lightning.errors import ConfigError, DasnetError, Stopped
+from dasnet_lightning.training.stage import TrainerSettings
 
 GRACE = 10.0  # seconds for the other processes to end by themselves
 FOLLOWED = 70  # the exit code of a process that ends because of the first one's error

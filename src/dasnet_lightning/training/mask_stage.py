@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from dasnet_lightning.cli.run_records import BudgetResult, RunConfig
-from dasnet_lightning.cli.stages import Stage, evaluate, run_stage, scale_rate
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.label_audit import account, summarise, write_accounting
 from dasnet_lightning.distributed import once, world_size
@@ -19,6 +17,8 @@ from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
+from dasnet_lightning.training.config import BudgetResult, RunConfig
+from dasnet_lightning.training.stage import Stage, evaluate, run_stage, scale_rate
 
 # a validated image takes two to three times as long as a trained one: all its detections are decoded, the unsure ones too;
 # with so many trained images for each validated one, validation takes a fifth of the time of training at most
