@@ -29,9 +29,8 @@ from torchvision.ops import nms
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.data.synthetic.scenes import render_pair
-from dasnet_lightning.functional.instance import SamplingOptions
+from dasnet_lightning.functional.instance_targets import SamplingOptions
 from dasnet_lightning.functional.sampling import sample_boxes
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.rle import decode
 from dasnet_lightning.tasks.checkpoints import load_checkpoint
@@ -40,7 +39,7 @@ from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.training.hardware import quiet_lightning
 from dasnet_lightning.training.stage import Stage, TrainerSettings, run_stage
-from dasnet_lightning.types import Batch, Detections, Pyramid, Target
+from dasnet_lightning.types import Batch, Detections, Prediction, Pyramid, Target
 from dasnet_lightning.visualization import draw_masks, side_by_side
 
 SIZE = 128
@@ -91,9 +90,9 @@ def proposals(target: Target, generator: torch.Generator) -> Detections:
     return Detections(heap, target.labels[:1].expand(len(heap)), torch.ones(len(heap)))
 
 
-def keep_two(answer: Answer) -> Tensor:
+def keep_two(answer: Prediction) -> Tensor:
     """The masks of the two best boxes after NMS."""
-    return answer.masks[nms(answer.found.boxes, answer.found.scores, 0.5)[:2]]
+    return answer.masks[nms(answer.detections.boxes, answer.detections.scores, 0.5)[:2]]
 
 
 def is_separated(masks: Tensor, truth: Tensor) -> bool:

@@ -37,7 +37,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.rle import encode_mask
-from dasnet_lightning.types import InstancePrediction, Target, Truth
+from dasnet_lightning.types import Detections, Prediction, Target, Truth
 
 BATCH = 8
 FIGURES = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}  # our names and those of torchmetrics
@@ -51,7 +51,7 @@ class Image:
 
     labels: torch.Tensor
     masks: torch.Tensor
-    found: InstancePrediction
+    found: Prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,11 @@ def make_image(seed: int, size: int, instances: int, classes: int) -> Image:
     return Image(
         torch.from_numpy(labels),
         masks,
-        InstancePrediction(torch.from_numpy(found_labels), torch.from_numpy(scores), found),
+        Prediction(
+            Detections(torch.zeros(len(scores), 4), torch.from_numpy(found_labels), torch.from_numpy(scores)),
+            found,
+            torch.zeros(found.shape[1:], dtype=torch.int64),
+        ),
     )
 
 
@@ -146,7 +150,7 @@ def theirs(evaluator: str) -> Side:
     def update(images: Mapping[str, Image]) -> None:
         found = [image.found for image in images.values()]
         metric.update(
-            [{"masks": item.masks, "scores": item.scores, "labels": item.labels} for item in found],
+            [{"masks": p.masks, "scores": p.detections.scores, "labels": p.detections.labels} for p in found],
             [{"masks": image.masks, "labels": image.labels} for image in images.values()],
         )
 

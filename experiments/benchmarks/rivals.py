@@ -25,10 +25,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from dasnet_lightning.detectors.ssd.ssd import SSD
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
-from dasnet_lightning.types import Detections
+from dasnet_lightning.types import Detections, Prediction
 
 NUM_CLASSES = 21
 DETECTOR = "ssd320_mobilenet_v2"
@@ -143,7 +142,7 @@ class OurInference:
         logits, _, _ = detector.predict(detector.features(images))
         detector.score_threshold = _threshold(logits.softmax(dim=2)[..., 1:], self.candidates * len(images))
 
-    def __call__(self, images: Tensor) -> tuple[Answer, ...]:
+    def __call__(self, images: Tensor) -> tuple[Prediction, ...]:
         pyramid = self.model.detector.features(images)
         self.model.detector.detect(pyramid)
         return segment_instances(self.model, pyramid, self.placed, [pyramid.size] * len(images), self.options)

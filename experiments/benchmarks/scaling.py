@@ -27,7 +27,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from training import make_batch
 
-from dasnet_lightning.functional.semantic import graph_zero
+from dasnet_lightning.functional.losses import graph_zero
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.semantic import SemanticTask

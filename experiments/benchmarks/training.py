@@ -19,7 +19,7 @@ from harness import autocast, choose_device, costs, scatter_boxes, setting, time
 from rivals import DEFAULT_TRUNK, DETECTOR, NUM_CLASSES, RIVALS, Shape
 from torch import Tensor, nn
 
-from dasnet_lightning.functional.semantic import graph_zero
+from dasnet_lightning.functional.losses import graph_zero
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers

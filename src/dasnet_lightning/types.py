@@ -122,12 +122,18 @@ class Detections:
 
 
 @dataclass(frozen=True, eq=False)
-class InstancePrediction:
-    """The objects that were segmented in one image, in any order; the masks lie in the original image's pixels."""
+class Prediction:
+    """The segmented objects of one image, and its class map, at the size that was asked for.
 
-    labels: Int64[Tensor, " n"]
-    scores: Float[Tensor, " n"]
+    Attributes:
+        detections: the detections that were segmented, boxes in input pixels, with the scores that rank the masks.
+        masks: one mask for each detection; `masks[i]` never leaves box i.
+        semantic: the class of each pixel, 0 for background.
+    """
+
+    detections: Detections
     masks: Bool[Tensor, "n H0 W0"]
+    semantic: Int64[Tensor, "H0 W0"]
 
 
 @dataclass(frozen=True, eq=False)

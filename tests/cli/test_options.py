@@ -7,7 +7,7 @@ import pytest
 
 from dasnet_lightning.cli.options import parse_options, replace_options
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.instance import SamplingOptions
+from dasnet_lightning.functional.instance_targets import SamplingOptions
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.position_sensitive import pixel_windows
+from dasnet_lightning.functional.boxes import pixel_windows
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions

@@ -2,8 +2,8 @@ import dataclasses
 
 import torch
 
-from dasnet_lightning.functional.instance import SamplingOptions, draw_samples, instance_losses
-from dasnet_lightning.functional.reduction import mean_losses
+from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
+from dasnet_lightning.functional.losses import instance_losses, mean_losses
 from toy import make_target
 
 BOXES = [[2.0, 2, 14, 14], [16, 16, 30, 28]]

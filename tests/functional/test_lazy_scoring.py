@@ -7,9 +7,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dasnet_lightning.functional import lazy_scoring
+from dasnet_lightning.functional.boxes import pixel_windows
 from dasnet_lightning.functional.lazy_scoring import score_boxes
 from dasnet_lightning.functional.patches import Patches, whole_maps
-from dasnet_lightning.functional.position_sensitive import assemble, pixel_grid, pixel_windows, read_boxes
+from dasnet_lightning.functional.position_sensitive import assemble, pixel_grid, read_boxes
 
 CHANNELS = 5
 MAPS = (24, 30)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dasnet_lightning.functional.boxes import pixel_windows
 from dasnet_lightning.functional.position_sensitive import (
     assemble,
     inside_logits,
     instance_scores,
     pixel_grid,
-    pixel_windows,
     read_boxes,
 )
 

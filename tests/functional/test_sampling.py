@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from dasnet_lightning.functional.instance import SamplingOptions, draw_samples, instance_losses
-from dasnet_lightning.functional.reduction import mean_losses
+from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
+from dasnet_lightning.functional.losses import instance_losses, mean_losses
 from dasnet_lightning.functional.sampling import sample_boxes
 from toy import make_target
 

@@ -2,8 +2,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dasnet_lightning.functional.reduction import mean_losses
-from dasnet_lightning.functional.semantic import graph_zero, merge_regions, semantic_loss
+from dasnet_lightning.functional.losses import graph_zero, mean_losses, semantic_loss
+from dasnet_lightning.models.semantic import merge_regions
 
 
 def test_loss_is_the_mean_over_counted_pixels_and_zero_without_any():

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dasnet_lightning.rle import encode
-from dasnet_lightning.types import InstancePrediction, Target, Truth
+from dasnet_lightning.types import Detections, Prediction, Target, Truth
 
 NAMES = ("background", "a", "b", "c", "never")
 SIZE, INPUT_SIZE = (24, 36), (48, 90)  # of the image and of the network's input
@@ -62,9 +63,15 @@ def random_image(rng: np.random.Generator) -> Dense:
     )
 
 
-def prediction_of(image: Dense) -> InstancePrediction:
+def prediction_of(image: Dense) -> Prediction:
     scores = torch.tensor(image.found_scores, dtype=torch.float32)
-    return InstancePrediction(torch.tensor(image.found_labels), scores, torch.tensor(image.found_masks))
+    return make_prediction(torch.tensor(image.found_labels), scores, torch.tensor(image.found_masks))
+
+
+def make_prediction(labels: Tensor, scores: Tensor, masks: Tensor) -> Prediction:
+    """Without boxes and without a class map, which no mask metric reads."""
+    nothing = torch.zeros(masks.shape[1:], dtype=torch.int64)
+    return Prediction(Detections(torch.zeros(len(labels), 4), labels, scores), masks, nothing)
 
 
 def target_of(image: Dense) -> Target:

@@ -10,6 +10,7 @@ from metric_scenes import (
     SIZE,
     Dense,
     make_image,
+    make_prediction,
     prediction_of,
     random_image,
     rectangle,
@@ -19,7 +20,7 @@ from metric_scenes import (
 from dasnet_lightning.metrics.instance import InstanceAP, fill_box
 from dasnet_lightning.metrics.voc_ap import area_ap, eleven_point_ap
 from dasnet_lightning.rle import areas, decode, encode
-from dasnet_lightning.types import InstancePrediction, Target
+from dasnet_lightning.types import Target
 
 ONE, TWO, FAR = rectangle(2, 4, 12, 14), rectangle(15, 4, 25, 14), rectangle(2, 16, 12, 22)
 
@@ -214,7 +215,7 @@ def test_an_unknown_image_is_skipped_and_a_repeated_one_counts_once() -> None:
 
 
 def test_masks_of_another_size_are_refused() -> None:
-    small = InstancePrediction(torch.tensor([1]), torch.tensor([0.9]), torch.ones(1, 5, 5, dtype=torch.bool))
+    small = make_prediction(torch.tensor([1]), torch.tensor([0.9]), torch.ones(1, 5, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"\(5, 5\) pixels for an image of \(24, 36\)"):
         InstanceAP().update(["x"], [small], [target_of(make_image([(1, ONE)], []))], INPUT_SIZE)
 
@@ -227,7 +228,7 @@ def test_only_run_lengths_are_kept() -> None:
     image = target_of(make_image([], []))
     truth = type(image.truth)(torch.zeros(size, dtype=torch.uint8), tuple(encode(masks)))
     target = Target(torch.zeros(count, 4), labels, known, ~known, truth=truth)
-    prediction = InstancePrediction(labels, torch.rand(count), torch.from_numpy(masks))
+    prediction = make_prediction(labels, torch.rand(count), torch.from_numpy(masks))
     metric = InstanceAP()
     for number in range(3):
         metric.update([str(number)], [prediction], [target], size)

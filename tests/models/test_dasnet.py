@@ -5,7 +5,8 @@ from torch import nn
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import attend
-from dasnet_lightning.functional.position_sensitive import assemble, pixel_windows
+from dasnet_lightning.functional.boxes import pixel_windows
+from dasnet_lightning.functional.position_sensitive import assemble
 from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class, regions_by_instance
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic

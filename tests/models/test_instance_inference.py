@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
-from dasnet_lightning.functional.position_sensitive import assemble, pixel_windows
-from dasnet_lightning.models.answer import Answer
+from dasnet_lightning.functional.boxes import pixel_windows, restore_boxes, scale_boxes
+from dasnet_lightning.functional.position_sensitive import assemble
+from dasnet_lightning.models import local_decoding
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.nn.heads import PositionSensitiveHead
-from dasnet_lightning.types import Detections, Pyramid
+from dasnet_lightning.types import Detections, Prediction, Pyramid
 from toy import ToyDetector, make_batch, make_target
 
 K = 3
@@ -65,7 +65,7 @@ def found(boxes, scores=None, labels=None) -> Detections:
     )
 
 
-def segment(model: DASNet, detections: Detections, size=(32, 32), options=EVERYTHING) -> Answer:
+def segment(model: DASNet, detections: Detections, size=(32, 32), options=EVERYTHING) -> Prediction:
     pyramid = model.detector.features(make_batch([make_target([], [])]).images)
     return segment_instances(model, pyramid, [detections], [size], options)[0]
 
@@ -120,7 +120,7 @@ def test_boxes_outside_the_image_have_empty_masks():
 def test_no_detections():
     answer = segment(build(random_maps()), found([]), (20, 30))
     assert answer.masks.shape == (0, 20, 30)
-    assert answer.found.boxes.shape == (0, 4)
+    assert answer.detections.boxes.shape == (0, 4)
     assert torch.equal(answer.semantic, torch.zeros(20, 30, dtype=torch.int64))
 
 
@@ -132,37 +132,37 @@ def test_images_without_and_with_detections_keep_theirs():
         options = replace(EVERYTHING, grouping=grouping)
         answers = segment_instances(model, pyramid, boxes, [(32, 32), (64, 64), (9, 9)], options)
         assert [len(answer.masks) for answer in answers] == [0, 2, 1]
-        assert answers[1].found.labels.tolist() == [3, 2]
+        assert answers[1].detections.labels.tolist() == [3, 2]
         assert answers[1].masks[0].nonzero().float().mean() < answers[1].masks[1].nonzero().float().mean()
 
 
 def test_detections_come_in_the_order_of_the_detectors_scores():
     answer = segment(build(random_maps()), found(FRACTIONAL, [0.2, 0.8, 0.5, 0.8], [1, 2, 3, 1]))
-    assert answer.found.scores.tolist() == pytest.approx([0.8, 0.8, 0.5, 0.2])
-    assert answer.found.labels.tolist() == [2, 1, 3, 1]
-    assert torch.equal(answer.found.boxes, torch.tensor(FRACTIONAL)[[1, 3, 2, 0]])
+    assert answer.detections.scores.tolist() == pytest.approx([0.8, 0.8, 0.5, 0.2])
+    assert answer.detections.labels.tolist() == [2, 1, 3, 1]
+    assert torch.equal(answer.detections.boxes, torch.tensor(FRACTIONAL)[[1, 3, 2, 0]])
 
 
 def test_the_instance_score_weighs_the_detectors():
     maps, boxes = random_maps(), found(FRACTIONAL)
     weighted = segment(build(maps), boxes, options=replace(EVERYTHING, weight_by_instance_score=True))
     full = F.interpolate(maps[None], size=(32, 32), mode="bilinear", align_corners=False)[0]
-    for box, score, result in zip(boxes.boxes, boxes.scores, weighted.found.scores, strict=True):
+    for box, score, result in zip(boxes.boxes, boxes.scores, weighted.detections.scores, strict=True):
         logit = assemble(full, box, K).amax(dim=0).mean()
         assert result == pytest.approx(float(score * logit.sigmoid()), abs=1e-5)
-    assert torch.equal(segment(build(maps), boxes).found.scores, boxes.scores)
+    assert torch.equal(segment(build(maps), boxes).detections.scores, boxes.scores)
 
 
 def test_thresholds_and_numbers_are_options():
     model, boxes = build(constant_maps(5.0, -5.0)), found(FRACTIONAL, [0.9, 0.5, 0.2, 0.04], [1, 2, 3, 1])
 
-    def answer(**options) -> Answer:
+    def answer(**options) -> Prediction:
         return segment(model, boxes, options=InstanceOptions(**options))
 
     assert len(answer().masks) == 3  # lowest_score leaves one out
     assert len(answer(lowest_score=0.04).masks) == 4
     assert len(answer(lowest_score=0.5).masks) == 2  # at least that score
-    assert answer(max_detections=2).found.labels.tolist() == [1, 2]
+    assert answer(max_detections=2).detections.labels.tolist() == [1, 2]
     assert len(answer(max_detections=0).masks) == 0
     # score_threshold is about the class map, not about the masks
     assert set(answer().semantic.unique().tolist()) == {0, 1, 2}
@@ -245,21 +245,21 @@ def test_a_box_of_several_classes_is_decoded_once_and_answers_are_those_of_each_
         found([FRACTIONAL[2], FRACTIONAL[0], FRACTIONAL[2]], labels=[3, 1, 2]),
     ]
     sizes = [(57, 43), (32, 32), (57, 43)]
-    whole = DASNet._decode_whole
+    whole = local_decoding._decode_whole
 
-    def count(self, pyramid, regions, at_once):
+    def count(model, pyramid, regions, at_once):
         decoded.append(len(regions))
-        return whole(self, pyramid, regions, at_once)
+        return whole(model, pyramid, regions, at_once)
 
-    monkeypatch.setattr(DASNet, "_decode_whole", count)
+    monkeypatch.setattr(local_decoding, "_decode_whole", count)
     options = replace(EVERYTHING, weight_by_instance_score=True)
     answers = segment_instances(model, pyramid, several, sizes, options)
     assert decoded == [2 + 0 + 2]
     for image, (detections, answer) in enumerate(zip(several, answers, strict=True)):
-        assert answer.found.labels.tolist() == detections.labels.tolist()
+        assert answer.detections.labels.tolist() == detections.labels.tolist()
         one = Pyramid(tuple(level[image : image + 1] for level in pyramid.levels), pyramid.strides, pyramid.size)
         for k in range(len(detections.labels)):
             alone = Detections(*(part[k : k + 1] for part in (detections.boxes, detections.labels, detections.scores)))
             (expected,) = segment_instances(model, one, [alone], [sizes[image]], options)
             assert torch.equal(answer.masks[k], expected.masks[0])
-            assert answer.found.scores[k] == pytest.approx(float(expected.found.scores[0]), rel=1e-6)
+            assert answer.detections.scores[k] == pytest.approx(float(expected.detections.scores[0]), rel=1e-6)

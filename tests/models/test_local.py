@@ -9,7 +9,7 @@ from dasnet_lightning.functional.attention import attend
 from dasnet_lightning.functional.pooling import PoolShape, max_pool_with_switches
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.models.local_decoding import Piece
+from dasnet_lightning.models.local_decoding import Piece, decode_windows, decodes_locally
 from dasnet_lightning.nn.decoder import build_decoder, layers, unpooling
 from dasnet_lightning.nn.decoder.base import LocalDecoder
 from dasnet_lightning.nn.decoder.layers import halo
@@ -124,7 +124,7 @@ def test_windows_are_decoded_as_the_whole_map_is(kind, name, switched, grouped):
     regions = make_regions(hard_boxes(pyramid.size, 28), 2, grouped)
     with torch.no_grad():
         whole = model.decoder.forward(attend(pyramid, regions))
-        pieces = list(model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 5))
+        pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 5))
     assert whole.std() > 0.01  # else nothing was compared
     assert compare(pieces, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
     decoded = sum(piece.patches.values[0, 0].numel() * len(piece.patches.values) for piece in pieces)
@@ -141,7 +141,7 @@ def test_early_ends(kind, name, switched, out_stride):
     with torch.no_grad():
         whole = model.decoder.forward(attend(pyramid, regions))
         assert whole.shape[2:] == model.decoder.out_size(pyramid)
-        pieces = list(model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 3))
+        pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 3))
     assert compare(pieces, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
 
 
@@ -160,7 +160,7 @@ def test_both_roundings_and_other_sizes_of_the_answer(rounding):
         windows.append(box_windows(regions.boxes[images == image] * scale, size))
     with torch.no_grad():
         whole = model.decoder.forward(attend(pyramid, regions, rounding))
-        pieces = list(model.decode_windows(pyramid, regions, windows, 16))
+        pieces = list(decode_windows(model, pyramid, regions, windows, 16))
     assert compare(pieces, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
 
 
@@ -183,7 +183,7 @@ def test_gradients_are_those_of_the_whole_map(kind, name, switched):
         weights = torch.randn(1, 1, *grid, dtype=torch.double, generator=torch.Generator().manual_seed(1))
         total = torch.zeros((), dtype=torch.double)
         if local:
-            pieces = model.decode_windows(copy, regions, windows, len(regions))
+            pieces = decode_windows(model, copy, regions, windows, len(regions))
             placed = [
                 (number, piece.patches.values[row], piece.patches.windows.start[row].tolist())
                 for piece in pieces
@@ -225,7 +225,7 @@ def test_a_layer_that_looks_further_than_it_says_is_noticed(monkeypatch):
     needs = model.decoder.needs
     monkeypatch.setattr(model.decoder, "needs", lambda windows, pyramid: needs(windows.grow(-4), pyramid))
     with pytest.raises(AssertionError, match="looks further"):
-        list(model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 1))
+        list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 1))
 
 
 def test_far_boxes_of_a_region_are_decoded_apart_and_near_ones_together():
@@ -234,7 +234,7 @@ def test_far_boxes_of_a_region_are_decoded_apart_and_near_ones_together():
     model = build("mobilenet 320", "light", False, pyramid)
     boxes = torch.tensor([[0.0, 0, 40, 40], [270, 270, 310, 310], [20, 10, 50, 50], [275, 270, 312, 310]])
     regions = Regions(boxes, torch.zeros(4, dtype=torch.int64), torch.tensor([0]), torch.tensor([1]))
-    pieces = list(model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 16))
+    pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 16))
     assert sum(len(piece.patches.values) for piece in pieces) == 2
     together = [piece.numbers[piece.rows == row].tolist() for piece in pieces for row in piece.rows.unique()]
     assert sorted(together) == [[0, 2], [1, 3]]
@@ -254,15 +254,15 @@ def test_what_cannot_be_decoded_in_windows_says_so_and_is_decoded_whole(reason):
     torch.manual_seed(0)
     pyramid = make_pyramid("tiny", 2, False)
     model = build("tiny", "light", False, pyramid)
-    assert model.decodes_windows
+    assert decodes_locally(model)
     if reason == "decoder":
         model = DASNet(model.detector, UsersDecoder(), SemanticHead(6))
     else:
         model.soft_attention = 0.5
-    assert not model.decodes_windows
+    assert not decodes_locally(model)
     regions = make_regions(hard_boxes(pyramid.size, 4), 2, True)
     with torch.no_grad():
-        pieces = list(model.decode_windows(pyramid, regions, windows_of(regions, pyramid.size), 2))
+        pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 2))
         scores = torch.cat([model.head(piece.patches.values) for piece in pieces])
         assert torch.allclose(scores, model.score(pyramid, regions), atol=1e-5)
     assert all(piece.patches.whole for piece in pieces)
@@ -273,4 +273,4 @@ def test_no_regions_are_no_pieces():
     pyramid = make_pyramid("tiny", 2, False)
     model = build("tiny", "light", False, pyramid)
     nothing = Regions(torch.zeros(0, 4), *[torch.zeros(0, dtype=torch.int64)] * 3)
-    assert list(model.decode_windows(pyramid, nothing, [], 16)) == []
+    assert list(decode_windows(model, pyramid, nothing, [], 16)) == []

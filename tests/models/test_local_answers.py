@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from dasnet_lightning.functional.attention import box_attention
-from dasnet_lightning.functional.reduction import mean_losses
+from dasnet_lightning.functional.losses import mean_losses, semantic_loss
 from dasnet_lightning.functional.regions import regions_by_class
-from dasnet_lightning.functional.semantic import semantic_loss
 from dasnet_lightning.functional.windows import box_windows
-from dasnet_lightning.models.answer import Answer
+from dasnet_lightning.models import local_decoding
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
+from dasnet_lightning.models.local_decoding import decodes_locally
 from dasnet_lightning.models.semantic import SemanticOptions, decode_foreground, segment_semantic, window_loss
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
-from dasnet_lightning.types import Detections, Pyramid
+from dasnet_lightning.types import Detections, Prediction, Pyramid
 
 SIZES = ((128, 128), (375, 250), (60, 90))
 
@@ -38,13 +38,13 @@ def detect() -> list[Detections]:
 
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DASNet, "decodes_windows", property(lambda model: False))
+    monkeypatch.setattr(local_decoding, "decodes_locally", lambda model: False)
 
 
-def compare(local: tuple[Answer, ...], plain: tuple[Answer, ...], atol: float = 1e-5) -> None:
+def compare(local: tuple[Prediction, ...], plain: tuple[Prediction, ...], atol: float = 1e-5) -> None:
     for one, other in zip(local, plain, strict=True):
-        assert torch.equal(one.found.boxes, other.found.boxes)
-        assert torch.allclose(one.found.scores, other.found.scores, atol=atol)
+        assert torch.equal(one.detections.boxes, other.detections.boxes)
+        assert torch.allclose(one.detections.scores, other.detections.scores, atol=atol)
         # a pixel exactly between two answers may fall to either side
         assert (one.masks != other.masks).sum() <= 2
         assert (one.semantic != other.semantic).sum() <= 2
@@ -58,7 +58,7 @@ def test_instances(decoder, grouping, monkeypatch):
     detections, options = detect(), InstanceOptions(grouping=grouping, regions_at_once=6)
     model.requires_grad_(False)
     run = partial(segment_instances, model, pyramid, detections, SIZES, options)
-    assert model.decodes_windows
+    assert decodes_locally(model)
     local = run()
     plainly(monkeypatch)
     compare(local, run())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from task_builders import BOXES, TARGETS, build_task, gradients, loader, quiet, trainer
 
-from dasnet_lightning.functional.instance import SamplingOptions
-from dasnet_lightning.functional.reduction import mean_losses
+from dasnet_lightning.functional.instance_targets import SamplingOptions
+from dasnet_lightning.functional.losses import mean_losses
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.models.instance import InstanceOptions
 from toy import make_batch, make_target, make_truth

@@ -7,7 +7,7 @@ import torch
 from task_builders import BOXES, NAMES, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
 
 from dasnet_lightning.errors import CheckpointError, ConfigError
-from dasnet_lightning.functional.instance import SamplingOptions
+from dasnet_lightning.functional.instance_targets import SamplingOptions
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint

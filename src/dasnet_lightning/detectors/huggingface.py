@@ -21,7 +21,7 @@ from dasnet_lightning.detectors.layers import FrozenBatchNorm
 from dasnet_lightning.detectors.torchvision_targets import has_area, split_ignored
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import clip_boxes
-from dasnet_lightning.functional.semantic import graph_zero
+from dasnet_lightning.functional.losses import graph_zero
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 SLOTS = ("model", "backbone")  # where a model's image encoder holds its backbone

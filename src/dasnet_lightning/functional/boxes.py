@@ -7,7 +7,7 @@ divided by its variance so that all four have about unit spread.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
@@ -77,3 +77,10 @@ def covered_fraction(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"])
     high = torch.minimum(boxes[None, :, 2:], regions[:, None, 2:])
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
     return (high - low).clamp(min=0).prod(dim=2) / area.clamp(min=MIN_SIDE**2)
+
+
+def pixel_windows(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Int64[Tensor, "n 4"]:
+    """The pixels that each box touches in an image of `size` = (H, W): x0, y0, x1, y1 with x1 and y1 exclusive."""
+    limit = torch.tensor([size[1], size[0], size[1], size[0]], device=boxes.device)
+    windows = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()
+    return torch.minimum(windows.clamp(min=0), limit)

@@ -15,15 +15,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from dasnet_lightning.functional.boxes import pixel_windows
+
 INSIDE, OUTSIDE = 0, 1
 SMALLEST = 1e-6  # pixels; a box without extent must not divide by zero
-
-
-def pixel_windows(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Int64[Tensor, "n 4"]:
-    """The pixels that each box touches in an image of `size` = (H, W): x0, y0, x1, y1 with x1 and y1 exclusive."""
-    limit = torch.tensor([size[1], size[0], size[1], size[0]], device=boxes.device)
-    windows = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()
-    return torch.minimum(windows.clamp(min=0), limit)
 
 
 def cells_of(

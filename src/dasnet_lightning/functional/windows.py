@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from dasnet_lightning.functional.boxes import pixel_windows
 from dasnet_lightning.functional.pooling import PoolShape
-from dasnet_lightning.functional.position_sensitive import pixel_windows
 
 Size = tuple[int, int]
 

@@ -19,13 +19,12 @@ from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cache
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.inference.segmentation import Segmentation
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
-from dasnet_lightning.types import Detections, Images, Pyramid
+from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
 
 EVERY = 10**9
 
@@ -117,18 +116,18 @@ class Segmenter:
         if boxes is None:
             found = self.model.detector.detect(pyramid)[0]
             answer = self._answer(pyramid, found, size, self.options.score_threshold)
-            corners = restore_boxes(answer.found.boxes, self.image_size, size)
+            corners = restore_boxes(answer.detections.boxes, self.image_size, size)
         else:
             found = self._given(boxes, labels, size)
             answer = self._answer(pyramid, found, size, None)
             corners = _corners(boxes)  # all of them are segmented, in their order
-        scores = answer.found.scores.cpu()
+        scores = answer.detections.scores.cpu()
         # the instance score has its say only after the detector's order was made; given boxes keep theirs
         order = torch.arange(len(scores)) if boxes is not None else torch.argsort(scores, descending=True, stable=True)
         return Segmentation(
             image=pixels,
             boxes=corners.cpu()[order],
-            labels=answer.found.labels.cpu()[order],
+            labels=answer.detections.labels.cpu()[order],
             scores=scores[order],
             masks=answer.masks.cpu()[order],
             semantic=answer.semantic.cpu(),
@@ -141,7 +140,9 @@ class Segmenter:
             return self.model.detector.features(images)
         return self.feature_cache.features(self.model.detector, images)
 
-    def _answer(self, pyramid: Pyramid, found: Detections, size: tuple[int, int], threshold: float | None) -> Answer:
+    def _answer(
+        self, pyramid: Pyramid, found: Detections, size: tuple[int, int], threshold: float | None
+    ) -> Prediction:
         """Segment the detections from a score on; None segments all of them."""
         options, lowest = self.options, 0.0 if threshold is None else threshold
         if isinstance(options, InstanceOptions):

@@ -22,7 +22,7 @@ from dasnet_lightning.metrics.coco_evaluators import Evaluator, check_evaluator
 from dasnet_lightning.metrics.matching import Scene, as_array, compare_by_class
 from dasnet_lightning.metrics.voc_ap import class_figures, summarize_regions
 from dasnet_lightning.rle import areas, decode, encode, intersect
-from dasnet_lightning.types import InstancePrediction, Target, Truth
+from dasnet_lightning.types import Prediction, Target, Truth
 
 SLACK = 0.01  # pixels: a box that went to the input's size and back touches no pixel for that
 
@@ -42,7 +42,7 @@ class InstanceAP:
     def update(
         self,
         image_ids: Sequence[str],
-        predictions: Sequence[InstancePrediction],
+        predictions: Sequence[Prediction],
         targets: Sequence[Target],
         input_size: tuple[int, int],
     ) -> None:
@@ -75,7 +75,7 @@ def _summarize(scenes: Mapping[str, Scene], class_names: Sequence[str], evaluato
     return summarize_regions(regions, class_names) | {f"coco_{name}": value for name, value in coco.items()}
 
 
-def _scene(prediction: InstancePrediction, target: Target, truth: Truth, input_size: tuple[int, int]) -> Scene:
+def _scene(prediction: Prediction, target: Target, truth: Truth, input_size: tuple[int, int]) -> Scene:
     size = (truth.semantic.shape[0], truth.semantic.shape[1])
     if tuple(prediction.masks.shape[1:]) != size:
         raise ValueError(
@@ -92,8 +92,8 @@ def _scene(prediction: InstancePrediction, target: Target, truth: Truth, input_s
             fill_box(box, size) if counts is None else counts for box, counts in zip(boxes, truth.masks, strict=True)
         ),
         ignored=as_array(target.ignore) | missing,
-        found_labels=as_array(prediction.labels)[counted],
-        found_scores=as_array(prediction.scores.double())[counted],
+        found_labels=as_array(prediction.detections.labels)[counted],
+        found_scores=as_array(prediction.detections.scores.double())[counted],
         found_shapes=tuple(itertools.compress(found, counted)),
     )
 

@@ -3,7 +3,7 @@
 The way of the data: images -> detector.features -> Pyramid -> boxes -> Regions -> attend -> decoder -> head -> logits.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,13 +16,8 @@ from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import Rounding, attend
-from dasnet_lightning.functional.patches import whole_maps
-from dasnet_lightning.functional.windows import Windows, before_resizing, join_windows
-from dasnet_lightning.models.local_decoding import Piece, decode_windows
 from dasnet_lightning.nn.decoder import Decoder, build_decoder
-from dasnet_lightning.nn.decoder.base import LocalDecoder
-from dasnet_lightning.nn.decoder.layers import halo
-from dasnet_lightning.nn.heads import Head, PositionSensitiveHead, SemanticHead
+from dasnet_lightning.nn.heads import Head, SemanticHead
 from dasnet_lightning.types import Images, Pyramid, Regions
 
 
@@ -59,44 +54,6 @@ class DASNet(nn.Module):
         """Logits of each region in input pixels, from features that were computed before."""
         return to_pixels(self.score(pyramid, regions), pyramid.size)
 
-    @property
-    def decodes_windows(self) -> bool:
-        """Whether `decode_windows` does so exactly; else it decodes whole maps: a decoder that is no LocalDecoder, a head
-        of another kind than ours, or soft attention, whose weights come from whole maps.
-        """
-        ours = isinstance(self.head, SemanticHead | PositionSensitiveHead)
-        return isinstance(self.decoder, LocalDecoder) and ours and self.soft_attention == 0
-
-    def decode_windows(
-        self, pyramid: Pyramid, regions: Regions, windows: Sequence[Windows], regions_at_once: int
-    ) -> Iterator[Piece]:
-        """The decoder's features over windows, with the cells around them that the head reads: the head is yet to come.
-
-        windows: one for each box of the regions, in their order; several lists where images are read at several sizes,
-        each in the pixels of its own `grid`. Only what bilinear interpolation to that size reads of a window is decoded.
-        regions_at_once: as many whole maps are held together at most.
-        """
-        if not self.decodes_windows:
-            yield from self._decode_whole(pyramid, regions, regions_at_once)
-            return
-        assert isinstance(self.decoder, LocalDecoder)
-        assert isinstance(self.head, nn.Module)
-        grid = self.decoder.out_size(pyramid)
-        read = join_windows([before_resizing(part, grid) for part in windows], grid).grow(halo(self.head))
-        owners = regions.region_index
-        yield from decode_windows(self.decoder, pyramid, regions, self.rounding, read, owners, regions_at_once)
-
-    def _decode_whole(self, pyramid: Pyramid, regions: Regions, regions_at_once: int) -> Iterator[Piece]:
-        owners = regions.region_index.cpu()
-        for start in range(0, len(regions), regions_at_once):
-            some = regions.select(start, start + regions_at_once)
-            attended = attend(pyramid, some, self.rounding)
-            if self.soft_attention > 0:
-                attended = self._attend_softly(pyramid, some, self._score(attended))
-            features = self.decoder.forward(attended)
-            numbers = ((owners >= start) & (owners < start + regions_at_once)).nonzero()[:, 0]
-            yield Piece(numbers, owners[numbers] - start, whole_maps(features))
-
     def score(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "r c h w"]:
         """Logits of each region at the decoder's own resolution."""
         return self.passes(pyramid, regions)[-1]
@@ -111,8 +68,15 @@ class DASNet(nn.Module):
             return (first,)
         return first, self._score(self._attend_softly(pyramid, regions, first))
 
+    def attend(self, pyramid: Pyramid, regions: Regions) -> Pyramid:
+        """The features that the last decode reads: attended by boxes, and softly too if `soft_attention` is above 0."""
+        attended = attend(pyramid, regions, self.rounding)
+        if self.soft_attention == 0:
+            return attended
+        return self._attend_softly(pyramid, regions, self._score(attended))
+
     def _score(self, attended: Pyramid) -> Float[Tensor, "r c h w"]:
-        return self.head.forward(self.decoder.forward(attended))
+        return self.head(self.decoder(attended))
 
     def _attend_softly(self, pyramid: Pyramid, regions: Regions, first: Float[Tensor, "r c h w"]) -> Pyramid:
         seen = self.head.foreground(first.detach(), regions, pyramid.size)

@@ -9,16 +9,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.boxes import restore_boxes
+from dasnet_lightning.functional.boxes import pixel_windows, restore_boxes
 from dasnet_lightning.functional.lazy_scoring import score_boxes
 from dasnet_lightning.functional.patches import Patches
-from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores, pixel_grid, pixel_windows
+from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores, pixel_grid
 from dasnet_lightning.functional.regions import best_detections, regions_by_class, regions_by_instance
 from dasnet_lightning.functional.windows import box_windows, join_windows, size_buckets
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
+from dasnet_lightning.models.local_decoding import decode_windows
 from dasnet_lightning.nn.heads import PositionSensitiveHead
-from dasnet_lightning.types import Detections, Pyramid, Regions
+from dasnet_lightning.types import Detections, Prediction, Pyramid, Regions
 
 ALIKE = 2.0  # boxes of an image are read together where none is padded to more than so many times its own pixels
 PIXELS_AT_ONCE = 2**20
@@ -71,7 +71,7 @@ def segment_instances(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: InstanceOptions,
-) -> tuple[Answer, ...]:
+) -> tuple[Prediction, ...]:
     """One mask for each detection at `sizes` (height, width), from boxes in input pixels."""
     kept = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
     by_instance = options.grouping == "instance"
@@ -107,7 +107,7 @@ def _cut_all(
     every_box, every_window = torch.cat([regions.boxes[:0], *boxes]), join_windows(windows, pyramid.size)
     kinds = list(dict.fromkeys(sizes))  # images of one size are read together
     kind_of = torch.tensor([kinds.index(size) for size in sizes], dtype=torch.int64)[images]
-    for piece in model.decode_windows(pyramid, regions, windows, at_once):
+    for piece in decode_windows(model, pyramid, regions, windows, at_once):
         for kind in kind_of[piece.numbers].unique().tolist():
             here = (kind_of[piece.numbers] == kind).nonzero()[:, 0]
             numbers = piece.numbers[here]
@@ -137,12 +137,14 @@ def cut_out(
     return cutouts
 
 
-def _answer(found: Detections, cutouts: Sequence[Cutout], size: tuple[int, int], options: InstanceOptions) -> Answer:
+def _answer(
+    found: Detections, cutouts: Sequence[Cutout], size: tuple[int, int], options: InstanceOptions
+) -> Prediction:
     semantic = class_map(cutouts, found, size, options)
     scores = found.scores
     if options.weight_by_instance_score and len(cutouts):
         scores = scores * torch.stack([cutout.score for cutout in cutouts]).to(scores.dtype)
-    return Answer(Detections(found.boxes, found.labels, scores), _paint(cutouts, found, size, options), semantic)
+    return Prediction(Detections(found.boxes, found.labels, scores), _paint(cutouts, found, size, options), semantic)
 
 
 def _paint(

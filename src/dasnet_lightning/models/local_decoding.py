@@ -5,7 +5,7 @@ windows around the boxes, as wide as the decoder's own layers look (LocalDecoder
 the whole map, for a share of its operations and memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,18 @@ from torch import Tensor
 
 from dasnet_lightning.functional.attention import Rounding, box_attention
 from dasnet_lightning.functional.patches import Patches, cut, whole_maps
-from dasnet_lightning.functional.windows import Size, Windows, merge_windows, size_buckets
+from dasnet_lightning.functional.windows import (
+    Size,
+    Windows,
+    before_resizing,
+    join_windows,
+    merge_windows,
+    size_buckets,
+)
+from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.nn.decoder.base import Each, LocalDecoder, known_switches
+from dasnet_lightning.nn.decoder.layers import halo
+from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.types import Pyramid, Regions
 
 WHOLE_SHARE = 0.75  # windows that cover so much of a region's map cost as much as the map, with their halos
@@ -82,7 +92,46 @@ class AttendedSkips:
         return self.keep[size]
 
 
+def decodes_locally(model: DASNet) -> bool:
+    """Whether `decode_windows` decodes only the windows: needs a LocalDecoder, a head of ours, and no soft attention."""
+    ours = isinstance(model.head, SemanticHead | PositionSensitiveHead)
+    return isinstance(model.decoder, LocalDecoder) and ours and model.soft_attention == 0
+
+
 def decode_windows(
+    model: DASNet, pyramid: Pyramid, regions: Regions, windows: Sequence[Windows], regions_at_once: int
+) -> Iterator[Piece]:
+    """Decode what the head reads of windows: the decoder's features, with the cells around them. The head is yet to come.
+
+    Only the cells that bilinear interpolation to a window's `grid` reads are decoded. A model that does not decode locally
+    gives whole maps instead.
+
+    Args:
+        model: the network.
+        pyramid: features of the images.
+        regions: what to decode.
+        windows: one window for each box of the regions, in their order; one list for each size that images are read at.
+        regions_at_once: limit on the whole maps that are held in memory together.
+    """
+    if not decodes_locally(model):
+        yield from _decode_whole(model, pyramid, regions, regions_at_once)
+        return
+    grid = model.decoder.out_size(pyramid)
+    read = join_windows([before_resizing(part, grid) for part in windows], grid).grow(halo(model.head))
+    owners = regions.region_index
+    yield from _decode_local(model.decoder, pyramid, regions, model.rounding, read, owners, regions_at_once)
+
+
+def _decode_whole(model: DASNet, pyramid: Pyramid, regions: Regions, regions_at_once: int) -> Iterator[Piece]:
+    owners = regions.region_index.cpu()
+    for start in range(0, len(regions), regions_at_once):
+        selected = regions.select(start, start + regions_at_once)
+        features = model.decoder(model.attend(pyramid, selected))
+        numbers = ((owners >= start) & (owners < start + regions_at_once)).nonzero()[:, 0]
+        yield Piece(numbers, owners[numbers] - start, whole_maps(features))
+
+
+def _decode_local(
     decoder: LocalDecoder,
     pyramid: Pyramid,
     regions: Regions,

@@ -17,16 +17,15 @@ from torch.nn import functional as F
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import box_attention, box_scores
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
+from dasnet_lightning.functional.losses import LossSum
 from dasnet_lightning.functional.patches import Patches, paste, resize
-from dasnet_lightning.functional.reduction import LossSum
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
-from dasnet_lightning.functional.semantic import merge_regions
 from dasnet_lightning.functional.windows import Windows, before_resizing, box_windows, join_windows
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import DASNet
+from dasnet_lightning.models.local_decoding import decode_windows
 from dasnet_lightning.nn.decoder.layers import convolve_patches
 from dasnet_lightning.nn.heads import Head, SemanticHead
-from dasnet_lightning.types import IGNORE_INDEX, Detections, Pyramid, Regions
+from dasnet_lightning.types import IGNORE_INDEX, Detections, Prediction, Pyramid, Regions
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def segment_semantic(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: SemanticOptions,
-) -> tuple[Answer, ...]:
+) -> tuple[Prediction, ...]:
     """The class map of each image at `sizes` (height, width), from boxes in input pixels.
 
     An object's mask is what the class map shows of its class inside its box: touching objects of a class are not told
@@ -75,7 +74,7 @@ def segment_semantic(
         stop = start + int((regions.image_index == image).sum())
         part = regions.select(start, stop)
         semantic = _class_map(foreground[start:stop], part, found.scores, pyramid.size, size, options)
-        answers.append(Answer(found, _cut_out(semantic, found, pyramid.size), semantic))
+        answers.append(Prediction(found, _cut_out(semantic, found, pyramid.size), semantic))
         start = stop
     return tuple(answers)
 
@@ -107,7 +106,7 @@ def decode_foreground(
     """The foreground probability of each region in input pixels, inside the windows of its boxes at least."""
     foreground = torch.zeros(len(regions), 1, *pyramid.size, device=regions.boxes.device)
     owners = regions.region_index.cpu()
-    for piece in model.decode_windows(pyramid, regions, [windows], regions_at_once):
+    for piece in decode_windows(model, pyramid, regions, [windows], regions_at_once):
         logits = resize(score_patches(model.head, piece.patches), pyramid.size)
         probs = logits.map(lambda values: values.float().softmax(dim=1)[:, 1:2])
         targets = torch.zeros(len(probs.values), dtype=torch.int64).scatter(0, piece.rows, owners[piece.numbers])
@@ -144,6 +143,24 @@ def _class_map(
     return merge_regions(resized, weights, regions.labels, options.foreground_threshold)
 
 
+def merge_regions(
+    foreground: Float[Tensor, "r H W"],
+    weights: Float[Tensor, "r H W"],
+    labels: Int64[Tensor, " r"],
+    foreground_threshold: float,
+) -> Int64[Tensor, "H W"]:
+    """One class map from the foreground probabilities of the regions of an image: the best region wins a pixel.
+
+    A pixel's probabilities below the threshold do not count; the others compete after multiplication with `weights`,
+    which are 0 where a region may not answer. What no region wins is 0.
+    """
+    if not len(labels):
+        return torch.zeros(foreground.shape[1:], dtype=torch.int64, device=foreground.device)
+    kept = (foreground * weights).masked_fill(foreground < foreground_threshold, 0)
+    best, winner = kept.max(dim=0)
+    return torch.where(best > 0, labels[winner], torch.zeros_like(winner))
+
+
 def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> LossSum:
     """Softmax cross-entropy over (background, foreground) of each region in input pixels, over the known labels.
 
@@ -151,7 +168,7 @@ def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64
     """
     left, total = labels.clone(), torch.zeros((), device=labels.device)
     windows = box_windows(regions.boxes, pyramid.size)
-    for piece in model.decode_windows(pyramid, regions, [windows], len(regions)):
+    for piece in decode_windows(model, pyramid, regions, [windows], len(regions)):
         logits = resize(score_patches(model.head, piece.patches), pyramid.size)
         targets = torch.zeros(len(logits.values), dtype=torch.int64)
         targets[piece.rows] = regions.region_index.cpu()[piece.numbers]

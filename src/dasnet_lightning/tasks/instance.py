@@ -5,16 +5,15 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
-from dasnet_lightning.functional.instance import SamplingOptions, draw_samples, instance_losses
+from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
+from dasnet_lightning.functional.losses import LossSum, average_sums, instance_losses
 from dasnet_lightning.functional.position_sensitive import read_boxes
-from dasnet_lightning.functional.reduction import LossSum, average_sums
 from dasnet_lightning.functional.regions import draw_objects, object_regions
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
-from dasnet_lightning.types import Batch, Detections, Pyramid
+from dasnet_lightning.types import Batch, Detections, Prediction, Pyramid
 
 
 class InstanceTask(SegmentationTask):
@@ -63,5 +62,5 @@ class InstanceTask(SegmentationTask):
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Answer, ...]:
+    ) -> tuple[Prediction, ...]:
         return segment_instances(self.model, pyramid, detections, sizes, self.inference)

@@ -19,14 +19,12 @@ from dasnet_lightning.distributed import share_buffers, world_size
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.functional.attention import Rounding
-from dasnet_lightning.functional.reduction import LossSum, mean_losses
+from dasnet_lightning.functional.losses import LossSum, graph_zero, mean_losses
 from dasnet_lightning.functional.regions import ground_truth_detections
-from dasnet_lightning.functional.semantic import graph_zero
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.tasks.checkpoint_info import Identity, check_fits, identify
@@ -47,7 +45,7 @@ from dasnet_lightning.tasks.step_helpers import (
     waits_for_others,
     worth_logging,
 )
-from dasnet_lightning.types import Batch, Detections, Images, InstancePrediction, Loss, Pyramid, Regions
+from dasnet_lightning.types import Batch, Detections, Images, Loss, Prediction, Pyramid, Regions
 
 OF_A_MACHINE = ("feature_cache", "feature_cache_gb", "coco_evaluator")  # arguments that are no hyper-parameters
 BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
@@ -126,7 +124,7 @@ class SegmentationTask(L.LightningModule, ABC):
     @abstractmethod
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Answer, ...]:
+    ) -> tuple[Prediction, ...]:
         """Masks and class map of each image at its size, for boxes in input pixels."""
 
     def setup(self, stage: str) -> None:
@@ -188,11 +186,10 @@ class SegmentationTask(L.LightningModule, ABC):
         truth = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
         for kind, boxes in zip(BOX_KINDS, (annotated, self.model.detector.detect(pyramid)), strict=True):
-            answers = self.answer(pyramid, boxes, sizes)
-            predictions = [InstancePrediction(a.found.labels, a.found.scores, a.masks) for a in answers]
+            predictions = self.answer(pyramid, boxes, sizes)
             self.mask_ap[kind].update(batch.image_ids, predictions, batch.targets, pyramid.size)
-            for answer, true_map in zip(answers, truth, strict=True):
-                self._iou(kind).update(answer.semantic, true_map)
+            for prediction, true_map in zip(predictions, truth, strict=True):
+                self._iou(kind).update(prediction.semantic, true_map)
 
     def _features_of_fixed(self, images: Images) -> Pyramid:
         """The pyramid of images that come again as they are."""

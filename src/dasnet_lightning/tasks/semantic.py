@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from dasnet_lightning.functional.reduction import LossSum, average_sums
+from dasnet_lightning.functional.losses import LossSum, average_sums, semantic_loss
 from dasnet_lightning.functional.regions import draw_objects, object_regions, region_labels
-from dasnet_lightning.functional.semantic import semantic_loss
-from dasnet_lightning.models.answer import Answer
 from dasnet_lightning.models.dasnet import to_pixels
+from dasnet_lightning.models.local_decoding import decodes_locally
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic, window_loss
 from dasnet_lightning.nn.heads import SemanticHead
 from dasnet_lightning.tasks.checkpoints import restore_options
 from dasnet_lightning.tasks.segmentation import SegmentationTask
-from dasnet_lightning.types import Batch, Detections, Pyramid
+from dasnet_lightning.types import Batch, Detections, Prediction, Pyramid
 
 
 class SemanticTask(SegmentationTask):
@@ -44,12 +43,12 @@ class SemanticTask(SegmentationTask):
         if not len(regions):
             return {"mask": self.learn_nothing(pyramid, regions)}, 0
         labels = region_labels(batch.targets, regions, pyramid.size)
-        if self.model.decodes_windows:
+        if decodes_locally(self.model):
             return {"mask": window_loss(self.model, pyramid, regions, labels)}, len(regions)
         passes = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
         return {"mask": average_sums([semantic_loss(logits, labels) for logits in passes])}, len(regions)
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Answer, ...]:
+    ) -> tuple[Prediction, ...]:
         return segment_semantic(self.model, pyramid, detections, sizes, self.inference)

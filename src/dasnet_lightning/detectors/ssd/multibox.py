@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from dasnet_lightning.distributed import sum_over_processes
 from dasnet_lightning.functional.boxes import covered_fraction, encode_boxes
-from dasnet_lightning.functional.reduction import share
+from dasnet_lightning.functional.losses import share
 from dasnet_lightning.types import Loss, Target
 
 BACKGROUND = 0
@@ -112,7 +112,7 @@ def multibox_loss(
 
     An image without objects gives `min_negatives` negatives. They must not outweigh the rest where positives are few
     or none, so the divisor is at least the number of negatives divided by `negative_ratio`; where every image has an
-    object the two are the same. Both are counted over all processes, which must all call this (functional.reduction).
+    object the two are the same. Both are counted over all processes, which must all call this (functional.losses).
     """
     boxes, labels, ignore = pad_targets(targets)
     anchor_labels, index = match_anchors(anchors, boxes, labels, ignore, threshold)

@@ -1,4 +1,4 @@
-"""What instance segmentation learns from (paper section 5): sampled boxes, their pixels, and the two losses."""
+"""Training boxes of instance segmentation and the labels of their pixels (paper section 5)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
-from dasnet_lightning.functional.position_sensitive import PixelGrid, inside_logits, instance_scores, pixel_grid
-from dasnet_lightning.functional.reduction import LossSum
+from dasnet_lightning.functional.position_sensitive import PixelGrid, pixel_grid
 from dasnet_lightning.functional.sampling import BoxSamples, sample_boxes
 from dasnet_lightning.types import IGNORE_INDEX, Target
 
@@ -99,20 +97,3 @@ def _pixel_labels(
         inside = inside.masked_fill(target.void[y, x], IGNORE_INDEX)
     labels[known] = inside
     return labels
-
-
-def instance_losses(scores: Float[Tensor, "m 2 g g2"], samples: InstanceSamples) -> dict[str, LossSum]:
-    """Score loss and mask loss of the sampled boxes; once they are means they have equal weight.
-
-    score: sigmoid cross-entropy of the instance score against matching or not, over the boxes. mask: cross-entropy
-    of the softmax over (inside, outside) against the object's mask, over the pixels whose label is known. An object
-    without a mask takes part in the first alone.
-    """
-    logits = instance_scores(scores, samples.grid.valid)
-    score = F.binary_cross_entropy_with_logits(logits, samples.positive.to(logits.dtype), reduction="sum")
-    known = samples.labels != IGNORE_INDEX
-    mask = F.binary_cross_entropy_with_logits(
-        inside_logits(scores)[known], samples.labels[known].to(logits.dtype), reduction="sum"
-    )
-    boxes = torch.tensor(len(logits), device=known.device)
-    return {"score": LossSum(score, boxes), "mask": LossSum(mask, known.sum())}
