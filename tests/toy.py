@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.rle import encode
 from dasnet_lightning.types import Batch, Detections, Pyramid, Target, Truth
 
 
-class ToyDetector(nn.Module):
+class ToyDetector(Detector):
     """Two levels at strides 4 and 8; detects one centred box of class 1 in every image."""
 
     def __init__(self, num_classes: int, dropout: float = 0.5) -> None:

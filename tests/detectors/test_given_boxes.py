@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
-from dasnet_lightning.detectors import Detector, build_detector, learns_boxes
+from dasnet_lightning.detectors import Detector, build_detector
 from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.dasnet import build_dasnet
@@ -30,8 +30,8 @@ def test_answers_the_protocol_and_finds_nothing(backbone, images):
         pytest.importorskip("timm")
     detector = build_detector("boxes", 4, backbone=backbone, image_size=SIZE)
     assert isinstance(detector, Detector)
-    assert not learns_boxes(detector)
-    assert learns_boxes(build_detector("ssd_tiny", 4))
+    assert not detector.learns_boxes
+    assert build_detector("ssd_tiny", 4).learns_boxes
     assert detector.num_classes == 4
     assert detector.image_size == SIZE
     passes = []

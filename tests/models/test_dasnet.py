@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import nn
 
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import ConfigError
@@ -10,7 +9,7 @@ from dasnet_lightning.functional.position_sensitive import assemble
 from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class, regions_by_instance
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
-from dasnet_lightning.nn.decoder import build_decoder
+from dasnet_lightning.nn.decoder import Decoder, build_decoder
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.types import Detections, Pyramid, Regions
 from toy import ToyDetector, make_batch, make_target
@@ -24,7 +23,7 @@ def model() -> DASNet:
     return DASNet(detector, decoder, SemanticHead(decoder.out_channels)).eval()
 
 
-class Foreground(nn.Module):
+class Foreground(Decoder):
     """A decoder and head in one that calls every pixel foreground where its region's attended level is not zero."""
 
     out_channels, out_stride = 1, 4

@@ -10,6 +10,7 @@ from torch import nn
 
 from dasnet_lightning.callbacks import BoxAPGuard
 from dasnet_lightning.detectors import DETECTORS
+from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
@@ -161,7 +162,7 @@ class Boxes(L.LightningDataModule):
         return loader([BATCH])
 
 
-class Forgetful(nn.Module):
+class Forgetful(Detector):
     """A toy detector whose box moves away as soon as its weights do."""
 
     def __init__(self, num_classes: int) -> None:

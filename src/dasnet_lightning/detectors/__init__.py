@@ -6,7 +6,7 @@ from dasnet_lightning.detectors import (  # noqa: F401  (imported to register)
     huggingface_builders,
     retinanet_fcos,
 )
-from dasnet_lightning.detectors.base import DETECTORS, Detector, build_detector, learns_boxes, portable_options
+from dasnet_lightning.detectors.base import DETECTORS, Detector, build_detector, portable_options
 from dasnet_lightning.detectors.ssd import (  # noqa: F401  (imported to register)
     any_backbone,
     ssd300_vgg16,
@@ -16,4 +16,4 @@ from dasnet_lightning.detectors.ssd import (  # noqa: F401  (imported to registe
     ssdlite320,
 )
 
-__all__ = ["DETECTORS", "Detector", "build_detector", "learns_boxes", "portable_options"]
+__all__ = ["DETECTORS", "Detector", "build_detector", "portable_options"]

@@ -21,6 +21,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.fpn import FPN
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD, parse_size
 from dasnet_lightning.detectors.torchvision_targets import IGNORED, inside_ignored, torchvision_target
@@ -80,7 +81,7 @@ def _training(module: nn.Module, mode: bool) -> Iterator[None]:
         module.training = before
 
 
-class FasterRCNN(nn.Module):
+class FasterRCNN(Detector):
     """Two-stage detector over a feature pyramid, torchvision's proposal network and its box heads.
 
     The proposal network sees all levels but the raw ones; `roi_heads` pools from those whose number it names.

@@ -8,15 +8,15 @@ boxes=..., labels=...)`. The evaluation "with detected boxes" says what an image
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dasnet_lightning.detectors.backbones import StagedBackbone, build_staged
-from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.base import DETECTORS, Detector
 from dasnet_lightning.detectors.layers import parse_size
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 
-class GivenBoxes(nn.Module):
+class GivenBoxes(Detector):
     """A backbone behind the detector's protocol; `learns_boxes` tells the recipes that there is no stage one."""
 
     mean: Tensor

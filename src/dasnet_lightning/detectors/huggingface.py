@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.layers import FrozenBatchNorm
 from dasnet_lightning.detectors.torchvision_targets import has_area, split_ignored
 from dasnet_lightning.errors import ConfigError
@@ -94,7 +95,7 @@ def open_stages(backbone: Any) -> tuple[int, ...]:
     return tuple(backbone.out_features.index(name) for name in wanted)
 
 
-class TransformersDetector(nn.Module):
+class TransformersDetector(Detector):
     """A model of transformers whose backbone was taken out; `model` holds what comes after it.
 
     read: the places of the maps that `model` reads, none for all. mean, std: of the pixels, RGB in 0..1.

@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.base import DETECTORS, Detector
 from dasnet_lightning.detectors.fpn import CHANNELS, FPN, check_sides, resnet50_fpn
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD, parse_size
 from dasnet_lightning.detectors.torchvision_targets import has_area, inside_ignored, split_ignored
@@ -80,7 +80,7 @@ class LevelRetinaNet(RetinaNet):
         return super().compute_loss(targets, head_outputs, anchors)
 
 
-class DenseDetector(nn.Module):
+class DenseDetector(Detector):
     """One-stage detector over a feature pyramid: the answers of torchvision's `model`, from a pyramid made before."""
 
     mean: Tensor

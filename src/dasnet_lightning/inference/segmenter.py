@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import ArrayLike
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.detectors.fold_batchnorm import fold_norms
@@ -65,7 +65,6 @@ def load(
     )
     load_network(model, state, checkpoint, content)
     if fold:
-        assert isinstance(model.detector, nn.Module)
         fold_norms(model.detector)
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
     kind = InstanceOptions if instances else SemanticOptions

@@ -105,11 +105,10 @@ def build_dasnet(
 
     head: makes the head for the decoder's channels. frozen: the detector cannot learn; False is for joint training.
     """
-    found = build_detector(detector, num_classes, **(detector_options or {}))
-    # only detectors whose pyramids hold switches have it
-    pool_shapes = getattr(found, "pool_shapes", None)
-    built = build_decoder(decoder, found.out_channels, found.strides, pool_shapes, **(decoder_options or {}))
-    assert isinstance(built, Decoder)
-    eyes = FrozenDetector(found) if frozen else found
-    network = DASNet(eyes, built, head(built.out_channels), rounding, soft_attention)
+    trained = build_detector(detector, num_classes, **(detector_options or {}))
+    region_decoder = build_decoder(
+        decoder, trained.out_channels, trained.strides, trained.pool_shapes, **(decoder_options or {})
+    )
+    stage_two_detector = FrozenDetector(trained) if frozen else trained
+    network = DASNet(stage_two_detector, region_decoder, head(region_decoder.out_channels), rounding, soft_attention)
     return network.to(memory_format=torch.channels_last)

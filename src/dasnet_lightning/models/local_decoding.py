@@ -23,7 +23,7 @@ from dasnet_lightning.functional.windows import (
     size_buckets,
 )
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.nn.decoder.base import Each, LocalDecoder, known_switches
+from dasnet_lightning.nn.decoder.base import Each, LocalDecoder, Skips, known_switches
 from dasnet_lightning.nn.decoder.layers import halo
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.types import Pyramid, Regions
@@ -42,7 +42,7 @@ class Piece:
     patches: Patches
 
 
-class AttendedSkips:
+class AttendedSkips(Skips):
     """The levels of the regions `sources`, one for each patch, attended; made only where they are asked for.
 
     All that `of` makes share the attention maps of all regions, and what was made of each image's levels.
@@ -116,6 +116,7 @@ def decode_windows(
     if not decodes_locally(model):
         yield from _decode_whole(model, pyramid, regions, regions_at_once)
         return
+    assert isinstance(model.decoder, LocalDecoder)
     grid = model.decoder.out_size(pyramid)
     read = join_windows([before_resizing(part, grid) for part in windows], grid).grow(halo(model.head))
     owners = regions.region_index

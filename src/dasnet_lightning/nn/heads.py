@@ -1,6 +1,6 @@
 """Heads: from the decoder's features to scores of each pixel."""
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,27 +11,29 @@ from dasnet_lightning.functional.position_sensitive import inside_logits, pixel_
 from dasnet_lightning.types import Regions
 
 
-@runtime_checkable
-class Head(Protocol):
-    """The last layer of the network, `out_channels` maps of scores for each region."""
+class Head(nn.Module, ABC):
+    """The last layer of the network: `out_channels` score maps for each region."""
 
     out_channels: int
 
+    @abstractmethod
     def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c2 h w"]:
-        """The scores of each pixel."""
-        ...
+        """Return the scores of each pixel."""
 
+    @abstractmethod
     def foreground(
         self, scores: Float[Tensor, "r c h w"], regions: Regions, size: tuple[int, int]
     ) -> Float[Tensor, "r h w"]:
-        """The probability of each pixel of the maps to belong to an object of its region; 0 where the maps cannot tell.
+        """Return each pixel's probability of belonging to an object of its region; 0 where the maps cannot tell.
 
-        size: (H, W) of the input, in whose pixels the regions' boxes are.
+        Args:
+            scores: the head's own maps.
+            regions: the regions, boxes in input pixels.
+            size: (H, W) of the input.
         """
-        ...
 
 
-class SemanticHead(nn.Module):
+class SemanticHead(Head):
     """Background and foreground logits of each pixel of a region."""
 
     out_channels = 2
@@ -49,7 +51,7 @@ class SemanticHead(nn.Module):
         return scores.float().softmax(dim=1)[:, 1]
 
 
-class PositionSensitiveHead(nn.Module):
+class PositionSensitiveHead(Head):
     """2 k k position-sensitive score maps (functional.position_sensitive): an inside and an outside map for each cell."""
 
     def __init__(self, in_channels: int, cells: int = 7) -> None:

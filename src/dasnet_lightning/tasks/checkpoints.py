@@ -94,7 +94,6 @@ def load_network(
     """
     state = _thaw(state)
     for name, module in (("detector", _inner(model.detector)), ("decoder", model.decoder), ("head", model.head)):
-        assert isinstance(module, nn.Module)
         load_strictly(module, sub_state(state, f"{name}."), path, content)
 
 
@@ -104,9 +103,7 @@ def _thaw(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _inner(detector: Detector) -> nn.Module:
-    inner = detector.detector if isinstance(detector, FrozenDetector) else detector
-    assert isinstance(inner, nn.Module)
-    return inner
+    return detector.detector if isinstance(detector, FrozenDetector) else detector
 
 
 def load_strictly(

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from dasnet_lightning.detectors import portable_options
-from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.distributed import share_buffers, world_size
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.feature_cache.cache import open_feature_cache
@@ -98,9 +97,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.model = build_dasnet(
             num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
         )
-        built = self.model.detector
-        portable = portable_options(built.detector if isinstance(built, FrozenDetector) else built, detector_options)
-        self.save_hyperparameters({"detector_options": portable})
+        self.save_hyperparameters({"detector_options": portable_options(self.model.detector, detector_options)})
         self.num_classes = num_classes
         self.class_names = tuple(class_names)
         self.detector_checkpoint = detector_checkpoint
@@ -150,7 +147,6 @@ class SegmentationTask(L.LightningModule, ABC):
         """The loss of a batch without regions. Under SyncBatchNorm the decoder runs on nothing: the others wait for it."""
         total = torch.zeros((), device=regions.boxes.device)
         decoder = self.model.decoder
-        assert isinstance(decoder, nn.Module)
         if waits_for_others(decoder):
             total = torch.stack([logits.sum() for logits in self.model.passes(pyramid, regions)]).sum()
         return LossSum(total, torch.zeros_like(total, dtype=torch.int64))
@@ -232,9 +228,7 @@ class SegmentationTask(L.LightningModule, ABC):
         check_loaded(self, self.identity(), checkpoint)
 
     def configure_optimizers(self) -> Any:
-        detector = self.model.detector
-        assert isinstance(detector, nn.Module)  # frozen, it has no parameter that could learn
-        return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=detector)
+        return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=self.model.detector)
 
 
 def _name(figure: str, kind: str) -> str:

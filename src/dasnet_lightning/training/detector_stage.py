@@ -12,7 +12,6 @@ import torch
 from dasnet_lightning.console import progress, say
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS, build_detector
-from dasnet_lightning.detectors.base import learns_boxes
 from dasnet_lightning.distributed import evaluate_gathered, is_first, once, world_size
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
@@ -64,7 +63,7 @@ def train_detector(
         OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     )
     stage = Stage("stage one: boxes", folder, steps)
-    if not learns_boxes(task.detector):
+    if not task.detector.learns_boxes:
         return skip_detector(config, data, task, stage)
     checkpoint = Path(given) if given else run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, make_anchors
 from dasnet_lightning.detectors.ssd.multibox import multibox_loss
 from dasnet_lightning.errors import ConfigError
@@ -32,7 +33,7 @@ class Backbone(Protocol):
     def __call__(self, images: Images) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]: ...
 
 
-class SSD(nn.Module):
+class SSD(Detector):
     """Single-shot detector (paper.md section 6).
 
     heads: one module for each of head_levels, from a level to anchors * (num_classes + 4) channels of the same size.

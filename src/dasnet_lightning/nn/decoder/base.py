@@ -4,84 +4,96 @@ The protocol that every decoder answers, the one of decoders that can be run on 
 them by name.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.patches import Patches
+from dasnet_lightning.functional.patches import Patches, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.functional.windows import Windows
 from dasnet_lightning.registry import Registry
 from dasnet_lightning.types import Pyramid
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """What stage two trains. `out_channels` and `out_stride` describe the features that it returns."""
+class Decoder(nn.Module, ABC):
+    """What stage two trains: turns the attended pyramid of each region into features of its pixels.
+
+    Attributes:
+        out_channels: channels of the features.
+        out_stride: input pixels per cell of the features.
+    """
 
     out_channels: int
     out_stride: int
 
+    @abstractmethod
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        """Decode an attended pyramid (one entry per region in each level) into features at `out_stride`."""
-        ...
+        """Decode an attended pyramid, one entry per region in each level, into features at `out_stride`."""
 
 
 Each = Callable[[Tensor], Tensor]
 
 
-@runtime_checkable
-class Skips(Protocol):
-    """What the encoder offers to a decoder: attended levels and switches, where the decoder's features lie.
+class Skips(ABC):
+    """What the encoder offers to a decoder: attended levels and switches, wherever the decoder's features lie.
 
-    `pyramid` is for its sizes alone: it may hold whole images' levels, not yet attended.
+    Attributes:
+        pyramid: read for its sizes alone; it may hold whole images' levels, not yet attended.
     """
 
     pyramid: Pyramid
 
+    @abstractmethod
     def level(self, index: int, at: Patches | None = None, each: Each | None = None) -> Float[Tensor, "m c h w"]:
-        """A level (0 is the finest) in the windows of `at`, or whole; zero outside the boxes and beyond the map.
+        """Return a level in the windows of `at`, or whole; zero outside the boxes and beyond the map.
 
-        each: what the decoder makes of it first, of each cell by itself (a 1x1 convolution): it may be run once for all
-        regions of an image and the windows in them, and once for the zeros.
+        Args:
+            index: of the level, 0 is the finest.
+            at: the windows; None for whole maps.
+            each: a function of each cell alone, such as a 1x1 convolution, that is applied to the level first. It may run
+                once for all regions of an image and once for the zeros.
         """
-        ...
 
+    @abstractmethod
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
-        """The switches of a pooling (0 is the finest) in the windows of `at`, or whole."""
-        ...
+        """Return the switches of a pooling (0 is the finest) in the windows of `at`, or whole."""
 
 
-@runtime_checkable
-class LocalDecoder(Decoder, Protocol):
-    """A decoder of two parts, of which the second can be run on windows with exactly the numbers of the whole map.
+class LocalDecoder(Decoder):
+    """A decoder of two parts; the second runs on windows too, with exactly the numbers of the whole map.
 
-    `decode_coarse` decodes the coarse levels, whole; `decode_fine` takes its features, or windows of them, to `out_stride`.
-    What the second makes of a cell must depend on the cells around it alone, in training too: no normalisation over
-    positions or regions. `needs` says which windows of the coarse features suffice for windows of the result.
+    `decode_coarse` decodes the coarse levels, whole. `decode_fine` takes its features, or windows of them, to `out_stride`.
+    The second part must compute a cell from the cells around it alone, in training too: no normalization over positions or
+    regions.
     """
 
+    def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
+        """Decode whole maps, coarse then fine."""
+        skips = WholeSkips(pyramid)
+        return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
+
+    @abstractmethod
     def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
-        """The features that `decode_fine` begins with."""
-        ...
+        """Return the features that `decode_fine` starts from."""
 
+    @abstractmethod
     def decode_fine(self, features: Patches, skips: Skips) -> Patches:
-        """The features at `out_stride`, of whole maps or of windows."""
-        ...
+        """Return the features at `out_stride`, of whole maps or of windows."""
 
+    @abstractmethod
     def out_size(self, pyramid: Pyramid) -> tuple[int, int]:
-        """The cells of the maps that the decoder makes."""
-        ...
+        """Return the (h, w) of the decoder's maps."""
 
+    @abstractmethod
     def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
-        """Which cells of the coarse features decide about windows of the result; the pyramid is read for its sizes."""
-        ...
+        """Return the windows of the coarse features that decide windows of the result; reads only the pyramid's sizes."""
 
 
-class WholeSkips:
+class WholeSkips(Skips):
     """The levels and switches of an attended pyramid, for whole maps."""
 
     def __init__(self, pyramid: Pyramid) -> None:
@@ -102,7 +114,7 @@ def known_switches(pyramid: Pyramid) -> tuple[UInt8[Tensor, "_ _ _ _"], ...]:
     return pyramid.switches
 
 
-DECODERS: Registry[Callable[..., nn.Module]] = Registry("decoder")
+DECODERS: Registry[Callable[..., Decoder]] = Registry("decoder")
 
 
 def build_decoder(
@@ -111,10 +123,13 @@ def build_decoder(
     strides: tuple[int, ...],
     pool_shapes: tuple[PoolShape, ...] | None = None,
     **options: Any,
-) -> nn.Module:
+) -> Decoder:
     """Build a decoder by name for a pyramid with these channels and strides (finest first).
 
     pool_shapes: of the max-poolings whose switches the pyramid holds, finest first; None where it holds none. The builder
     gets these three by their names, and the options. Raises UnknownNameError for a name that nobody registered.
     """
-    return DECODERS.get(name)(in_channels=in_channels, strides=strides, pool_shapes=pool_shapes, **options)
+    decoder = DECODERS.get(name)(in_channels=in_channels, strides=strides, pool_shapes=pool_shapes, **options)
+    if not isinstance(decoder, Decoder):
+        raise ConfigError(f"decoder '{name}': its builder returned {type(decoder).__name__}, expected a Decoder")
+    return decoder

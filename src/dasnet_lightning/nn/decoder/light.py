@@ -14,7 +14,7 @@ from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches, resize, trim, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.functional.windows import Windows, before_resizing
-from dasnet_lightning.nn.decoder.base import DECODERS, Skips, WholeSkips
+from dasnet_lightning.nn.decoder.base import DECODERS, LocalDecoder, Skips
 from dasnet_lightning.nn.decoder.layers import Size, convolve_patches, halo, relu_
 from dasnet_lightning.types import Pyramid
 
@@ -80,7 +80,7 @@ class UpBlock(nn.Module):
         return before_resizing(windows.grow(halo(self.convolution)), half)
 
 
-class LightDecoder(nn.Module):
+class LightDecoder(LocalDecoder):
     """A narrow top-down decoder for any pyramid; at 320x320 at most 1 GMAC per region where no level is finer than stride 4.
 
     widths: the channels at strides up to 4, at 8, at 16 and coarser. An `out_stride` coarser than the finest level is
@@ -112,10 +112,6 @@ class LightDecoder(nn.Module):
             channels = _width(stride, widths)
         self.out_channels, self.out_stride = channels, stride
         self.apply(_initialise)
-
-    def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        skips = WholeSkips(pyramid)
-        return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
     def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
         features = whole_maps(skips.level(len(self.blocks), each=self._begin))

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.patches import Patches, unpool_patches, whole_maps
+from dasnet_lightning.functional.patches import Patches, unpool_patches
 from dasnet_lightning.functional.pooling import PoolShape, unpool
 from dasnet_lightning.functional.windows import Windows, before_unpooling
-from dasnet_lightning.nn.decoder.base import Skips, WholeSkips, known_switches
+from dasnet_lightning.nn.decoder.base import LocalDecoder, Skips, known_switches
 from dasnet_lightning.nn.decoder.layers import CoarseBlock, Size, halo, initialise, run_patches
 from dasnet_lightning.types import Pyramid
 
@@ -27,7 +27,7 @@ CONV4_3 = 512  # channels
 JOINED = 3  # the pooling after conv4_3, whose level is joined when it is undone
 
 
-class UnpoolingDecoder(nn.Module):
+class UnpoolingDecoder(LocalDecoder):
     """Coarse blocks to fc7, the mirrors of fc7 and fc6, then unpooling by the encoder's switches and convolutions.
 
     in_channels, strides: of VGG16's pyramid: conv4_3, fc7, and two or more extra levels; one of them that is half its
@@ -65,10 +65,6 @@ class UnpoolingDecoder(nn.Module):
         self.stages = nn.ModuleList(_stage(first, widths) for first, widths in zip(inputs, kept, strict=False))
         self.out_channels, self.out_stride = kept[-1][-1], out_stride
         self.apply(initialise)
-
-    def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        skips = WholeSkips(pyramid)
-        return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
     def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
         features = skips.level(len(self.coarse) + 1)

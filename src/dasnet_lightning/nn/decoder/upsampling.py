@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.patches import Patches, whole_maps
+from dasnet_lightning.functional.patches import Patches
 from dasnet_lightning.functional.windows import Windows
-from dasnet_lightning.nn.decoder.base import Skips, WholeSkips
+from dasnet_lightning.nn.decoder.base import LocalDecoder, Skips
 from dasnet_lightning.nn.decoder.layers import (
     CoarseBlock,
     Size,
@@ -65,7 +65,7 @@ class FineBlock(nn.Module):
         return windows
 
 
-class UpsamplingDecoder(nn.Module):
+class UpsamplingDecoder(LocalDecoder):
     """Top-down over any pyramid: coarse blocks at strides of 16 and more, fine blocks below, down to `out_stride`.
 
     widths: channels at strides 1, 2, 4 and 8. out_stride: levels finer than it are not used.
@@ -101,10 +101,6 @@ class UpsamplingDecoder(nn.Module):
             channels = _width(stride, widths)
         self.out_channels, self.out_stride = channels, stride
         self.apply(initialise)
-
-    def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        skips = WholeSkips(pyramid)
-        return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
     def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
         coarsest = self.fine_levels + len(self.coarse)
