@@ -19,7 +19,7 @@ ALLOWED = {
     "registry": {"errors"},
     "distributed": set(),
     "rle": set(),
-    "console": {"report"},
+    "console": {"distributed", "report"},
     "storage": {"errors"},
     "functional": BASE,
     "nn": BASE | {"functional"},

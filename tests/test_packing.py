@@ -10,13 +10,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from dasnet_lightning.shared_memory import SMALL, pack, unpack
-from dasnet_lightning.types import Batch, Target, Truth
+from dasnet_lightning.types import Batch, GroundTruth, Target
 
 
 def make_target(count: int, size: int, masks: bool, seed: int) -> Target:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.rand(shape, generator=generator)  # noqa: E731
-    truth = Truth((draw(size + 1, size + 3) * 255).to(torch.uint8), tuple([b"ab", None] * count)[:count], b"void")
+    truth = GroundTruth((draw(size + 1, size + 3) * 255).to(torch.uint8), tuple([b"ab", None] * count)[:count], b"void")
     return Target(
         boxes=draw(count, 4),
         labels=(draw(count) * 20).long(),
@@ -70,9 +70,9 @@ def test_a_batch_arrives_as_it_was(send):
 
 def test_only_what_is_large_shares_the_block():
     batch = make_batch()
-    block, outline = pack(batch)
+    block, layout = pack(batch)
     assert block.is_shared()
-    arrived = unpack(block, outline)
+    arrived = unpack(block, layout)
     shared = block.untyped_storage().data_ptr()
     tensors = [value for value in leaves(arrived) if isinstance(value, torch.Tensor)]
     views = [tensor.untyped_storage().data_ptr() == shared for tensor in tensors]

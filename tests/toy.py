@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.rle import encode
-from dasnet_lightning.types import Batch, Detections, Pyramid, Target, Truth
+from dasnet_lightning.types import Batch, Detections, GroundTruth, Pyramid, Target
 
 
 class ToyDetector(Detector):
@@ -60,14 +60,16 @@ def make_target(
     )
 
 
-def make_truth(masks: Tensor, labels: Sequence[int], known: Tensor) -> Truth | None:
+def make_truth(masks: Tensor, labels: Sequence[int], known: Tensor) -> GroundTruth | None:
     """As data sets give it for an image of the network's size: none where there are objects but no mask."""
     if len(labels) and not known.any():
         return None
     semantic = torch.zeros(masks.shape[1:], dtype=torch.uint8)
     for mask, label in zip(masks, labels, strict=True):
         semantic[mask] = label
-    return Truth(semantic, tuple(counts if has else None for counts, has in zip(encode(masks), known, strict=True)))
+    return GroundTruth(
+        semantic, tuple(counts if has else None for counts, has in zip(encode(masks), known, strict=True))
+    )
 
 
 def make_batch(targets: Sequence[Target], size: tuple[int, int] = (32, 32), seed: int = 0) -> Batch:

@@ -44,7 +44,7 @@ Run = Callable[[Sequence[int]], Any]
 Table = list[dict[str, Any]]
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "decode of the JPEG": [(dataset_module, "read_image")],
-    "decode of the masks": [(dataset_module, "open_masks")],
+    "decode of the masks": [(dataset_module, "load_masks_of")],
     "drawing of the window": [(transforms.SSDWindow, "get_params_dependent_on_data")],
     "window of the image": [(transforms.SSDWindow, "apply")],
     "window of the masks": [(transforms.SSDWindow, "apply_to_mask"), (transforms.SSDWindow, "apply_to_masks")],

@@ -37,7 +37,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.rle import encode_mask
-from dasnet_lightning.types import Detections, Prediction, Target, Truth
+from dasnet_lightning.types import Detections, GroundTruth, Prediction, Target
 
 BATCH = 8
 FIGURES = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}  # our names and those of torchmetrics
@@ -126,7 +126,7 @@ def ours(evaluator: Evaluator = "built-in") -> Side:
             size = (image.masks.shape[1], image.masks.shape[2])
             known = torch.ones(len(image.labels), dtype=torch.bool)
             semantic = torch.zeros(1, 1, dtype=torch.uint8).expand(size)  # its pixels are read by another metric
-            truth = Truth(semantic, tuple(encode_mask(mask) for mask in image.masks.numpy()))
+            truth = GroundTruth(semantic, tuple(encode_mask(mask) for mask in image.masks.numpy()))
             target = Target(torch.zeros(len(known), 4), image.labels, known, ~known, truth=truth)
             metric.update([image_id], [image.found], [target], size)
 
@@ -138,7 +138,7 @@ def ours(evaluator: Evaluator = "built-in") -> Side:
 
 
 def theirs(evaluator: str) -> Side:
-    """torchmetrics' metric with one of its evaluators."""
+    """Torchmetrics' metric with one of its evaluators."""
     metric = MeanAveragePrecision(
         iou_type="segm",
         iou_thresholds=IOU_THRESHOLDS,

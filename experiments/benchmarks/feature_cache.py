@@ -147,7 +147,7 @@ def measure(
         for batch in batches:
             run(batch)
         task.on_validation_epoch_end()
-        found[name] = task.figures
+        found[name] = task.metrics
     for _ in range(repetitions):
         for name, values in time_in_turn(steps, batches).items():
             times.setdefault(name, []).extend(values)

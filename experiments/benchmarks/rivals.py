@@ -71,7 +71,7 @@ def build_resnet50_v2(shape: Shape, trainable: int) -> MaskRCNN:
 
 
 def build_mobilenet_v3(shape: Shape, trainable: int) -> FasterRCNN:
-    """torchvision's light Faster R-CNN for 320 pixels with Mask R-CNN's mask head."""
+    """Torchvision's light Faster R-CNN for 320 pixels with Mask R-CNN's mask head."""
     network = fasterrcnn_mobilenet_v3_large_320_fpn(**shape.options)
     trunk = mobilenet_v3_large(weights=None, norm_layer=FrozenBatchNorm2d)
     network.backbone = _mobilenet_extractor(trunk, True, trainable)

@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, progress and complaints on stderr."""
+"""What commands print: results on stdout, progress and errors on stderr."""
 
 import sys
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dasnet_lightning.distributed import is_rank_zero
 from dasnet_lightning.report import Table, format_text_table
 
 Item = TypeVar("Item")
@@ -13,31 +14,37 @@ Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-def say(text: str) -> None:
-    """Print a line at once, also into a pipe."""
+def out(text: str) -> None:
+    """Print a line of results on stdout at once, also into a pipe."""
     print(text, flush=True)
 
 
-def complain(text: str) -> None:
+def info(text: str) -> None:
+    """Print a line on stderr, on rank zero alone."""
+    if is_rank_zero():
+        error(text)
+
+
+def error(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_table(table: Table) -> None:
     """Print a table with a blank line after it."""
-    say(format_text_table(table) + "\n")
+    out(format_text_table(table) + "\n")
 
 
 def print_list(title: str, lines: Sequence[str], most: int = 20, rest: str = "") -> None:
     """Print a title with the number of lines and the first of them; `rest` says where the others are. Nothing for none."""
     if not lines:
         return
-    say(f"{title} ({len(lines):,})")
+    out(f"{title} ({len(lines):,})")
     for line in lines[:most]:
-        say(f"  {line}")
+        out(f"  {line}")
     if len(lines) > most:
-        say(f"  ... and {len(lines) - most:,} more{f', {rest}' if rest else ''}")
-    say("")
+        out(f"  ... and {len(lines) - most:,} more{f', {rest}' if rest else ''}")
+    out("")
 
 
 @contextmanager
@@ -60,7 +67,7 @@ def counter(description: str) -> Iterator[Callable[[int, int | None], None]]:
         nonlocal last
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            complain(f"{description}: {done:,}" + ("" if total is None else f" of {total:,}"))
+            error(f"{description}: {done:,}" + ("" if total is None else f" of {total:,}"))
 
     yield write
 

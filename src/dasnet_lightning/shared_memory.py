@@ -18,7 +18,7 @@ SMALL = 65_536  # bytes; what is no larger is copied out on arrival, so that kee
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSlot:
     """Where a tensor lies in the block."""
 
     start: int
@@ -31,39 +31,39 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Outline:
+class RecordLayout:
     """A record without its tensors: places stand for them."""
 
     kind: type
     values: tuple[Any, ...]
 
 
-def pack(record: Any) -> tuple[Tensor, Outline]:
+def pack(record: Any) -> tuple[Tensor, RecordLayout]:
     """Copy all tensors of a record (on the CPU, also in tuples and in records inside) into one shared block of bytes."""
-    places: list[tuple[Place, Tensor]] = []
-    outline = _outline(record, places)
+    slots: list[tuple[TensorSlot, Tensor]] = []
+    layout = _layout(record, slots)
     # torch's own collate allocates in the same way: the pages are written once, nothing is copied again when they are sent
-    storage = torch.UntypedStorage._new_shared(max(1, places[-1][0].stop if places else 0))
+    storage = torch.UntypedStorage._new_shared(max(1, slots[-1][0].stop if slots else 0))
     block = torch.empty(0, dtype=torch.uint8).set_(storage)
-    for place, tensor in places:
-        _view(block, place).copy_(tensor)
-    return block, outline
+    for slot, tensor in slots:
+        _view(block, slot).copy_(tensor)
+    return block, layout
 
 
-def unpack(block: Tensor, outline: Outline) -> Any:
+def unpack(block: Tensor, layout: RecordLayout) -> Any:
     """The record that was packed; its large tensors are views of the block."""
-    return outline.kind(*(_restore(value, block) for value in outline.values))
+    return layout.kind(*(_restore(value, block) for value in layout.values))
 
 
-def _outline(value: Any, places: list[tuple[Place, Tensor]]) -> Any:
+def _layout(value: Any, slots: list[tuple[TensorSlot, Tensor]]) -> Any:
     if isinstance(value, Tensor):
-        end = places[-1][0].stop if places else 0
-        places.append((Place(-(-end // ALIGNMENT) * ALIGNMENT, value.dtype, tuple(value.shape)), value))
-        return places[-1][0]
+        end = slots[-1][0].stop if slots else 0
+        slots.append((TensorSlot(-(-end // ALIGNMENT) * ALIGNMENT, value.dtype, tuple(value.shape)), value))
+        return slots[-1][0]
     if isinstance(value, tuple):
-        return tuple(_outline(item, places) for item in value)
+        return tuple(_layout(item, slots) for item in value)
     if is_dataclass(value):
-        return Outline(type(value), tuple(_outline(item, places) for item in _values(value)))
+        return RecordLayout(type(value), tuple(_layout(item, slots) for item in _values(value)))
     return value
 
 
@@ -72,13 +72,13 @@ def _values(record: Any) -> Iterator[Any]:
 
 
 def _restore(value: Any, block: Tensor) -> Any:
-    if isinstance(value, Place):
+    if isinstance(value, TensorSlot):
         tensor = _view(block, value)
         return tensor.clone() if value.stop - value.start <= SMALL else tensor
-    if isinstance(value, Outline):
+    if isinstance(value, RecordLayout):
         return unpack(block, value)
     return tuple(_restore(item, block) for item in value) if isinstance(value, tuple) else value
 
 
-def _view(block: Tensor, place: Place) -> Tensor:
-    return block[place.start : place.stop].view(place.dtype).view(place.shape)
+def _view(block: Tensor, slot: TensorSlot) -> Tensor:
+    return block[slot.start : slot.stop].view(slot.dtype).view(slot.shape)

@@ -40,7 +40,7 @@ def map_tensors(record: Record, function: Any) -> Record:
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class GroundTruth:
     """What evaluation compares with, in the original image's H0 x W0 pixels; filled for evaluation only.
 
     `semantic` is the class map: 0 background, 255 where the truth is not known. `masks` are COCO's compressed run-length
@@ -68,7 +68,7 @@ class Target:
     ignore: Bool[Tensor, " n"]
     masks: Bool[Tensor, "n H W"] | None = None
     void: Bool[Tensor, "H W"] | None = None
-    truth: Truth | None = None
+    truth: GroundTruth | None = None
 
 
 @dataclass(frozen=True, eq=False)

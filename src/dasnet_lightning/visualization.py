@@ -17,7 +17,7 @@ from dasnet_lightning.types import IGNORE_INDEX
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Palette = UInt8[np.ndarray, "n 3"]
-Window = tuple[float, float, float, float]
+PixelBox = tuple[float, float, float, float]
 
 _INSTANCE_COLOURS = (
     (238, 90, 54), (0, 158, 140), (74, 98, 224), (245, 166, 35), (155, 84, 200), (66, 184, 221),
@@ -187,10 +187,10 @@ def _tint(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], 
 
 
 def _draw_labels(
-    picture: Image.Image, windows: Sequence[Window], names: Sequence[str], colours: Sequence[tuple[int, int, int]]
+    picture: Image.Image, windows: Sequence[PixelBox], names: Sequence[str], colours: Sequence[tuple[int, int, int]]
 ) -> None:
     """Write the labels above all boxes, each where it covers the labels written before it least."""
-    font, pen, taken = _font(max(picture.size)), ImageDraw.Draw(picture), list[Window]()
+    font, pen, taken = _font(max(picture.size)), ImageDraw.Draw(picture), list[PixelBox]()
     pad = max(2, int(font.size) // 5)
     height = sum(font.getmetrics()) + pad // 2
     for window, name, colour in zip(windows, names, colours, strict=True):
@@ -201,7 +201,9 @@ def _draw_labels(
         pen.text((place[0] + pad, (place[1] + place[3]) / 2), text, fill=_contrast(colour), font=font, anchor="lm")
 
 
-def _free_place(box: Window, width: float, height: float, size: tuple[int, int], taken: Sequence[Window]) -> Window:
+def _free_place(
+    box: PixelBox, width: float, height: float, size: tuple[int, int], taken: Sequence[PixelBox]
+) -> PixelBox:
     """The place for a label at a box: above, inside, below, left or right, the first that overlaps `taken` least."""
     x0, y0, x1, y1 = box
     tops = (y0 - height, y0, y1, y1 - height, (y0 + y1 - height) / 2)
@@ -214,7 +216,7 @@ def _free_place(box: Window, width: float, height: float, size: tuple[int, int],
     return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
 
 
-def _overlap(one: Window, other: Window) -> float:
+def _overlap(one: PixelBox, other: PixelBox) -> float:
     return max(0.0, min(one[2], other[2]) - max(one[0], other[0])) * max(
         0.0, min(one[3], other[3]) - max(one[1], other[1])
     )

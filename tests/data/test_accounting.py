@@ -15,7 +15,7 @@ from data_builders import (
     write_index_picture,
 )
 
-from dasnet_lightning.data.label_audit import COLUMNS, LabelUse, account, summarise, write_accounting
+from dasnet_lightning.data.label_audit import COLUMNS, LabelUse, audit_labels, summarize, write_label_audit
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.errors import ConfigError
@@ -39,13 +39,13 @@ def mixed_coco(root: Path) -> COCOSource:
 
 
 def test_there_is_one_row_for_every_annotation(tmp_path: Path) -> None:
-    rows = account(mixed_coco(tmp_path), {"6"}, "train")
+    rows = audit_labels(mixed_coco(tmp_path), {"6"}, "train")
     assert sorted(row.object_id for row in rows) == sorted(str(number) for number in range(1, 101))
     assert all(row.class_name in ("cat", "dog") and row.split == "train" for row in rows)
 
 
 def test_rows_say_what_became_of_box_and_mask(tmp_path: Path) -> None:
-    use = {row.object_id: row for row in account(mixed_coco(tmp_path), {"6", "11"}, "train")}
+    use = {row.object_id: row for row in audit_labels(mixed_coco(tmp_path), {"6", "11"}, "train")}
     assert use["1"].box == "refused: box [5, 5, 0, 5] has zero width"
     assert (use["1"].image_id, use["1"].mask, use["1"].class_name) == ("2", "refused", "dog")
     assert use["2"].box.startswith("refused: box [90, 5, 5, 5] lies outside")
@@ -62,7 +62,9 @@ def test_rows_say_what_became_of_box_and_mask(tmp_path: Path) -> None:
 def test_opening_every_mask_finds_more(tmp_path: Path) -> None:
     source = mixed_coco(tmp_path)
     seen: list[tuple[int, int]] = []
-    rows = account(source, {"6"}, "train", verify_masks=True, progress=lambda done, total: seen.append((done, total)))
+    rows = audit_labels(
+        source, {"6"}, "train", verify_masks=True, progress=lambda done, total: seen.append((done, total))
+    )
     use = {row.object_id: row for row in rows}
     assert use["10"].mask.startswith("invalid: only")
     assert use["10"].box == "trained"
@@ -78,28 +80,28 @@ def test_no_mask_is_opened_unless_asked_for(tmp_path: Path, monkeypatch: pytest.
         raise AssertionError("a mask was opened")
 
     monkeypatch.setattr(COCOSource, "load_masks", refuse)
-    assert len(account(source, None, "train")) == 100
+    assert len(audit_labels(source, None, "train")) == 100
     with pytest.raises(AssertionError, match="was opened"):
-        account(source, None, "train", verify_masks=True)
+        audit_labels(source, None, "train", verify_masks=True)
 
 
 def test_budgets_do_not_touch_the_validation(tmp_path: Path) -> None:
-    use = {row.object_id: row for row in account(mixed_coco(tmp_path), set(), "val")}
+    use = {row.object_id: row for row in audit_labels(mixed_coco(tmp_path), set(), "val")}
     assert (use["20"].box, use["20"].mask) == ("evaluated", "evaluated")
     assert use["3"].mask == "absent"
     with pytest.raises(ConfigError, match="'train' or 'val'"):
-        account(mixed_coco(tmp_path / "again"), None, "test")  # type: ignore[arg-type]
+        audit_labels(mixed_coco(tmp_path / "again"), None, "test")  # type: ignore[arg-type]
 
 
 def test_no_budget_means_all_masks(tmp_path: Path) -> None:
-    table = summarise(account(mixed_coco(tmp_path), None, "train"))
+    table = summarize(audit_labels(mixed_coco(tmp_path), None, "train"))
     assert table["all"]["outside budget"] == 0
     # 20 drawn, one invalid, one crowd
     assert table["all"]["trained"] == 18
 
 
 def test_the_summary_adds_up(tmp_path: Path) -> None:
-    table = summarise(account(mixed_coco(tmp_path), {"6", "21"}, "train"))
+    table = summarize(audit_labels(mixed_coco(tmp_path), {"6", "21"}, "train"))
     total = table["all"]
     assert list(table) == ["cat", "dog", "all"]
     assert tuple(total) == COLUMNS
@@ -113,8 +115,11 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
 
 
 def test_rows_are_written_as_csv(tmp_path: Path) -> None:
-    rows = [*account(mixed_coco(tmp_path), None, "train"), LabelUse('a,"b"', "1", "größe", "val", "trained", "absent")]
-    write_accounting(rows, tmp_path / "out" / "labels.csv")
+    rows = [
+        *audit_labels(mixed_coco(tmp_path), None, "train"),
+        LabelUse('a,"b"', "1", "größe", "val", "trained", "absent"),
+    ]
+    write_label_audit(rows, tmp_path / "out" / "labels.csv")
     with (tmp_path / "out" / "labels.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.reader(file))
     assert table[0] == ["image_id", "object_id", "class_name", "split", "box", "mask"]
@@ -129,7 +134,7 @@ def test_voc_objects_are_accounted_for_too(tmp_path: Path) -> None:
         write_index_picture(root / "SegmentationObject" / f"{name}.png", filled_indices(boxes))
     (root / "JPEGImages" / "b.jpg").unlink()
     source = VOCSource(root, "train", allow_missing=True, fix="drop")
-    rows = account(source, {"a"}, "train", verify_masks=True)
+    rows = audit_labels(source, {"a"}, "train", verify_masks=True)
     use = {row.object_id: row for row in rows}
     assert len(rows) == len(use) == 7
     assert (use["a/1"].box, use["a/1"].mask) == ("trained", "trained")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from data_builders import VocObject, annotation, coco_content, make_coco, make_voc, square_polygon, write_picture
 
-from dasnet_lightning.data.label_audit import account
+from dasnet_lightning.data.label_audit import audit_labels
 from dasnet_lightning.data.sources.open import open_dataset
 from dasnet_lightning.errors import DataError
 
@@ -87,7 +87,7 @@ def test_a_single_file_gives_a_fifth_for_validation(tmp_path: Path) -> None:
     assert "4 of 20 images" in first.problems[0].message
     record = first.val.records[0]
     assert first.val.load_masks(record, [0]).valid == (True,)
-    rows_seen = [*account(first.train, None, "train"), *account(first.val, None, "val")]
+    rows_seen = [*audit_labels(first.train, None, "train"), *audit_labels(first.val, None, "val")]
     assert len(rows_seen) == 21, "refused labels are counted once"
 
 

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from dasnet_lightning.data.packed_masks import empty_planes, pack_masks, pack_picture, unpack_masks
 from dasnet_lightning.data.records import MaskState
 from dasnet_lightning.data.sources.masks import (
-    Shape,
+    MaskShape,
     check_indices,
     check_mask,
     check_segmentation,
@@ -158,7 +158,7 @@ def test_objects_are_cut_out_by_their_index() -> None:
 
 def test_rectangles_are_recognised() -> None:
     box = (5.0, 5.0, 15.0, 12.0)
-    assert is_rectangle(Shape((np.array([5, 5, 15, 5, 15, 12, 5, 12.0]),)), box)
-    assert is_rectangle(Shape((np.array([5, 5, 15, 5, 15, 12, 5, 12, 5, 5.0]),)), box)
-    assert not is_rectangle(Shape((np.array([10, 5, 15, 8, 10, 12, 5, 8.0]),)), box)
+    assert is_rectangle(MaskShape((np.array([5, 5, 15, 5, 15, 12, 5, 12.0]),)), box)
+    assert is_rectangle(MaskShape((np.array([5, 5, 15, 5, 15, 12, 5, 12, 5, 5.0]),)), box)
+    assert not is_rectangle(MaskShape((np.array([10, 5, 15, 8, 10, 12, 5, 8.0]),)), box)
     assert not is_rectangle(None, box)

@@ -15,7 +15,7 @@ from dasnet_lightning.data.packed_masks import (
     unpack_masks,
     unpack_void,
 )
-from dasnet_lightning.data.sources.masks import Shape, check_segmentation, pack_shapes
+from dasnet_lightning.data.sources.masks import MaskShape, check_segmentation, pack_shapes
 
 SIZE = (30, 43)
 
@@ -75,8 +75,8 @@ def test_shapes_are_drawn_one_over_the_other() -> None:
         {"size": list(SIZE), "counts": coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]} for mask in dense
     ]
     shapes = [check_segmentation(value, SIZE).shape for value in values]
-    triangle = Shape(polygons=(np.array([3, 3, 30, 5, 9, 25.0]),))
-    nothing = Shape(counts=np.array([SIZE[0] * SIZE[1]]))
+    triangle = MaskShape(polygons=(np.array([3, 3, 30, 5, 9, 25.0]),))
+    nothing = MaskShape(counts=np.array([SIZE[0] * SIZE[1]]))
     packed = pack_shapes([*shapes, triangle, nothing], SIZE)
     masks = unpack_masks(packed)
     np.testing.assert_array_equal(masks[:11], dense)

@@ -9,7 +9,13 @@ from dasnet_lightning.data.records import MaskState
 from dasnet_lightning.data.sources.checks import read_image
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
-from dasnet_lightning.data.synthetic.scenes import LEAST_PIXELS, LEAST_VISIBLE, MAX_OBJECTS, Scene, render_scene
+from dasnet_lightning.data.synthetic.scenes import (
+    LEAST_PIXELS,
+    LEAST_VISIBLE,
+    MAX_OBJECTS,
+    SyntheticScene,
+    render_scene,
+)
 from dasnet_lightning.data.synthetic.shapes import OUTLINES, SHAPES
 from dasnet_lightning.errors import DataError
 
@@ -24,7 +30,7 @@ def data(written: Path) -> DataSet:
     return open_dataset(written)
 
 
-def scenes(count: int, size: int = 96) -> list[Scene]:
+def scenes(count: int, size: int = 96) -> list[SyntheticScene]:
     return [render_scene(np.random.default_rng([9, 0, index]), size) for index in range(count)]
 
 

@@ -18,7 +18,7 @@ from data_builders import (
 )
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.label_audit import account, summarise
+from dasnet_lightning.data.label_audit import audit_labels, summarize
 from dasnet_lightning.data.records import MaskState
 from dasnet_lightning.data.sources.checks import RecordsError
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
@@ -148,8 +148,8 @@ def test_masks_that_fit_no_box_are_counted_and_not_used(tmp_path: Path) -> None:
     text = warnings(data)
     assert "masks: 2 overlap no box of their class (IoU 0.5) and are not used" in text
     assert "boxes: 2 got no mask although their image has some" in text
-    rows = account(data.train, None, "train", verify_masks=True)
-    assert summarise(rows)["all"]["absent"] == 3
+    rows = audit_labels(data.train, None, "train", verify_masks=True)
+    assert summarize(rows)["all"]["absent"] == 3
 
 
 def test_each_mask_belongs_to_one_box(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_refused_labels_are_counted_once(tmp_path: Path) -> None:
     with pytest.raises(RecordsError, match=r"object 2008_000003/1 .*has zero width"):
         open_dataset(write_union(tmp_path, [VOC12, SEG_TRAIN]))
     data = open_dataset(write_union(tmp_path, [VOC12, SEG_TRAIN]), fix="drop")
-    rows = [row for row in account(data.train, None, "train") if row.box.startswith("refused")]
+    rows = [row for row in audit_labels(data.train, None, "train") if row.box.startswith("refused")]
     assert [(row.image_id, row.object_id) for row in rows] == [("2008_000003", "2008_000003/1")]
 
 

@@ -95,7 +95,7 @@ def open_data(root: Path, kind: str, batch_size: int) -> MixedSupervisionDataMod
 
 
 def result_of(task: L.LightningModule, curves: Curves) -> dict[str, Any]:
-    return {"weights": dict(task.state_dict()), "figures": dict(task.figures), "curves": curves.values}
+    return {"weights": dict(task.state_dict()), "figures": dict(task.metrics), "curves": curves.values}
 
 
 def train(kind: str, root: Path, batch_size: int, steps: int, detector: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def measure(kinds: Sequence[str], root: Path, batch_size: int) -> dict[str, Mapp
                     3  # nothing was learned: masks that fill their boxes are right at times
                 )
         build_trainer(root).validate(task, open_data(root, kind, batch_size), verbose=False)
-        figures[kind] = dict(task.figures)
+        figures[kind] = dict(task.metrics)
     return figures
 
 

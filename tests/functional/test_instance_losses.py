@@ -3,7 +3,7 @@ import dataclasses
 import torch
 
 from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
-from dasnet_lightning.functional.losses import instance_losses, mean_losses
+from dasnet_lightning.functional.losses import instance_losses, mean_over_ranks
 from toy import make_target
 
 BOXES = [[2.0, 2, 14, 14], [16, 16, 30, 28]]
@@ -37,7 +37,7 @@ def test_objects_without_a_mask_teach_the_score_alone():
     assert samples.positive.any()
     assert (samples.labels == 255).all()
     scores = torch.randn(len(samples.boxes), 2, *samples.labels.shape[1:], requires_grad=True)
-    losses = mean_losses(instance_losses(scores, samples))
+    losses = mean_over_ranks(instance_losses(scores, samples))
     assert losses["mask"] == 0
     assert losses["score"] > 0
     assert not torch.autograd.grad(losses["mask"], scores, retain_graph=True)[0].any()
@@ -70,7 +70,7 @@ def test_losses_are_means_of_cross_entropies():
     samples = samples_of([make_target(BOXES, [1, 1])], [[0, 1]])
     torch.manual_seed(0)
     scores = torch.randn(len(samples.boxes), 2, *samples.labels.shape[1:])
-    losses = mean_losses(instance_losses(scores, samples))
+    losses = mean_over_ranks(instance_losses(scores, samples))
     mask, score = [], []
     for index in range(len(samples.boxes)):
         valid, label = samples.grid.valid[index], samples.labels[index]
@@ -85,7 +85,7 @@ def test_losses_are_means_of_cross_entropies():
 
 def test_nothing_drawn_is_no_loss():
     samples = samples_of([make_target([], [])], [[]])
-    losses = mean_losses(instance_losses(torch.zeros(0, 2, *samples.labels.shape[1:]), samples))
+    losses = mean_over_ranks(instance_losses(torch.zeros(0, 2, *samples.labels.shape[1:]), samples))
     assert losses == {"score": 0, "mask": 0}
 
 

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou
 
 from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
-from dasnet_lightning.functional.losses import instance_losses, mean_losses
+from dasnet_lightning.functional.losses import instance_losses, mean_over_ranks
 from dasnet_lightning.functional.sampling import sample_boxes
 from toy import make_target
 
@@ -62,7 +62,7 @@ def test_fewer_negatives_come_back_where_there_is_no_room_and_the_loss_stays_def
     options = SamplingOptions(min_iou=0.5)
     drawn = draw_samples([target], [torch.tensor([0])], [torch.Generator().manual_seed(0)], (32, 32), options)
     assert drawn.positive.tolist() == [True, True]
-    losses = mean_losses(instance_losses(torch.zeros(2, 2, *drawn.labels.shape[1:]), drawn))
+    losses = mean_over_ranks(instance_losses(torch.zeros(2, 2, *drawn.labels.shape[1:]), drawn))
     assert losses["score"] == pytest.approx(math.log(2))
     assert losses["mask"] == pytest.approx(math.log(2))
 

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dasnet_lightning.functional.losses import graph_zero, mean_losses, semantic_loss
+from dasnet_lightning.functional.losses import graph_zero, mean_over_ranks, semantic_loss
 from dasnet_lightning.models.semantic import merge_regions
 
 
@@ -10,9 +10,9 @@ def test_loss_is_the_mean_over_counted_pixels_and_zero_without_any():
     logits = torch.randn(3, 2, 5, 6, requires_grad=True)
     labels = torch.randint(0, 2, (3, 5, 6))
     labels[torch.rand(3, 5, 6) < 0.4] = 255
-    mean = mean_losses({"mask": semantic_loss(logits, labels)})["mask"]
+    mean = mean_over_ranks({"mask": semantic_loss(logits, labels)})["mask"]
     assert torch.allclose(mean, F.cross_entropy(logits, labels, ignore_index=255))
-    nothing = mean_losses({"mask": semantic_loss(logits, torch.full((3, 5, 6), 255))})["mask"]
+    nothing = mean_over_ranks({"mask": semantic_loss(logits, torch.full((3, 5, 6), 255))})["mask"]
     nothing.backward()
     assert nothing == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))

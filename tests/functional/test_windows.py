@@ -9,12 +9,12 @@ from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.functional.windows import (
     Windows,
     after_resizing,
-    before_doubling,
-    before_resizing,
-    before_unpooling,
     box_windows,
+    doubling_input_window,
     merge_windows,
+    resize_input_window,
     size_buckets,
+    unpooling_input_window,
 )
 
 
@@ -37,7 +37,7 @@ def test_resizing_reads_what_interpolate_reads(before, after):
     for start in range(after):
         for stop in range(start + 1, after + 1):
             window = windows((start, 0, stop, 1), grid=(after, 3))
-            need = before_resizing(window, (before, 3))
+            need = resize_input_window(window, (before, 3))
             assert need.start[0, 0] <= min(low for low, _ in reads[start:stop])
             assert need.stop[0, 0] > max(high for _, high in reads[start:stop])
             spare = 0 if after % before == 0 else 1 + -(-before // after)
@@ -53,7 +53,7 @@ def test_doubling_reads_what_a_transposed_convolution_reads():
     reads = readers(matrix)
     for start in range(17):
         for stop in range(start + 1, 18):
-            need = before_doubling(windows((start, 0, stop, 1), grid=(17, 1)), (9, 1))
+            need = doubling_input_window(windows((start, 0, stop, 1), grid=(17, 1)), (9, 1))
             last = max(high for _, high in reads[start:stop])
             assert need.start[0, 0] == reads[start][0]
             assert last < need.stop[0, 0] <= last + 2
@@ -66,7 +66,7 @@ def test_unpooling_reads_the_windows_that_hold_a_cell(shape):
     holds = {cell: [i for i, low in corners.items() if low <= cell < low + kernel] for cell in range(20)}
     for start in range(20):
         for stop in range(start + 1, 21):
-            need = before_unpooling(windows((start, 0, stop, 1), grid=(20, 1)), (20, 1), shape)
+            need = unpooling_input_window(windows((start, 0, stop, 1), grid=(20, 1)), (20, 1), shape)
             assert (need.start[0, 0], need.stop[0, 0]) == (min(holds[start]), max(holds[stop - 1]) + 1)
 
 

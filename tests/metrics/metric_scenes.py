@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dasnet_lightning.rle import encode
-from dasnet_lightning.types import Detections, Prediction, Target, Truth
+from dasnet_lightning.types import Detections, GroundTruth, Prediction, Target
 
 NAMES = ("background", "a", "b", "c", "never")
 SIZE, INPUT_SIZE = (24, 36), (48, 90)  # of the image and of the network's input
@@ -83,7 +83,7 @@ def target_of(image: Dense) -> Target:
         labels=torch.tensor(image.labels, dtype=torch.int64),
         has_mask=torch.tensor(image.has_mask),
         ignore=torch.tensor(image.crowd),
-        truth=Truth(torch.zeros(SIZE, dtype=torch.uint8), counts, encode(image.void[None])[0]),
+        truth=GroundTruth(torch.zeros(SIZE, dtype=torch.uint8), counts, encode(image.void[None])[0]),
     )
 
 

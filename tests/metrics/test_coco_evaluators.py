@@ -12,7 +12,7 @@ from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco import CocoAP, evaluate_coco
 from dasnet_lightning.metrics.coco_evaluators import run_evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
-from dasnet_lightning.metrics.matching import Kind, Scene, Shapes
+from dasnet_lightning.metrics.matching import EvaluatedImage, Kind, Shapes
 from dasnet_lightning.rle import encode
 from dasnet_lightning.types import Detections, Target
 
@@ -37,7 +37,7 @@ def shapes_of(boxes: np.ndarray, kind: Kind) -> Shapes:
     return tuple(encode(masks))
 
 
-def random_scene(rng: np.random.Generator, kind: Kind, most: int) -> Scene:
+def random_scene(rng: np.random.Generator, kind: Kind, most: int) -> EvaluatedImage:
     """Up to 6 objects of classes a, b and c, some of a and b and all of c crowds; up to `most` detections of classes a to
     d, on objects, beside them, or empty, with 6 different scores."""
     count, found = int(rng.integers(0, 7)), int(rng.integers(0, most + 1))
@@ -50,7 +50,7 @@ def random_scene(rng: np.random.Generator, kind: Kind, most: int) -> Scene:
     if not count:
         placed = np.tile([2, 2, 9, 9], (found, 1))
     given = labels[near] if count else np.ones(found, np.int64)
-    return Scene(
+    return EvaluatedImage(
         size=SIZE,
         labels=labels,
         shapes=shapes_of(boxes, kind),
@@ -61,7 +61,7 @@ def random_scene(rng: np.random.Generator, kind: Kind, most: int) -> Scene:
     )
 
 
-def random_sets(kind: Kind, sets: int) -> list[dict[str, Scene]]:
+def random_sets(kind: Kind, sets: int) -> list[dict[str, EvaluatedImage]]:
     rng = np.random.default_rng(7)
     counts = [12] * (sets - 2) + [300] * 2  # the last have images with more than 100 detections of a class
     return [{f"{k}": random_scene(rng, kind, most) for k in range(int(rng.integers(1, 7)))} for most in counts]

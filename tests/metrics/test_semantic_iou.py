@@ -23,9 +23,9 @@ def test_equals_counting_by_hand_over_the_whole_set():
             int((((p == label) | (t == label)) & (t != 255)).sum()) for p, t in zip(predictions, targets, strict=True)
         )
         expected[label] = both / either
-    assert metric.figures(NAMES)["miou"] == pytest.approx(sum(expected.values()) / 3)
-    assert metric.figures(NAMES)["iou/b"] == pytest.approx(expected[2])
-    assert math.isnan(metric.figures(NAMES)["iou/never"])
+    assert metric.by_class(NAMES)["miou"] == pytest.approx(sum(expected.values()) / 3)
+    assert metric.by_class(NAMES)["iou/b"] == pytest.approx(expected[2])
+    assert math.isnan(metric.by_class(NAMES)["iou/never"])
 
 
 def test_a_class_only_in_the_prediction_harms_the_true_class_alone():

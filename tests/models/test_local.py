@@ -9,7 +9,7 @@ from dasnet_lightning.functional.attention import attend
 from dasnet_lightning.functional.pooling import PoolShape, max_pool_with_switches
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.models.local_decoding import Piece, decode_windows, decodes_locally
+from dasnet_lightning.models.local_decoding import DecodedWindows, decode_windows, decodes_locally
 from dasnet_lightning.nn.decoder import Decoder, build_decoder, layers, unpooling
 from dasnet_lightning.nn.decoder.base import LocalDecoder
 from dasnet_lightning.nn.decoder.layers import halo
@@ -100,7 +100,7 @@ def windows_of(regions: Regions, size: tuple[int, int]) -> list[Windows]:
     return [box_windows(regions.boxes[images == image], size) for image in images.unique()]
 
 
-def compare(pieces: list[Piece], whole: Tensor, regions: Regions) -> float:
+def compare(pieces: list[DecodedWindows], whole: Tensor, regions: Regions) -> float:
     """The largest difference on the map; every cell of the read windows is compared, and each window comes once."""
     worst = 0.0
     for piece in pieces:

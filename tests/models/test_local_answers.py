@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dasnet_lightning.functional.attention import box_attention
-from dasnet_lightning.functional.losses import mean_losses, semantic_loss
+from dasnet_lightning.functional.losses import mean_over_ranks, semantic_loss
 from dasnet_lightning.functional.regions import regions_by_class
 from dasnet_lightning.functional.windows import box_windows
 from dasnet_lightning.models import local_decoding
@@ -108,7 +108,7 @@ def test_the_semantic_loss_and_its_gradients_are_those_of_whole_maps(decoder):
         "whole": semantic_loss(model.decode(pyramid, regions), labels),
         "local": window_loss(model, pyramid, regions, labels),
     }
-    losses = tuple(mean_losses(sums).values())
+    losses = tuple(mean_over_ranks(sums).values())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     whole, local = (torch.autograd.grad(loss, parameters) for loss in losses)
     assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-6)

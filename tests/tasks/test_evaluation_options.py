@@ -57,7 +57,7 @@ def test_another_evaluator_gives_the_same_figures_and_stays_out_of_the_checkpoin
         task = DetectionTask(3, detector="toy", **options) if kind == "detection" else build_task(kind, **options)
         assert "coco_evaluator" not in task.hparams
         trainer(tmp_path, 1).validate(task, loader([batch]), verbose=False)
-        figures.append(task.figures)
+        figures.append(task.metrics)
     assert figures[0] == pytest.approx(figures[1], abs=1e-12, nan_ok=True)
     assert any("coco_ap" in name or "box_ap" in name for name in figures[0])
     with pytest.raises(ConfigError, match="no evaluator 'mine'"):

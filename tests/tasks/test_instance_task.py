@@ -5,7 +5,7 @@ import torch
 from task_builders import BOXES, TARGETS, build_task, gradients, loader, quiet, trainer
 
 from dasnet_lightning.functional.instance_targets import SamplingOptions
-from dasnet_lightning.functional.losses import mean_losses
+from dasnet_lightning.functional.losses import mean_over_ranks
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.models.instance import InstanceOptions
 from toy import make_batch, make_target, make_truth
@@ -15,7 +15,7 @@ def part_losses(task, batch):
     """Score loss and mask loss, each with its own gradients."""
     sums, regions = task.mask_losses(task.model.detector.features(batch.images), batch)
     parts = {}
-    for name, loss in mean_losses(sums).items():
+    for name, loss in mean_over_ranks(sums).items():
         trainable = [parameter for parameter in task.parameters() if parameter.requires_grad]
         parts[name] = (loss, torch.autograd.grad(loss, trainable, retain_graph=True, allow_unused=True))
     return parts, regions

@@ -10,7 +10,6 @@ from torch import nn
 
 from dasnet_lightning.callbacks import BoxAPGuard
 from dasnet_lightning.detectors import DETECTORS
-from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
@@ -162,19 +161,16 @@ class Boxes(L.LightningDataModule):
         return loader([BATCH])
 
 
-class Forgetful(Detector):
+class Forgetful(ToyDetector):
     """A toy detector whose box moves away as soon as its weights do."""
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.toy = ToyDetector(num_classes)
-        for name in ("num_classes", "image_size", "strides", "out_channels", "features", "losses"):
-            setattr(self, name, getattr(self.toy, name))
-        self.register_buffer("start", self.toy.score.bias.detach().clone())
+        super().__init__(num_classes)
+        self.register_buffer("start", self.score.bias.detach().clone())
 
     def detect(self, pyramid: Pyramid) -> tuple[Detections, ...]:
-        far = 1e6 * float((self.toy.score.bias.detach() - self.start).abs())
-        return tuple(replace(found, boxes=found.boxes + far) for found in self.toy.detect(pyramid))
+        far = 1e6 * float((self.score.bias.detach() - self.start).abs())
+        return tuple(replace(found, boxes=found.boxes + far) for found in super().detect(pyramid))
 
 
 def guarded(task, tmp_path, steps=2, **options):

@@ -7,7 +7,7 @@ from torch import nn
 
 from dasnet_lightning.callbacks.progress import takes_own_statistics
 from dasnet_lightning.functional.regions import object_regions
-from dasnet_lightning.tasks.step_helpers import average_values, waits_for_others
+from dasnet_lightning.tasks.step_helpers import average_values, has_active_sync_batchnorm
 from toy import make_batch
 
 
@@ -22,7 +22,7 @@ def test_under_sync_batchnorm_a_batch_without_regions_runs_the_decoder_on_nothin
     ran = []
     for part in task.model.decoder.modules():
         part.register_forward_hook(lambda part, given, output: ran.append(part))
-    monkeypatch.setattr("dasnet_lightning.tasks.segmentation.waits_for_others", lambda module: True)
+    monkeypatch.setattr("dasnet_lightning.tasks.segmentation.has_active_sync_batchnorm", lambda module: True)
     batch = make_batch([TARGETS["no object"]] * 2)
     pyramid = task.model.detector.features(batch.images)
     nothing = task.learn_nothing(pyramid, object_regions(batch.targets, [target.labels for target in batch.targets]))
@@ -35,7 +35,7 @@ def test_under_sync_batchnorm_a_batch_without_regions_runs_the_decoder_on_nothin
 
 
 def test_without_other_processes_nothing_waits_and_values_stay():
-    assert not waits_for_others(nn.SyncBatchNorm(3))
+    assert not has_active_sync_batchnorm(nn.SyncBatchNorm(3))
     assert average_values({"a": torch.tensor(2.0, requires_grad=True), "b": torch.tensor(3)}) == {"a": 2, "b": 3}
 
 

@@ -13,7 +13,8 @@ from dasnet_lightning.metrics.box import BoxAP
 
 class BoxAPGuard(Callback):
     """Measures the detector's box AP50 before joint training and watches it: says so where it falls by more than
-    `tolerance`. Does nothing where the task's detector is frozen, or where the images come without a data module."""
+    `tolerance`. Does nothing where the task's detector is frozen, or where the images come without a data module.
+    """
 
     def __init__(self, tolerance: float = 0.02) -> None:
         self.tolerance = tolerance

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from dasnet_lightning.distributed import sum_over_processes
+from dasnet_lightning.distributed import sum_over_ranks
 from dasnet_lightning.errors import CheckpointError, TrainingError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
@@ -42,7 +42,7 @@ class NaNGuard(Callback):
 
     def on_before_backward(self, trainer: L.Trainer, module: Any, loss: Tensor) -> None:
         lost = ~loss.detach().isfinite()
-        if self._batch is None or not sum_over_processes(lost.float()):
+        if self._batch is None or not sum_over_ranks(lost.float()):
             return
         if not lost:
             raise TrainingError(

@@ -114,7 +114,8 @@ EPOCH = 100  # batches: the epoch of stage two in `dasnet train`
 
 class ValidationTime(Callback):
     """Logs `val/seconds` of each validation, its figures included, and `val/share_of_epoch`: of the time of `EPOCH`
-    training batches at the mean pace so far, with their loading."""
+    training batches at the mean pace so far, with their loading.
+    """
 
     def __init__(self) -> None:
         self._training, self._batches = 0.0, 0

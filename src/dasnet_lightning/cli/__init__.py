@@ -1,0 +1,1 @@
+"""The commands of `dasnet`: one thin module each."""

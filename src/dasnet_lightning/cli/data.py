@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is in the data set; 2 where labels are refused or files broken and the options do not accept it."""
-    from dasnet_lightning.data.label_audit import write_accounting
+    from dasnet_lightning.data.label_audit import write_label_audit
     from dasnet_lightning.data.sources.checks import RecordsError
     from dasnet_lightning.data.sources.open import open_dataset
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     refusals = _refusals(finding, args.fix == "drop", args.allow_missing)
     _print(data, finding, args)
     if args.csv is not None:
-        write_accounting(finding.rows, args.csv)
+        write_label_audit(finding.rows, args.csv)
     if args.json is not None:
         _write_json(args.json, _describe(data, finding, not refusals))
     return _conclude(finding, refusals)
@@ -83,7 +83,7 @@ class Finding:
 
 def _examine(data: "DataSet", verify: bool) -> Finding:
     from dasnet_lightning.console import counter
-    from dasnet_lightning.data.label_audit import account
+    from dasnet_lightning.data.label_audit import audit_labels
     from dasnet_lightning.data.sources.checks import parse_object
 
     found = (*data.train.problems, *data.val.problems, *data.problems)
@@ -95,8 +95,8 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     broken = [text for source in (data.train, data.val) for text in _decode(source)] if verify else []
     rows: list[LabelUse] = []
     with counter("masks") as move:
-        rows += account(data.train, None, "train", verify_masks=verify, progress=move)
-        rows += account(data.val, None, "val", verify_masks=verify, progress=move)
+        rows += audit_labels(data.train, None, "train", verify_masks=verify, progress=move)
+        rows += audit_labels(data.val, None, "val", verify_masks=verify, progress=move)
     return Finding(
         rows=tuple(rows),
         problems=problems,
@@ -130,10 +130,11 @@ def _refusals(finding: Finding, drop: bool, allow_missing: bool) -> int:
 
 
 def _print(data: "DataSet", finding: Finding, args: argparse.Namespace) -> None:
-    from dasnet_lightning.console import print_list, print_table, say
+    from dasnet_lightning import console
+    from dasnet_lightning.console import print_list, print_table
     from dasnet_lightning.report import Table
 
-    say(f"{data.root}: {data.format.upper()}, {len(data.train.class_names) - 1} classes\n")
+    console.out(f"{data.root}: {data.format.upper()}, {len(data.train.class_names) - 1} classes\n")
     images = {"train": data.train.records, "val": data.val.records}
     header = ("split", "images", "with masks", *_COUNTED)
     rows: list[tuple[str | int, ...]] = [
@@ -162,9 +163,9 @@ _COUNTED = ("boxes", "masks", "no mask", "invalid mask", "ignored", "refused")
 
 def _count(rows: Iterable["LabelUse"]) -> tuple[int, ...]:
     """The counts of _COUNTED over rows of the accounting."""
-    from dasnet_lightning.data.label_audit import summarise
+    from dasnet_lightning.data.label_audit import summarize
 
-    total = summarise(rows)["all"]
+    total = summarize(rows)["all"]
     return tuple(total[name] for name in ("boxes", "masks", "absent", "invalid", "ignored", "refused"))
 
 
@@ -182,13 +183,13 @@ def _class_rows(data: "DataSet", finding: Finding) -> list[tuple[str | int, ...]
 
 
 def _conclude(finding: Finding, refusals: int) -> int:
-    from dasnet_lightning.console import complain, say
+    from dasnet_lightning import console
 
     checked = "" if finding.verified else "; images and masks were not opened (--no-verify)"
     if refusals == 0:
-        say(f"{len(finding.rows):,} labels were read, this data set can be used{checked}.")
+        console.out(f"{len(finding.rows):,} labels were read, this data set can be used{checked}.")
         return 0
-    complain(
+    console.error(
         f"dasnet: {refusals:,} {'entry' if refusals == 1 else 'entries'} above cannot be used: mend the files; --fix drop "
         f"leaves out refused labels, --allow-missing missing images{checked}"
     )

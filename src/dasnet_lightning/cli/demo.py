@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dasnet_lightning.cli.train import add_task_argument
-from dasnet_lightning.training.hardware import default_precision, default_workers, quiet_lightning, share_processors
+from dasnet_lightning.training.hardware import default_precision, default_workers, quiet_lightning, set_thread_counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the data, run both stages for both budgets, print the table, write the page."""
     quiet_lightning()
     workers = default_workers() if args.num_workers is None else args.num_workers
-    share_processors(workers)
-    from dasnet_lightning.console import counter, say
+    set_thread_counts(workers)
+    from dasnet_lightning import console
+    from dasnet_lightning.console import counter
     from dasnet_lightning.data.synthetic.dataset import write_synthetic
     from dasnet_lightning.training.config import RunConfig
     from dasnet_lightning.training.report import finish
@@ -35,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from dasnet_lightning.training.stage import TrainerSettings
 
     out = Path(args.out)
-    say(f"demo: {args.images} made-up pictures with boxes; masks on {' and on '.join(args.mask_budget)}; in {out}")
+    console.out(
+        f"demo: {args.images} made-up pictures with boxes; masks on {' and on '.join(args.mask_budget)}; in {out}"
+    )
     num_val = max(20, args.images // 10)
     with counter("drawing pictures") as tick:
         data = write_synthetic(out / "data", args.images, num_val, seed=args.seed, progress=tick)

@@ -80,8 +80,8 @@ def find_last(trainer: Any) -> Path:
 
     Lightning looks in the folder of the new training alone, which a logger has just numbered. Raises CheckpointError.
     """
+    from dasnet_lightning import console
     from dasnet_lightning.callbacks.resumable import CHECKPOINT
-    from dasnet_lightning.console import complain
     from dasnet_lightning.errors import CheckpointError
     from dasnet_lightning.tasks.checkpoints import newest_good
 
@@ -93,7 +93,7 @@ def find_last(trainer: Any) -> Path:
     else:
         folder = Path(trainer.default_root_dir) / "checkpoints"
     left = sorted(folder.rglob(CHECKPOINT), key=lambda path: path.stat().st_mtime_ns)
-    path = newest_good(left[-1], complain) if left else None
+    path = newest_good(left[-1], console.error) if left else None
     if path is None:
         raise CheckpointError(f"--ckpt_path last: there is no {CHECKPOINT} below {folder}; leave it out to start anew")
     return path
@@ -105,13 +105,13 @@ def check_checkpoint(config: Mapping[str, Any]) -> None:
     LightningCLI makes the task of what the file says, whatever class was asked for, and answers a bad file with a page.
     """
     from dasnet_lightning.errors import CheckpointError
-    from dasnet_lightning.tasks.checkpoint_info import read_identity
+    from dasnet_lightning.tasks.checkpoint_info import read_info
     from dasnet_lightning.tasks.checkpoints import read_checkpoint
 
     path = config.get("ckpt_path")
     if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
         return
-    found = read_identity(read_checkpoint(path), path).task
+    found = read_info(read_checkpoint(path), path).task
     asked = str(config["model"]["class_path"]).split(".")[-1]
     if asked in TASKS and TASKS[asked] != found:
         raise CheckpointError(f"{path}: holds a task '{found}', expected '{TASKS[asked]}' for {asked}")

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from dasnet_lightning.errors import ConfigError
 
-Record = TypeVar("Record")
+Options = TypeVar("Options")
 
 
 def add_feature_cache_arguments(parser: argparse.ArgumentParser, use: str) -> None:
@@ -40,7 +40,7 @@ def parse_options(pairs: Sequence[str], option: str) -> dict[str, Any]:
     return options
 
 
-def replace_options(record: Record, changes: Mapping[str, Any], option: str) -> Record:
+def replace_options(record: Options, changes: Mapping[str, Any], option: str) -> Options:
     """The dataclass `record` with other values in some fields. Raises ConfigError for a name or a value that does not fit."""
     kinds = get_type_hints(type(record))
     return replace(record, **{name: _checked(name, value, kinds, option) for name, value in changes.items()})  # type: ignore[type-var]

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment all images; 2 where some could not be read."""
-    from dasnet_lightning.console import complain, say
+    from dasnet_lightning import console
 
     paths = find_images(args.images, args.out)
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
             voc.write()
         _write_predictions(args.out / "predictions.json", content, args.checkpoint)
     done = len(paths) - failures
-    say(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
+    console.out(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
     if segmenter.feature_cache is not None:
-        say(f"features of {segmenter.feature_cache.hits:,} images taken from {args.feature_cache}")
+        console.out(f"features of {segmenter.feature_cache.hits:,} images taken from {args.feature_cache}")
     if failures:
-        complain(f"dasnet: {failures:,} of {len(paths):,} images could not be segmented, see above")
+        console.error(f"dasnet: {failures:,} of {len(paths):,} images could not be segmented, see above")
     return 2 if failures else 0
 
 
@@ -173,7 +173,8 @@ def _segment_all(
     segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any], voc: "VocResults | None"
 ) -> int:
     """Write a picture for each image and add it to the predictions; returns how many images could not be read."""
-    from dasnet_lightning.console import complain, progress
+    from dasnet_lightning import console
+    from dasnet_lightning.console import progress
     from dasnet_lightning.errors import DataError
 
     failures = 0
@@ -183,7 +184,7 @@ def _segment_all(
             segmentation = segmenter.segment(path)
         except DataError as error:
             failures += 1
-            complain(f"dasnet: {error}")
+            console.error(f"dasnet: {error}")
             continue
         segmentation.save(picture)
         if voc is not None:

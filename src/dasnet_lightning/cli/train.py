@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
-from dasnet_lightning.training.hardware import default_precision, default_workers, quiet_lightning, share_processors
+from dasnet_lightning.training.hardware import default_precision, default_workers, quiet_lightning, set_thread_counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,8 +125,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, evaluate, report."""
     quiet_lightning()
     workers = default_workers() if args.num_workers is None else args.num_workers
-    share_processors(workers)
-    from dasnet_lightning.distributed import is_first
+    set_thread_counts(workers)
+    from dasnet_lightning.distributed import is_rank_zero
     from dasnet_lightning.training.config import RunConfig
     from dasnet_lightning.training.report import finish
     from dasnet_lightning.training.run import execute
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         trainer=trainer_settings(args),
     )
     result = execute(config)
-    if is_first():
+    if is_rank_zero():
         finish(config, result, "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
     return 0
 

@@ -1,0 +1,1 @@
+"""Data sets, splits and loaders of mixed box and mask supervision."""

@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class OpenedData:
     """What `setup` found: the data set and which training images may show their masks (split is None for "boxes")."""
 
     dataset: DataSet
@@ -106,7 +106,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.fix: Literal["error", "drop"] = fix
         self.train_transform = build_transform(augmentation, self.image_size)
         self.eval_transform = build_transform("none", self.image_size)
-        self._opened: Opened | None = None
+        self._opened: OpenedData | None = None
         self._continued = (0, 0)  # batches and draws of the training that is continued
 
     def setup(self, stage: str | None = None) -> None:
@@ -115,7 +115,7 @@ class MixedSupervisionDataModule(LightningDataModule):
             self._continued = (0, 0)  # of another training; what this one goes on from is loaded after this
         self.opened()
 
-    def opened(self) -> Opened:
+    def opened(self) -> OpenedData:
         """The data set and the split, opened when first asked for."""
         if self._opened is None:
             self.use(open_dataset(self.data_root, allow_missing=self.allow_missing, fix=self.fix))
@@ -124,7 +124,7 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def use(self, dataset: DataSet) -> None:
         """Take a data set that is open already, so that several stages read its files once; the split is drawn anew."""
-        self._opened = Opened(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
+        self._opened = OpenedData(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -18,23 +18,23 @@ from dasnet_lightning.data.augmentation.ssd_crop import pixel_window
 from dasnet_lightning.data.augmentation.transforms import Transform
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.loader import Sample
-from dasnet_lightning.data.packed_masks import MaskPlanes, empty_planes, unpack_masks, unpack_void
+from dasnet_lightning.data.packed_masks import PackedMasks, empty_planes, unpack_masks, unpack_void
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sampler import Key, sample_seed
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.rle import encode_mask
-from dasnet_lightning.types import IGNORE_INDEX, Target, Truth
+from dasnet_lightning.types import IGNORE_INDEX, GroundTruth, Target
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class LoadedMasks:
     """The usable masks of one image in its original pixels; mask j belongs to object `index[j]`.
 
     `asked` says whether any mask was opened at all; where not, nothing is known and nothing here may be read as empty.
     """
 
     asked: bool
-    planes: MaskPlanes
+    planes: PackedMasks
     index: Int64[np.ndarray, " m"]
 
 
@@ -70,7 +70,7 @@ class SegmentationDataset(Dataset[Sample]):
         epoch, index = key
         record = self.records[index]
         image = read_image(record.path, record.size)
-        opened = open_masks(self.source, record, record.image_id in self.mask_ids)
+        opened = load_masks_of(self.source, record, record.image_id in self.mask_ids)
         seed = sample_seed(self.seed, epoch, index)
         labels = np.array([item.label for item in record.objects], np.int64)
         boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
@@ -82,7 +82,7 @@ class SegmentationDataset(Dataset[Sample]):
         target = build_target(record, out, opened.asked, self._truth(record, opened, out.kept.tolist()))
         return Sample(record.image_id, pixels, target, seed)
 
-    def _truth(self, record: ImageRecord, opened: Opened, kept: Sequence[int]) -> Truth | None:
+    def _truth(self, record: ImageRecord, opened: LoadedMasks, kept: Sequence[int]) -> GroundTruth | None:
         if not self.with_truth or (record.objects and not opened.asked):
             return None  # objects without a single mask: there is nothing to measure against
         known = dict(zip(opened.index.tolist(), unpack_masks(opened.planes), strict=True))
@@ -90,24 +90,24 @@ class SegmentationDataset(Dataset[Sample]):
         boxes = np.array([item.box for item in record.objects], np.float64).reshape(-1, 4)
         labels, ignore = [item.label for item in record.objects], [item.ignore for item in record.objects]
         masks = [known.get(i) for i in range(len(record.objects))]
-        return Truth(
+        return GroundTruth(
             semantic=torch.from_numpy(paint_semantic(record.size, boxes, labels, ignore, masks, void)),
             masks=tuple(encode_mask(known[i]) if i in known else None for i in kept),
             void=None if void is None else encode_mask(void),
         )
 
 
-def open_masks(source: Source, record: ImageRecord, allowed: bool) -> Opened:
+def load_masks_of(source: Source, record: ImageRecord, allowed: bool) -> LoadedMasks:
     """Open the present masks of one image if allowed; those that turn out invalid are left out."""
     present = [i for i, item in enumerate(record.objects) if item.mask is MaskState.PRESENT] if allowed else []
     if not present:
-        return Opened(False, empty_planes(record.size, 0), np.zeros(0, np.int64))
+        return LoadedMasks(False, empty_planes(record.size, 0), np.zeros(0, np.int64))
     loaded = source.load_masks(record, present)
     valid = [j for j, good in enumerate(loaded.valid) if good]
-    return Opened(True, loaded.planes.select(valid), np.array(present, np.int64)[valid])
+    return LoadedMasks(True, loaded.planes.select(valid), np.array(present, np.int64)[valid])
 
 
-def build_target(record: ImageRecord, out: Augmented, masks_asked: bool, truth: Truth | None) -> Target:
+def build_target(record: ImageRecord, out: Augmented, masks_asked: bool, truth: GroundTruth | None) -> Target:
     """Bring the surviving objects of an image into a Target; `masks` and `void` stay None where no mask was opened."""
     survivors = [record.objects[i] for i in out.kept.tolist()]
     has_mask = np.zeros(len(survivors), dtype=bool)

@@ -19,7 +19,7 @@ IGNORED = "ignored: crowd or difficult"
 OUTSIDE = "outside the budget"
 COLUMNS = ("boxes", "refused", "ignored", "masks", "trained", "outside budget", "evaluated", "absent", "invalid")
 
-Table = dict[str, dict[str, int]]
+ClassCounts = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LabelUse:
     mask: str
 
 
-def account(
+def audit_labels(
     source: Source,
     mask_ids: Collection[str] | None,
     split_name: Literal["train", "val"],
@@ -66,12 +66,12 @@ def account(
     return (*rows, *_refused(source, split_name))
 
 
-def summarise(rows: Iterable[LabelUse]) -> Table:
+def summarize(rows: Iterable[LabelUse]) -> ClassCounts:
     """Counts by class (sorted), and in the row "all"; the columns are COLUMNS.
 
     boxes: all annotated objects. masks: those that have one, usable or outside the budget.
     """
-    table: Table = {}
+    table: ClassCounts = {}
     total = dict.fromkeys(COLUMNS, 0)
     for row in rows:
         for counts in (table.setdefault(row.class_name, dict.fromkeys(COLUMNS, 0)), total):
@@ -80,7 +80,7 @@ def summarise(rows: Iterable[LabelUse]) -> Table:
     return {**{name: table[name] for name in sorted(table)}, "all": total}
 
 
-def write_accounting(rows: Sequence[LabelUse], path: Path) -> None:
+def write_label_audit(rows: Sequence[LabelUse], path: Path) -> None:
     """Write all rows as CSV, atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

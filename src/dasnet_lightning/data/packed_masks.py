@@ -17,7 +17,7 @@ BITS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class MaskPlanes:
+class PackedMasks:
     """Mask j is bit `places[j]`. `has_void` is False where the data set has no void map; its bit is then 0 everywhere."""
 
     planes: UInt8[np.ndarray, "p H W"]
@@ -31,7 +31,7 @@ class MaskPlanes:
     def size(self) -> tuple[int, int]:
         return self.planes.shape[1], self.planes.shape[2]
 
-    def select(self, indices: Iterable[int]) -> "MaskPlanes":
+    def select(self, indices: Iterable[int]) -> "PackedMasks":
         """These masks alone; the pictures are shared."""
         return replace(self, places=tuple(self.places[index] for index in indices))
 
@@ -41,13 +41,13 @@ class MaskPlanes:
         return self.planes[plane], 1 << bit
 
 
-def empty_planes(size: tuple[int, int], count: int, has_void: bool = False) -> MaskPlanes:
+def empty_planes(size: tuple[int, int], count: int, has_void: bool = False) -> PackedMasks:
     """Planes for so many masks, nothing set; the first is there without any."""
     planes = np.zeros((-(-(FIRST + count) // BITS), *size), np.uint8)
-    return MaskPlanes(planes, tuple(range(FIRST, FIRST + count)), has_void)
+    return PackedMasks(planes, tuple(range(FIRST, FIRST + count)), has_void)
 
 
-def pack_masks(masks: Bool[np.ndarray, "m H W"], void: Bool[np.ndarray, "H W"] | None = None) -> MaskPlanes:
+def pack_masks(masks: Bool[np.ndarray, "m H W"], void: Bool[np.ndarray, "H W"] | None = None) -> PackedMasks:
     """Planes of masks that are there as arrays."""
     packed = empty_planes((masks.shape[1], masks.shape[2]), len(masks), void is not None)
     for index, mask in enumerate(masks):
@@ -58,7 +58,7 @@ def pack_masks(masks: Bool[np.ndarray, "m H W"], void: Bool[np.ndarray, "H W"] |
     return packed
 
 
-def pack_picture(picture: Integer[np.ndarray, "H W"], numbers: Sequence[int], void: int | None = None) -> MaskPlanes:
+def pack_picture(picture: Integer[np.ndarray, "H W"], numbers: Sequence[int], void: int | None = None) -> PackedMasks:
     """Planes of the objects with these numbers in an index picture; the number `void` marks the void map."""
     packed = empty_planes((picture.shape[0], picture.shape[1]), len(numbers), void is not None)
     table = np.zeros((len(packed.planes), 1 + max([255, *numbers, int(picture.max(initial=0))])), np.uint8)
@@ -74,7 +74,7 @@ def pack_picture(picture: Integer[np.ndarray, "H W"], numbers: Sequence[int], vo
     return packed
 
 
-def unpack_masks(packed: MaskPlanes) -> Bool[np.ndarray, "m H W"]:
+def unpack_masks(packed: PackedMasks) -> Bool[np.ndarray, "m H W"]:
     """The masks as arrays."""
     masks = np.empty((len(packed), *packed.size), bool)
     for index, mask in enumerate(masks):
@@ -83,18 +83,18 @@ def unpack_masks(packed: MaskPlanes) -> Bool[np.ndarray, "m H W"]:
     return masks
 
 
-def unpack_void(packed: MaskPlanes) -> Bool[np.ndarray, "H W"] | None:
+def unpack_void(packed: PackedMasks) -> Bool[np.ndarray, "H W"] | None:
     """The void map as an array, None where there is none."""
     return (packed.planes[0] & VOID) != 0 if packed.has_void else None
 
 
-def find_empty(packed: MaskPlanes) -> Bool[np.ndarray, " m"]:
+def find_empty(packed: PackedMasks) -> Bool[np.ndarray, " m"]:
     """Which masks have no pixel at all."""
     seen = np.bitwise_or.reduce(packed.planes.reshape(len(packed.planes), -1), axis=1)
     return np.array([not seen[place // BITS] >> place % BITS & 1 for place in packed.places], bool)
 
 
-def join_masks(packed: MaskPlanes) -> Bool[np.ndarray, "H W"]:
+def join_masks(packed: PackedMasks) -> Bool[np.ndarray, "H W"]:
     """What any of the masks covers."""
     joined = np.zeros(packed.size, bool)
     for number, plane in enumerate(packed.planes):

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool
 
-from dasnet_lightning.data.packed_masks import MaskPlanes, unpack_masks, unpack_void
+from dasnet_lightning.data.packed_masks import PackedMasks, unpack_masks, unpack_void
 
 
 class MaskState(StrEnum):
@@ -72,7 +72,7 @@ class Masks:
     metric may read (VOC's 255 border), None where the format has none. Both are made from `planes` when asked for.
     """
 
-    planes: MaskPlanes
+    planes: PackedMasks
     valid: tuple[bool, ...]
     reasons: tuple[str, ...]
 

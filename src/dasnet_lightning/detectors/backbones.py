@@ -27,7 +27,7 @@ PROBE = 64  # pixels; stride 32 leaves two cells
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # timm's BatchNorm with an activation is a BatchNorm2d
 
 
-class StagedBackbone(nn.Module):
+class MultiScaleBackbone(nn.Module):
     """Normalised images -> (levels finest first, None).
 
     body: returns its feature maps, finest first. taken: which of them are levels. mean, std: of its pixels, RGB in 0..1.
@@ -57,7 +57,7 @@ class StagedBackbone(nn.Module):
         for module in self.held:
             module.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "StagedBackbone":
+    def train(self, mode: bool = True) -> "MultiScaleBackbone":
         super().train(mode)
         for module in self.held:
             module.eval()
@@ -88,7 +88,7 @@ class Stages(nn.Module):
 
 def build_staged(
     name: str, weights: str | None, image_size: tuple[int, int], freeze_norm: bool | None = None
-) -> StagedBackbone:
+) -> MultiScaleBackbone:
     """A backbone by name, `timm:` in front of those of timm.
 
     weights: a local file, a name of torchvision's, or a tag of timm's ("a1_in1k"); None leaves it untrained. freeze_norm:
@@ -101,7 +101,7 @@ def build_staged(
     return _build_torchvision(name, weights, freeze)
 
 
-def _build_torchvision(name: str, weights: str | None, freeze_norm: bool) -> StagedBackbone:
+def _build_torchvision(name: str, weights: str | None, freeze_norm: bool) -> MultiScaleBackbone:
     known = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith(FAMILIES)]
     if name not in known:
         raise ConfigError(
@@ -117,7 +117,7 @@ def _build_torchvision(name: str, weights: str | None, freeze_norm: bool) -> Sta
             fill(model, {**_classifier(model), **state}, weights, f"{expected}, its classifier may be absent")
     blocks = _blocks(model)
     ends, strides, channels = _find_stages(blocks)
-    return StagedBackbone(Stages(blocks, ends), range(len(ends)), strides, channels, freeze_norm=freeze_norm)
+    return MultiScaleBackbone(Stages(blocks, ends), range(len(ends)), strides, channels, freeze_norm=freeze_norm)
 
 
 def _classifier(model: nn.Module) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def _find_stages(blocks: Mapping[str, nn.Module]) -> tuple[list[int], tuple[int,
     return [number for number, _ in found.values()], tuple(found), tuple(channels for _, channels in found.values())
 
 
-def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], freeze_norm: bool) -> StagedBackbone:
+def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], freeze_norm: bool) -> MultiScaleBackbone:
     timm = import_extra("timm", "timm")
     if not timm.is_model(name):
         near = ", ".join(get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
@@ -172,7 +172,7 @@ def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], fre
     if not last:
         raise ConfigError(f"timm's '{name}' has feature maps at strides {reductions}, none is {FINEST} or more")
     cfg = timm.get_pretrained_cfg(name)
-    return StagedBackbone(
+    return MultiScaleBackbone(
         body,
         list(last.values()),
         tuple(last),

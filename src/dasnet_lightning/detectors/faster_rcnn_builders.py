@@ -113,7 +113,7 @@ def build_faster_rcnn_mobilenet_v3_large_320_fpn(
     box_samples: int = 512,
     detections_per_image: int = 100,
 ) -> FasterRCNN:
-    """torchvision's quick Faster R-CNN: boxes at strides 32 and 64 only, so it finds large objects.
+    """Torchvision's quick Faster R-CNN: boxes at strides 32 and 64 only, so it finds large objects.
 
     backbone_weights: torchvision's name ("COCO_V1", "IMAGENET1K_V2") or a file of fasterrcnn_mobilenet_v3_large_320_fpn
     or mobilenet_v3_large. freeze_norm: hold BatchNorm; None means where backbone_weights are given. frozen_blocks: how

@@ -98,7 +98,7 @@ def resnet50_fpn(
 
 
 def mobilenet_v3_fpn(freeze_norm: bool, frozen_blocks: int) -> FPN:
-    """torchvision's pyramid on MobileNetV3-Large: two levels at stride 32, one at 64; in front of them the raw 4, 8, 16."""
+    """Torchvision's pyramid on MobileNetV3-Large: two levels at stride 32, one at 64; in front of them the raw 4, 8, 16."""
     body = mobilenet_v3_large(norm_layer=body_norm(freeze_norm)).features
     body[:frozen_blocks].requires_grad_(False)
     return build_fpn(body, MOBILENET_V3_LEVELS, (4, 8, 16, 32, 32, 64), raw_levels=3)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dasnet_lightning.detectors.backbones import StagedBackbone, build_staged
+from dasnet_lightning.detectors.backbones import MultiScaleBackbone, build_staged
 from dasnet_lightning.detectors.base import DETECTORS, Detector
 from dasnet_lightning.detectors.layers import parse_size
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
@@ -23,7 +23,7 @@ class GivenBoxes(Detector):
     std: Tensor
     learns_boxes = False
 
-    def __init__(self, backbone: StagedBackbone, num_classes: int, image_size: tuple[int, int]) -> None:
+    def __init__(self, backbone: MultiScaleBackbone, num_classes: int, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.backbone = backbone
         self.num_classes = num_classes

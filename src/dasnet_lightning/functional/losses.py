@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasnet_lightning.distributed import sum_over_processes, world_size
+from dasnet_lightning.distributed import sum_over_ranks, world_size
 from dasnet_lightning.functional.instance_targets import InstanceSamples
 from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores
 from dasnet_lightning.types import IGNORE_INDEX, Loss
@@ -26,22 +26,22 @@ class LossSum:
     count: Int64[Tensor, ""]
 
 
-def mean_losses(sums: Mapping[str, LossSum]) -> dict[str, Loss]:
+def mean_over_ranks(sums: Mapping[str, LossSum]) -> dict[str, Loss]:
     """Each total divided by its count over all processes, times their number; 0 where nothing was counted.
 
     The average over the processes is the mean over everything. All processes must call it, with the same names: one that
     has nothing to learn from gives totals of 0 and counts of 0.
     """
-    counts = sum_over_processes(torch.stack([item.count for item in sums.values()]))
-    return {name: share(item.total, count) for (name, item), count in zip(sums.items(), counts, strict=True)}
+    counts = sum_over_ranks(torch.stack([item.count for item in sums.values()]))
+    return {name: normalize(item.total, count) for (name, item), count in zip(sums.items(), counts, strict=True)}
 
 
-def share(total: Loss, count: Int64[Tensor, ""] | Float[Tensor, ""]) -> Loss:
+def normalize(total: Loss, count: Int64[Tensor, ""] | Float[Tensor, ""]) -> Loss:
     """This process's part of a mean: its total over the count of all processes (1 at least), times their number."""
     return total * world_size() / count.clamp(min=1)
 
 
-def average_sums(parts: Sequence[LossSum]) -> LossSum:
+def mean_over_passes(parts: Sequence[LossSum]) -> LossSum:
     """Several answers for the same things: the average of their totals, and the things counted once."""
     return LossSum(torch.stack([part.total for part in parts]).mean(), parts[0].count)
 

@@ -62,7 +62,7 @@ def join_windows(parts: Sequence[Windows], grid: Size) -> Windows:
     return Windows(start, torch.cat([nothing, *(part.stop for part in parts)]), grid)
 
 
-def before_resizing(windows: Windows, grid: Size) -> Windows:
+def resize_input_window(windows: Windows, grid: Size) -> Windows:
     """What bilinear interpolation from `grid` (F.interpolate, align_corners=False) reads for these windows.
 
     Where the ratio is no whole number, windows of one size give one cell more or less, by their places: there it is what
@@ -87,12 +87,12 @@ def after_resizing(windows: Windows, grid: Size) -> Windows:
     return Windows(first, _ceil((2 * windows.stop - 1) * after - before, 2 * before), grid)
 
 
-def before_doubling(windows: Windows, grid: Size) -> Windows:
+def doubling_input_window(windows: Windows, grid: Size) -> Windows:
     """What a 3x3 transposed convolution of stride 2 and padding 1 reads for these windows."""
     return Windows(_floor(windows.start, 2), _floor(windows.stop, 2) + 1, grid)
 
 
-def before_unpooling(windows: Windows, grid: Size, shape: PoolShape) -> Windows:
+def unpooling_input_window(windows: Windows, grid: Size, shape: PoolShape) -> Windows:
     """The pooled cells that can put a value into these windows."""
     start = _ceil(windows.start + shape.padding - shape.kernel + 1, shape.stride)
     return Windows(start, _floor(windows.stop - 1 + shape.padding, shape.stride) + 1, grid)

@@ -29,13 +29,13 @@ from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
 EVERY = 10**9
 
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
-Options = SemanticOptions | InstanceOptions
+InferenceOptions = SemanticOptions | InstanceOptions
 
 
 def load(
     checkpoint: str | Path,
     device: str | torch.device = "cpu",
-    options: Options | None = None,
+    options: InferenceOptions | None = None,
     feature_cache: str | Path | None = None,
     feature_cache_gb: float = 10.0,
     fold: bool = True,
@@ -86,7 +86,7 @@ class Segmenter:
         self,
         model: DASNet,
         class_names: Sequence[str],
-        options: Options,
+        options: InferenceOptions,
         category_ids: Sequence[int | str] | None = None,
         feature_cache: FeatureCache | None = None,
     ) -> None:

@@ -1,0 +1,1 @@
+"""Semantic, instance and box metrics, gathered over ranks."""

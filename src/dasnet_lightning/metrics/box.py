@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dasnet_lightning.metrics.coco import CocoAP
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
-from dasnet_lightning.metrics.matching import Scene, as_array
+from dasnet_lightning.metrics.matching import EvaluatedImage, as_array
 from dasnet_lightning.types import Detections, Target
 
 WITHOUT_PIXELS = (0, 0)  # boxes need no size of the image
@@ -23,7 +23,7 @@ class BoxAP:
     def update(self, image_ids: Sequence[str], detections: Sequence[Detections], targets: Sequence[Target]) -> None:
         """Add images: what was detected in each, best 100 of a class counted, and what is there."""
         for image_id, found, target in zip(image_ids, detections, targets, strict=True):
-            self._coco.add(image_id, _scene(found, target))
+            self._coco.add(image_id, _evaluated_image(found, target))
 
     def compute(self, class_names: Sequence[str] = ()) -> Mapping[str, float]:
         """AP averaged over IoU 0.50:0.95, AP50 and AP75, in 0..1, -1 where nothing was annotated; AP50 by class name."""
@@ -33,8 +33,8 @@ class BoxAP:
         self._coco.reset()
 
 
-def _scene(found: Detections, target: Target) -> Scene:
-    return Scene(
+def _evaluated_image(found: Detections, target: Target) -> EvaluatedImage:
+    return EvaluatedImage(
         size=WITHOUT_PIXELS,
         labels=as_array(target.labels),
         shapes=as_array(target.boxes.double()),

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco_evaluators import MAX_DETECTIONS, Evaluator, check_evaluator, run_evaluator
-from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison, Kind, Scene, compare_by_class
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison, EvaluatedImage, Kind, compare_by_class
 
 # written as pycocotools writes them: the same floating-point numbers decide
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -31,9 +31,9 @@ class CocoAP:
         check_evaluator(evaluator)
         self.kind: Kind = kind
         self.evaluator: Evaluator = evaluator
-        self.scenes: dict[str, Scene] = {}
+        self.scenes: dict[str, EvaluatedImage] = {}
 
-    def add(self, image_id: str, scene: Scene) -> None:
+    def add(self, image_id: str, scene: EvaluatedImage) -> None:
         self.scenes.setdefault(image_id, scene)
 
     def compute(self, class_names: Sequence[str] = ()) -> dict[str, float]:
@@ -46,7 +46,7 @@ class CocoAP:
 
 
 def evaluate_coco(
-    scenes: Mapping[str, Scene], kind: Kind, class_names: Sequence[str] = (), evaluator: Evaluator = "built-in"
+    scenes: Mapping[str, EvaluatedImage], kind: Kind, class_names: Sequence[str] = (), evaluator: Evaluator = "built-in"
 ) -> dict[str, float]:
     """`summarize_coco` of scenes, all with boxes ("bbox") or all with masks ("segm")."""
     if evaluator != "built-in":
@@ -82,14 +82,14 @@ def class_precision(pairs: Sequence[Comparison]) -> Precision | None:
     objects = sum(pair.iou.shape[1] for pair in pairs)
     if not objects:
         return None
-    judged = [judge(pair) for pair in pairs]
+    judged = [match_detections(pair) for pair in pairs]
     order = np.argsort(-np.concatenate([pair.scores[:MAX_DETECTIONS] for pair in pairs]), kind="stable")
     right = np.concatenate([each[0] for each in judged], axis=1)[:, order]
     wrong = np.concatenate([each[1] for each in judged], axis=1)[:, order]
     return np.stack([_interpolate(*each, objects) for each in zip(right, wrong, strict=True)])
 
 
-def judge(pair: Comparison) -> tuple[Bool[np.ndarray, "t m"], Bool[np.ndarray, "t m"]]:
+def match_detections(pair: Comparison) -> tuple[Bool[np.ndarray, "t m"], Bool[np.ndarray, "t m"]]:
     """Which of the detections that count are right at each IoU threshold, and which are wrong; the others are excused."""
     iou, thresholds = pair.iou[:MAX_DETECTIONS], IOU_THRESHOLDS[:, None]
     right = np.zeros((len(thresholds), len(iou)), dtype=bool)

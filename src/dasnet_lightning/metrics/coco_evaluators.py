@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Kind, Scene, Shapes
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, EvaluatedImage, Kind, Shapes
 from dasnet_lightning.rle import areas, as_coco
 
 Evaluator = Literal["built-in", "pycocotools", "faster_coco_eval"]
@@ -33,7 +33,7 @@ def check_evaluator(evaluator: Evaluator) -> None:
 
 
 def run_evaluator(
-    scenes: Mapping[str, Scene], kind: Kind, evaluator: Evaluator
+    scenes: Mapping[str, EvaluatedImage], kind: Kind, evaluator: Evaluator
 ) -> dict[int, Float[np.ndarray, "t r"] | None]:
     """The precision of each class by IoU threshold and recall; None for one that was never annotated."""
     check_evaluator(evaluator)

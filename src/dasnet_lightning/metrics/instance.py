@@ -19,10 +19,10 @@ from torch import Tensor
 from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco import class_precision, evaluate_coco, summarize_coco
 from dasnet_lightning.metrics.coco_evaluators import Evaluator, check_evaluator
-from dasnet_lightning.metrics.matching import Scene, as_array, compare_by_class
+from dasnet_lightning.metrics.matching import EvaluatedImage, as_array, compare_by_class
 from dasnet_lightning.metrics.voc_ap import class_figures, summarize_regions
 from dasnet_lightning.rle import areas, decode, encode, intersect
-from dasnet_lightning.types import Prediction, Target, Truth
+from dasnet_lightning.types import GroundTruth, Prediction, Target
 
 SLACK = 0.01  # pixels: a box that went to the input's size and back touches no pixel for that
 
@@ -37,7 +37,7 @@ class InstanceAP:
     def __init__(self, evaluator: Evaluator = "built-in") -> None:
         check_evaluator(evaluator)
         self.evaluator: Evaluator = evaluator
-        self._scenes: dict[str, Scene] = {}
+        self._scenes: dict[str, EvaluatedImage] = {}
 
     def update(
         self,
@@ -53,7 +53,7 @@ class InstanceAP:
         """
         for image_id, prediction, target in zip(image_ids, predictions, targets, strict=True):
             if target.truth is not None and image_id not in self._scenes:
-                self._scenes[image_id] = _scene(prediction, target, target.truth, input_size)
+                self._scenes[image_id] = _evaluated_image(prediction, target, target.truth, input_size)
 
     def compute(self, class_names: Sequence[str] = ()) -> Mapping[str, float]:
         """Figures in 0..1, -1 where no mask was annotated: those of `summarize_regions`, and COCO's as `coco_...`."""
@@ -63,7 +63,9 @@ class InstanceAP:
         self._scenes.clear()
 
 
-def _summarize(scenes: Mapping[str, Scene], class_names: Sequence[str], evaluator: Evaluator) -> dict[str, float]:
+def _summarize(
+    scenes: Mapping[str, EvaluatedImage], class_names: Sequence[str], evaluator: Evaluator
+) -> dict[str, float]:
     regions, precision = {}, {}
     for label, pairs in compare_by_class(scenes):
         regions[label] = class_figures(pairs)
@@ -75,7 +77,9 @@ def _summarize(scenes: Mapping[str, Scene], class_names: Sequence[str], evaluato
     return summarize_regions(regions, class_names) | {f"coco_{name}": value for name, value in coco.items()}
 
 
-def _scene(prediction: Prediction, target: Target, truth: Truth, input_size: tuple[int, int]) -> Scene:
+def _evaluated_image(
+    prediction: Prediction, target: Target, truth: GroundTruth, input_size: tuple[int, int]
+) -> EvaluatedImage:
     size = (truth.semantic.shape[0], truth.semantic.shape[1])
     if tuple(prediction.masks.shape[1:]) != size:
         raise ValueError(
@@ -85,7 +89,7 @@ def _scene(prediction: Prediction, target: Target, truth: Truth, input_size: tup
     missing = np.array([counts is None for counts in truth.masks], dtype=bool)
     scale = torch.tensor([size[1] / input_size[1], size[0] / input_size[0]] * 2, dtype=torch.float64)
     boxes = target.boxes.cpu().double() * scale
-    return Scene(
+    return EvaluatedImage(
         size=size,
         labels=as_array(target.labels),
         shapes=tuple(

@@ -23,7 +23,7 @@ NOT_ANNOTATED = -1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class EvaluatedImage:
     """What is there and what was found in one image of `size` (height, width).
 
     `ignored` marks regions where a detection of the class neither counts nor harms (COCO's iscrowd).
@@ -55,9 +55,9 @@ def as_array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy().copy()
 
 
-def compare_by_class(scenes: Mapping[str, Scene]) -> Iterator[tuple[int, list[Comparison]]]:
+def compare_by_class(scenes: Mapping[str, EvaluatedImage]) -> Iterator[tuple[int, list[Comparison]]]:
     """Each label that occurs, in rising order, with a comparison for each image where it does, in the scenes' order."""
-    by_label: dict[int, list[Scene]] = defaultdict(list)
+    by_label: dict[int, list[EvaluatedImage]] = defaultdict(list)
     for scene in scenes.values():
         for label in {*scene.labels.tolist(), *scene.found_labels.tolist()}:
             by_label[label].append(scene)
@@ -65,7 +65,7 @@ def compare_by_class(scenes: Mapping[str, Scene]) -> Iterator[tuple[int, list[Co
         yield label, [compare(scene, label) for scene in by_label[label]]
 
 
-def compare(scene: Scene, label: int) -> Comparison:
+def compare(scene: EvaluatedImage, label: int) -> Comparison:
     """The overlaps of what was found of one class with its objects and its ignored regions."""
     there, found = np.flatnonzero(scene.labels == label), np.flatnonzero(scene.found_labels == label)
     found = found[np.argsort(-scene.found_scores[found], kind="stable")]

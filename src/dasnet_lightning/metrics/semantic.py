@@ -15,7 +15,8 @@ from dasnet_lightning.types import IGNORE_INDEX
 
 class SemanticIoU(Metric):
     """Accumulates class maps; `compute` gives the IoU by class, from the counts of all processes, and nan where the ground
-    truth has no such pixel. `figures` has their mean too. All processes must call it."""
+    truth has no such pixel. `figures` has their mean too. All processes must call it.
+    """
 
     full_state_update = False
     confusion: Tensor
@@ -37,7 +38,7 @@ class SemanticIoU(Metric):
         truth, predicted, both = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
         return torch.where(truth > 0, both / (truth + predicted - both).clamp(min=1), torch.nan)
 
-    def figures(self, class_names: Sequence[str]) -> Mapping[str, float]:
+    def by_class(self, class_names: Sequence[str]) -> Mapping[str, float]:
         """`miou`, and `iou/<class>` by class name."""
         by_class = self.compute()
         named = {f"iou/{name}": value for name, value in zip(class_names, by_class.tolist(), strict=True)}

@@ -1,0 +1,1 @@
+"""DASNet and its inference."""

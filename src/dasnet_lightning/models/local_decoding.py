@@ -17,13 +17,13 @@ from dasnet_lightning.functional.patches import Patches, cut, whole_maps
 from dasnet_lightning.functional.windows import (
     Size,
     Windows,
-    before_resizing,
     join_windows,
     merge_windows,
+    resize_input_window,
     size_buckets,
 )
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.nn.decoder.base import Each, LocalDecoder, Skips, known_switches
+from dasnet_lightning.nn.decoder.base import CellwiseFn, LocalDecoder, SkipFeatures, known_switches
 from dasnet_lightning.nn.decoder.layers import halo
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.types import Pyramid, Regions
@@ -34,7 +34,7 @@ COARSE_FACTOR = 8  # so many more regions are coarsely decoded before their wind
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class DecodedWindows:
     """Decoded features: of the windows `numbers` (their places in what was asked for), window i in patch `rows[i]`."""
 
     numbers: Int64[Tensor, " k"]
@@ -42,7 +42,7 @@ class Piece:
     patches: Patches
 
 
-class AttendedSkips(Skips):
+class AttendedSkipFeatures(SkipFeatures):
     """The levels of the regions `sources`, one for each patch, attended; made only where they are asked for.
 
     All that `of` makes share the attention maps of all regions, and what was made of each image's levels.
@@ -54,15 +54,15 @@ class AttendedSkips(Skips):
         self.rounding: Rounding = rounding
         self.sources = torch.arange(len(regions), device=regions.image_index.device)
         self.keep: dict[Size, Bool[Tensor, "r 1 h w"]] = {}
-        self.made: dict[tuple[int, Each | None], tuple[Tensor, Tensor]] = {}
+        self.made: dict[tuple[int, CellwiseFn | None], tuple[Tensor, Tensor]] = {}
 
-    def of(self, sources: Int64[Tensor, " m"]) -> "AttendedSkips":
+    def of(self, sources: Int64[Tensor, " m"]) -> "AttendedSkipFeatures":
         """The same for some of the regions, in any order and any number of times."""
-        some = AttendedSkips(self.pyramid, self.regions, self.rounding)
+        some = AttendedSkipFeatures(self.pyramid, self.regions, self.rounding)
         some.sources, some.keep, some.made = sources.to(self.sources.device), self.keep, self.made
         return some
 
-    def level(self, index: int, at: Patches | None = None, each: Each | None = None) -> Float[Tensor, "m c h w"]:
+    def level(self, index: int, at: Patches | None = None, each: CellwiseFn | None = None) -> Float[Tensor, "m c h w"]:
         level, nothing = self._made(index, each)
         keep, images = self._attention((level.shape[2], level.shape[3])), self.regions.image_index[self.sources]
         if at is None or at.start is None:
@@ -76,7 +76,7 @@ class AttendedSkips(Skips):
             return codes[images]
         return cut(codes, images, at.start, at.size)
 
-    def _made(self, index: int, each: Each | None) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "1 c 1 1"]]:
+    def _made(self, index: int, each: CellwiseFn | None) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "1 c 1 1"]]:
         """The images' level as `each` makes it, and what it makes of a cell outside of the boxes."""
         if (index, each) not in self.made:
             level = self.pyramid.levels[index]
@@ -100,7 +100,7 @@ def decodes_locally(model: DASNet) -> bool:
 
 def decode_windows(
     model: DASNet, pyramid: Pyramid, regions: Regions, windows: Sequence[Windows], regions_at_once: int
-) -> Iterator[Piece]:
+) -> Iterator[DecodedWindows]:
     """Decode what the head reads of windows: the decoder's features, with the cells around them. The head is yet to come.
 
     Only the cells that bilinear interpolation to a window's `grid` reads are decoded. A model that does not decode locally
@@ -118,18 +118,18 @@ def decode_windows(
         return
     assert isinstance(model.decoder, LocalDecoder)
     grid = model.decoder.out_size(pyramid)
-    read = join_windows([before_resizing(part, grid) for part in windows], grid).grow(halo(model.head))
+    read = join_windows([resize_input_window(part, grid) for part in windows], grid).grow(halo(model.head))
     owners = regions.region_index
     yield from _decode_local(model.decoder, pyramid, regions, model.rounding, read, owners, regions_at_once)
 
 
-def _decode_whole(model: DASNet, pyramid: Pyramid, regions: Regions, regions_at_once: int) -> Iterator[Piece]:
+def _decode_whole(model: DASNet, pyramid: Pyramid, regions: Regions, regions_at_once: int) -> Iterator[DecodedWindows]:
     owners = regions.region_index.cpu()
     for start in range(0, len(regions), regions_at_once):
         selected = regions.select(start, start + regions_at_once)
         features = model.decoder(model.attend(pyramid, selected))
         numbers = ((owners >= start) & (owners < start + regions_at_once)).nonzero()[:, 0]
-        yield Piece(numbers, owners[numbers] - start, whole_maps(features))
+        yield DecodedWindows(numbers, owners[numbers] - start, whole_maps(features))
 
 
 def _decode_local(
@@ -140,7 +140,7 @@ def _decode_local(
     windows: Windows,
     owners: Int64[Tensor, " n"],
     at_once: int,
-) -> Iterator[Piece]:
+) -> Iterator[DecodedWindows]:
     """Decode windows of the decoder's maps, window i of region `owners[i]`, exactly as whole maps would be.
 
     Each window comes in one piece. at_once: how many whole maps may be held together.
@@ -150,21 +150,21 @@ def _decode_local(
     for first in range(0, len(regions), step):
         part = regions.select(first, first + step)
         numbers = ((owners >= first) & (owners < first + step)).nonzero()[:, 0]
-        skips = AttendedSkips(pyramid, part, rounding)
+        skips = AttendedSkipFeatures(pyramid, part, rounding)
         every = torch.arange(len(part)).split(at_once)
         coarse = torch.cat([decoder.decode_coarse(skips.of(some)) for some in every])
         for piece in _decode_part(decoder, coarse, skips, windows.take(numbers), owners[numbers] - first, at_once):
-            yield Piece(numbers[piece.numbers], piece.rows, piece.patches)
+            yield DecodedWindows(numbers[piece.numbers], piece.rows, piece.patches)
 
 
 def _decode_part(
     decoder: LocalDecoder,
     coarse: Float[Tensor, "r c h w"],
-    skips: AttendedSkips,
+    skips: AttendedSkipFeatures,
     windows: Windows,
     owners: Int64[Tensor, " n"],
     at_once: int,
-) -> Iterator[Piece]:
+) -> Iterator[DecodedWindows]:
     """Regions whose windows cover most of the map as whole maps, the windows of the others in buckets."""
     shares = windows.clip().areas / (windows.grid[0] * windows.grid[1])
     is_whole = torch.zeros(len(coarse)).index_add(0, owners, shares) >= WHOLE_SHARE
@@ -172,7 +172,7 @@ def _decode_part(
         numbers = torch.isin(owners, sources).nonzero()[:, 0]
         features = whole_maps(coarse[sources.to(coarse.device)])
         patches = decoder.decode_fine(features, skips.of(sources))
-        yield Piece(numbers, torch.searchsorted(sources, owners[numbers]), patches)
+        yield DecodedWindows(numbers, torch.searchsorted(sources, owners[numbers]), patches)
     numbers = (~is_whole[owners]).nonzero()[:, 0]
     wanted = windows.take(numbers)
     entries, holder = merge_windows(decoder.needs(wanted, skips.pyramid), owners[numbers])
@@ -186,4 +186,4 @@ def _decode_part(
         patches = decoder.decode_fine(features, skips.of(sources[members]))
         rows = row[holder[chosen]]
         assert patches.windows.take(rows).contains(wanted.take(chosen)), "a layer looks further than `needs` says"
-        yield Piece(numbers[chosen], rows, patches)
+        yield DecodedWindows(numbers[chosen], rows, patches)

@@ -20,7 +20,7 @@ from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.functional.losses import LossSum
 from dasnet_lightning.functional.patches import Patches, paste, resize
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
-from dasnet_lightning.functional.windows import Windows, before_resizing, box_windows, join_windows
+from dasnet_lightning.functional.windows import Windows, box_windows, join_windows, resize_input_window
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.local_decoding import decode_windows
 from dasnet_lightning.nn.decoder.layers import convolve_patches
@@ -96,7 +96,7 @@ def _read_windows(
     parts = []
     for image, size in enumerate(sizes):
         boxes = scale_boxes(_widen(regions.boxes[images == image], margin), input_size, size)
-        parts.append(before_resizing(box_windows(boxes, size).grow(1), input_size))  # 1: for roundings
+        parts.append(resize_input_window(box_windows(boxes, size).grow(1), input_size))  # 1: for roundings
     return join_windows(parts, input_size)
 
 

@@ -1,0 +1,1 @@
+"""LightningModules: detection, semantic and instance segmentation."""

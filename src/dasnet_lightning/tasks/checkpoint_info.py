@@ -13,7 +13,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Identity:
+class CheckpointInfo:
     """Of a task and its network: what its checkpoints carry under `KEY`, and what another one is compared with.
 
     version: of the library that wrote it, "unknown" in format 0. task: "detection", "semantic" or "instance".
@@ -35,7 +35,7 @@ class Identity:
         return asdict(self)
 
 
-def identify(hyper_parameters: Mapping[str, Any], image_size: tuple[int, int]) -> Identity:
+def describe(hyper_parameters: Mapping[str, Any], image_size: tuple[int, int]) -> CheckpointInfo:
     """The identity of a task, from its hyper-parameters and its detector's image size."""
     task = {"task": "detection", **hyper_parameters, "image_size": image_size}
     return _parse(task, __version__, FORMAT)
@@ -48,7 +48,7 @@ def is_ours(content: Mapping[str, Any]) -> bool:
     return known and isinstance(content.get("state_dict"), Mapping)
 
 
-def read_identity(content: Mapping[str, Any], source: object) -> Identity:
+def read_info(content: Mapping[str, Any], source: object) -> CheckpointInfo:
     """What a checkpoint of ours says about itself, or what its hyper-parameters say where it is of format 0.
 
     Raises CheckpointError where it is of a format that this version does not know.
@@ -68,13 +68,13 @@ def read_identity(content: Mapping[str, Any], source: object) -> Identity:
     )
 
 
-def check_fits(content: Mapping[str, Any], own: Identity, source: object, whole: bool = True) -> None:
+def check_fits(content: Mapping[str, Any], own: CheckpointInfo, source: object, whole: bool = True) -> None:
     """Raise CheckpointError, in one sentence, where a checkpoint is of another task, detector, classes or image size.
 
     whole: as for continuing a training; else only weights are taken over, by a network that may look at images of
     another size.
     """
-    found = read_identity(content, source)
+    found = read_info(content, source)
     if found.task != own.task:
         raise CheckpointError(_sentence(source, found, f"holds a task '{found.task}', expected '{own.task}'"))
     if found.detector != own.detector:
@@ -89,7 +89,7 @@ def check_fits(content: Mapping[str, Any], own: Identity, source: object, whole:
         )
 
 
-def check_classes(found: Identity, num_classes: int, class_names: Sequence[str], source: object) -> None:
+def check_classes(found: CheckpointInfo, num_classes: int, class_names: Sequence[str], source: object) -> None:
     """Raise CheckpointError where a checkpoint knows other classes, or the same ones in another order.
 
     class_names: background first; () compares the number alone.
@@ -102,9 +102,9 @@ def check_classes(found: Identity, num_classes: int, class_names: Sequence[str],
             raise CheckpointError(_sentence(source, found, f"its class {label} is '{theirs}', expected '{ours}'"))
 
 
-def _parse(values: Mapping[str, Any], version: str, format: int) -> Identity:
+def _parse(values: Mapping[str, Any], version: str, format: int) -> CheckpointInfo:
     size = values.get("image_size")
-    return Identity(
+    return CheckpointInfo(
         version=version,
         format=format,
         task=str(values["task"]),
@@ -121,6 +121,6 @@ def _list(num_classes: int, class_names: Sequence[str]) -> str:
     return f"{num_classes - 1} classes{f' ({names}{more})' if names else ''}"
 
 
-def _sentence(source: object, found: Identity, difference: str) -> str:
+def _sentence(source: object, found: CheckpointInfo, difference: str) -> str:
     writer = f"dasnet_lightning {found.version}" if found.format else "an earlier version, which did not sign"
     return f"{source}: does not fit: {difference} (written by {writer})"

@@ -18,15 +18,15 @@ from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.storage.file_kinds import describe_content
 from dasnet_lightning.storage.reading import read_tensors
 from dasnet_lightning.storage.writing import previous_of
-from dasnet_lightning.tasks.checkpoint_info import KEY, Identity, check_classes, check_fits, is_ours, read_identity
+from dasnet_lightning.tasks.checkpoint_info import KEY, CheckpointInfo, check_classes, check_fits, is_ours, read_info
 
 Options = TypeVar("Options")
 
 
-class Identified(Protocol):
+class HasCheckpointInfo(Protocol):
     """A task, as far as a checkpoint is compared with it."""
 
-    def identity(self) -> Identity: ...
+    def checkpoint_info(self) -> CheckpointInfo: ...
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
@@ -43,13 +43,13 @@ def check_ours(content: Any, source: object) -> None:
     """Raise CheckpointError where what was read is not from one of our tasks, or from a version that is too new."""
     if not isinstance(content, Mapping) or not is_ours(content):
         raise CheckpointError(f"{source}: not a checkpoint of dasnet_lightning, {describe_content(content)}")
-    read_identity(content, source)
+    read_info(content, source)
 
 
-def newest_good(path: Path, tell: Callable[[str], None]) -> Path | None:
+def newest_good(path: Path, warn: Callable[[str], None]) -> Path | None:
     """The checkpoint to go on from: `path`, or the one before it where `path` is damaged or gone; None where neither is.
 
-    `tell` is given a line where the older one has to do. Raises CheckpointError where none that is there can be read.
+    `warn` is given a line where the older one has to do. Raises CheckpointError where none that is there can be read.
     """
     problems = []
     for candidate in (path, previous_of(path)):
@@ -60,7 +60,7 @@ def newest_good(path: Path, tell: Callable[[str], None]) -> Path | None:
                 problems.append(str(error))
             else:
                 if problems:
-                    tell(f"{'; '.join(problems)}; continues from the one before, {candidate}")
+                    warn(f"{'; '.join(problems)}; continues from the one before, {candidate}")
                 return candidate
     if not path.exists() and len(problems) == 1:
         return None
@@ -80,7 +80,7 @@ def load_detector(detector: Detector, path: str | Path, class_names: Sequence[st
     """
     content = read_checkpoint(path)
     state = content["state_dict"]
-    check_classes(read_identity(content, path), detector.num_classes, class_names, path)
+    check_classes(read_info(content, path), detector.num_classes, class_names, path)
     found = sub_state(state, "detector.") or sub_state(_thaw(sub_state(state, "model.")), "detector.")
     load_strictly(_inner(detector), found, path, content)
 
@@ -131,10 +131,10 @@ def check_state(
         )
 
 
-def load_checkpoint(task: Identified, path: str | Path) -> None:
+def load_checkpoint(task: HasCheckpointInfo, path: str | Path) -> None:
     """Fill a whole task from a checkpoint of its kind. Raises CheckpointError where it does not fit."""
     content = read_checkpoint(path)
-    check_fits(content, task.identity(), path, whole=False)
+    check_fits(content, task.checkpoint_info(), path, whole=False)
     assert isinstance(task, nn.Module)
     load_strictly(task, content["state_dict"], path, content)
 
@@ -151,12 +151,12 @@ def restore_options(kind: type[Options], given: Options | Mapping[str, Any] | No
     return kind(**given) if isinstance(given, Mapping) else given
 
 
-def sign(identity: Identity, checkpoint: dict[str, Any]) -> None:
+def write_info(identity: CheckpointInfo, checkpoint: dict[str, Any]) -> None:
     """Write into a checkpoint whose it is."""
     checkpoint[KEY] = identity.plain()
 
 
-def check_loaded(task: L.LightningModule, own: Identity, checkpoint: dict[str, Any]) -> None:
+def check_loaded(task: L.LightningModule, own: CheckpointInfo, checkpoint: dict[str, Any]) -> None:
     """Raise CheckpointError, in a sentence and before anything is filled, where a trainer's checkpoint does not fit."""
     try:
         source = task.trainer.ckpt_path

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from dasnet_lightning.detectors import build_detector, portable_options
-from dasnet_lightning.distributed import share_buffers
+from dasnet_lightning.distributed import broadcast_buffers
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
-from dasnet_lightning.tasks.checkpoint_info import Identity, identify
-from dasnet_lightning.tasks.checkpoints import check_loaded, sign
+from dasnet_lightning.tasks.checkpoint_info import CheckpointInfo, describe
+from dasnet_lightning.tasks.checkpoints import check_loaded, write_info
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
-from dasnet_lightning.tasks.step_helpers import average_values, expect_equal_figures, seed_global_draws, worth_logging
+from dasnet_lightning.tasks.step_helpers import (
+    average_values,
+    seed_global_draws,
+    select_logged,
+    silence_sync_dist_warning,
+)
 from dasnet_lightning.types import Batch
 
 
@@ -46,16 +51,16 @@ class DetectionTask(L.LightningModule):
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
         self.class_names = tuple(class_names)
         self.box_ap = BoxAP(coco_evaluator)
-        self.figures: dict[str, float] = {}  # all of the last validation
+        self.metrics: dict[str, float] = {}  # all of the last validation
 
     def setup(self, stage: str) -> None:
-        expect_equal_figures()
+        silence_sync_dist_warning()
 
     def on_fit_start(self) -> None:
         self.train()
 
     def on_train_end(self) -> None:
-        share_buffers(self)
+        broadcast_buffers(self)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """What the detector pays for a batch, by name."""
@@ -74,21 +79,21 @@ class DetectionTask(L.LightningModule):
         self.box_ap.update(batch.image_ids, detections, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        self.figures = {f"val/box_{name}": value for name, value in self.box_ap.compute(self.class_names).items()}
-        self.log_dict(worth_logging(self.figures))
+        self.metrics = {f"val/box_{name}": value for name, value in self.box_ap.compute(self.class_names).items()}
+        self.log_dict(select_logged(self.metrics))
         self.box_ap.reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def identity(self) -> Identity:
-        return identify(self.hparams, self.detector.image_size)
+    def checkpoint_info(self) -> CheckpointInfo:
+        return describe(self.hparams, self.detector.image_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sign(self.identity(), checkpoint)
+        write_info(self.checkpoint_info(), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_loaded(self, self.identity(), checkpoint)
+        check_loaded(self, self.checkpoint_info(), checkpoint)
 
     def configure_optimizers(self) -> Any:
         return build_optimizers(self.optimizer_config, self, self.trainer.max_steps)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
-from dasnet_lightning.functional.losses import LossSum, average_sums, instance_losses
+from dasnet_lightning.functional.losses import LossSum, instance_losses, mean_over_passes
 from dasnet_lightning.functional.position_sensitive import read_boxes
 from dasnet_lightning.functional.regions import draw_objects, object_regions
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
@@ -58,7 +58,7 @@ class InstanceTask(SegmentationTask):
             for maps in self.model.passes(pyramid, regions)
         ]
         losses = [instance_losses(scores, samples) for scores in passes]
-        return {name: average_sums([each[name] for each in losses]) for name in losses[0]}, len(regions)
+        return {name: mean_over_passes([each[name] for each in losses]) for name in losses[0]}, len(regions)
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]

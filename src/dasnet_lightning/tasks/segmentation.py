@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dasnet_lightning.detectors import portable_options
-from dasnet_lightning.distributed import share_buffers, world_size
+from dasnet_lightning.distributed import broadcast_buffers, world_size
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.functional.attention import Rounding
-from dasnet_lightning.functional.losses import LossSum, graph_zero, mean_losses
+from dasnet_lightning.functional.losses import LossSum, graph_zero, mean_over_ranks
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco_evaluators import Evaluator
@@ -26,23 +26,23 @@ from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import Head
-from dasnet_lightning.tasks.checkpoint_info import Identity, check_fits, identify
+from dasnet_lightning.tasks.checkpoint_info import CheckpointInfo, check_fits, describe
 from dasnet_lightning.tasks.checkpoints import (
     check_loaded,
     load_detector,
     load_network,
     read_checkpoint,
-    sign,
     sub_state,
     without_weights,
+    write_info,
 )
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
-    expect_equal_figures,
+    has_active_sync_batchnorm,
     seed_global_draws,
-    waits_for_others,
-    worth_logging,
+    select_logged,
+    silence_sync_dist_warning,
 )
 from dasnet_lightning.types import Batch, Detections, Images, Loss, Prediction, Pyramid, Regions
 
@@ -108,7 +108,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.iou = nn.ModuleDict({kind: SemanticIoU(num_classes) for kind in BOX_KINDS})
         self.mask_ap = {kind: InstanceAP(coco_evaluator) for kind in BOX_KINDS}
         self.box_ap = BoxAP(coco_evaluator)
-        self.figures: dict[str, float] = {}  # all of the last validation
+        self.metrics: dict[str, float] = {}  # all of the last validation
 
     @abstractmethod
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
@@ -127,27 +127,27 @@ class SegmentationTask(L.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         # lightning warns of every module in evaluation mode; the frozen detector is so on purpose
         warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
-        expect_equal_figures()
+        silence_sync_dist_warning()
         if stage != "fit":
             return
         if self.detector_checkpoint is not None:
             load_detector(self.model.detector, self.detector_checkpoint, self.class_names)
         if self.initial_checkpoint is not None:
             content = read_checkpoint(self.initial_checkpoint)
-            check_fits(content, self.identity(), self.initial_checkpoint, whole=False)
+            check_fits(content, self.checkpoint_info(), self.initial_checkpoint, whole=False)
             load_network(self.model, sub_state(content["state_dict"], "model."), self.initial_checkpoint, content)
 
     def on_fit_start(self) -> None:
         self.train()
 
     def on_train_end(self) -> None:
-        share_buffers(self)
+        broadcast_buffers(self)
 
     def learn_nothing(self, pyramid: Pyramid, regions: Regions) -> LossSum:
         """The loss of a batch without regions. Under SyncBatchNorm the decoder runs on nothing: the others wait for it."""
         total = torch.zeros((), device=regions.boxes.device)
         decoder = self.model.decoder
-        if waits_for_others(decoder):
+        if has_active_sync_batchnorm(decoder):
             total = torch.stack([logits.sum() for logits in self.model.passes(pyramid, regions)]).sum()
         return LossSum(total, torch.zeros_like(total, dtype=torch.int64))
 
@@ -156,7 +156,7 @@ class SegmentationTask(L.LightningModule, ABC):
         seed_global_draws(batch)
         pyramid = self.model.detector.features(batch.images)
         sums, regions = self.mask_losses(pyramid, batch)
-        losses = {f"{name}_loss": loss for name, loss in mean_losses(sums).items()}
+        losses = {f"{name}_loss": loss for name, loss in mean_over_ranks(sums).items()}
         if self.joint:
             boxes = self.model.detector.losses(pyramid, batch.targets)
             losses |= {f"box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
@@ -195,17 +195,17 @@ class SegmentationTask(L.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
-        self.figures = {}
+        self.metrics = {}
         for kind in BOX_KINDS:
             iou, mask_ap = self._iou(kind), self.mask_ap[kind]
-            figures = dict(iou.figures(names)) | dict(mask_ap.compute(names))
-            self.figures |= {_name(key, kind): value for key, value in figures.items()}
+            figures = dict(iou.by_class(names)) | dict(mask_ap.compute(names))
+            self.metrics |= {_name(key, kind): value for key, value in figures.items()}
             iou.reset()
             mask_ap.reset()
         if self.joint:
-            self.figures |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
+            self.metrics |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
             self.box_ap.reset()
-        self.log_dict(worth_logging(self.figures))
+        self.log_dict(select_logged(self.metrics))
 
     def _iou(self, kind: str) -> SemanticIoU:
         metric = self.iou[kind]
@@ -218,14 +218,14 @@ class SegmentationTask(L.LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end()
 
-    def identity(self) -> Identity:
-        return identify(self.hparams, self.model.detector.image_size)
+    def checkpoint_info(self) -> CheckpointInfo:
+        return describe(self.hparams, self.model.detector.image_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sign(self.identity(), checkpoint)
+        write_info(self.checkpoint_info(), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_loaded(self, self.identity(), checkpoint)
+        check_loaded(self, self.checkpoint_info(), checkpoint)
 
     def configure_optimizers(self) -> Any:
         return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=self.model.detector)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from dasnet_lightning.functional.losses import LossSum, average_sums, semantic_loss
+from dasnet_lightning.functional.losses import LossSum, mean_over_passes, semantic_loss
 from dasnet_lightning.functional.regions import draw_objects, object_regions, region_labels
 from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.local_decoding import decodes_locally
@@ -46,7 +46,7 @@ class SemanticTask(SegmentationTask):
         if decodes_locally(self.model):
             return {"mask": window_loss(self.model, pyramid, regions, labels)}, len(regions)
         passes = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
-        return {"mask": average_sums([semantic_loss(logits, labels) for logits in passes])}, len(regions)
+        return {"mask": mean_over_passes([semantic_loss(logits, labels) for logits in passes])}, len(regions)
 
     def answer(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]

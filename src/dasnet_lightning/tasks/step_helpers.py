@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dasnet_lightning.distributed import sum_over_processes, world_size
+from dasnet_lightning.distributed import sum_over_ranks, world_size
 from dasnet_lightning.types import Batch
 
 
 def average_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The averages over all processes, detached, in one exchange: what is logged is the same everywhere."""
     together = torch.stack([value.detach().float() for value in values.values()])
-    return dict(zip(values, sum_over_processes(together) / world_size(), strict=True))
+    return dict(zip(values, sum_over_ranks(together) / world_size(), strict=True))
 
 
-def expect_equal_figures() -> None:
+def silence_sync_dist_warning() -> None:
     """Lightning advises to average what is logged after a validation; our figures are the same on all processes."""
     warnings.filterwarnings("ignore", r".*recommended to use `self.log\('(val|test)/.*sync_dist=True.*")
 
 
-def waits_for_others(module: nn.Module) -> bool:
+def has_active_sync_batchnorm(module: nn.Module) -> bool:
     """Whether a forward of the module waits for that of the other processes."""
     return world_size() > 1 and any(isinstance(part, nn.SyncBatchNorm) and part.training for part in module.modules())
 
@@ -36,7 +36,7 @@ def waits_for_others(module: nn.Module) -> bool:
 LOGGED_BY_CLASS = ("iou", "apr50_area", "box_ap50")
 
 
-def worth_logging(figures: Mapping[str, float]) -> dict[str, float]:
+def select_logged(figures: Mapping[str, float]) -> dict[str, float]:
     """All means, and of the figures by class (`val/FIGURE/CLASS`) the few that say most: sets may have many classes."""
     return {
         key: value

@@ -1,0 +1,1 @@
+"""The two-stage recipe: `train` runs both stages for every mask budget."""

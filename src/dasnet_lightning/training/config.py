@@ -85,7 +85,7 @@ class RunResult:
     accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
     val_set: SegmentationDataset
 
-    def figures(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """All figures, as `results.json` holds them."""
         return {
             "version": __version__,

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from dasnet_lightning.console import progress, say
+from dasnet_lightning import console
+from dasnet_lightning.console import progress
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS, build_detector
-from dasnet_lightning.distributed import evaluate_gathered, is_first, once, world_size
+from dasnet_lightning.distributed import evaluate_gathered, is_rank_zero, run_on_rank_zero, world_size
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
 from dasnet_lightning.storage.atomic import write_json
@@ -74,7 +75,7 @@ def skip_detector(
     config: RunConfig, data: MixedSupervisionDataModule, task: DetectionTask, stage: Stage
 ) -> tuple[Path, Mapping[str, float]]:
     """Stage one of a detector that boxes teach nothing: its checkpoint without a step, and its box AP as it is."""
-    say(f"{stage.name}: detector '{config.detector}' has nothing to learn from them, stage two starts directly")
+    console.out(f"{stage.name}: detector '{config.detector}' has nothing to learn from them, stage two starts directly")
     task.optimizer_config = replace(task.optimizer_config, schedule="constant")  # no other one is without a length
     checkpoint = run_stage(replace(stage, steps=0, validations=0), task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
@@ -88,20 +89,20 @@ def choose_threshold(
     path = stage.folder / "threshold.json"
     if config.score_threshold:
         return config.score_threshold
-    if not once(path.is_file):
-        say(f"{stage.name}: choosing the score threshold on training images")
+    if not run_on_rank_zero(path.is_file):
+        console.out(f"{stage.name}: choosing the score threshold on training images")
         load_checkpoint(task, checkpoint)
         device = build_evaluator(config.trainer).strategy.root_device
         task.eval().to(device)
         found: dict[str, tuple[Detections, Target]] = {}
         loader = data.calibration_dataloader(CALIBRATION_IMAGES)
         with torch.inference_mode():
-            for batch in progress(loader, stage.name) if is_first() else loader:
+            for batch in progress(loader, stage.name) if is_rank_zero() else loader:
                 detections = task.detector.detect(task.detector.features(batch.images.to(device)))
                 kept = [map_tensors(item, lambda tensor: tensor.cpu()) for item in detections]
                 found |= dict(zip(batch.image_ids, zip(kept, batch.targets, strict=True), strict=True))
         evaluate_gathered(found, partial(_write_threshold, path))
-    return float(once(lambda: json.loads(path.read_text()))["score_threshold"])
+    return float(run_on_rank_zero(lambda: json.loads(path.read_text()))["score_threshold"])
 
 
 def _write_threshold(path: Path, found: Mapping[str, tuple[Detections, Target]]) -> None:

@@ -23,7 +23,7 @@ def default_workers() -> int:
     return min(8, max(1, count_processors() // 2))
 
 
-def share_processors(num_workers: int) -> None:
+def set_thread_counts(num_workers: int) -> None:
     """Leave a processor to each loader process: threads that wait for one another on a busy core are slower than one.
 
     OMP_NUM_THREADS, where it is set, is somebody's decision and stays.

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 
-from dasnet_lightning.distributed import TOLD_ELSEWHERE, is_distributed, is_first
+from dasnet_lightning.distributed import RAISED_ON_RANK_ZERO, is_distributed, is_rank_zero
 from dasnet_lightning.errors import ConfigError, DasnetError, Stopped
 from dasnet_lightning.training.stage import TrainerSettings
 
@@ -43,7 +43,7 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
         accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes, strategy="ddp"
     )
     fabric.launch()
-    if not is_first():
+    if not is_rank_zero():
         logging.getLogger("dasnet_lightning").setLevel(logging.ERROR)  # the first one warns
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             try:
@@ -51,7 +51,7 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
             except Stopped as stopped:  # the first one says so
                 raise SystemExit(128 + stopped.signal) from stopped
             except Exception as error:
-                if TOLD_ELSEWHERE in getattr(error, "__notes__", ()):
+                if RAISED_ON_RANK_ZERO in getattr(error, "__notes__", ()):
                     raise SystemExit(FOLLOWED) from error
                 raise
         return

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.label_audit import account, summarise, write_accounting
-from dasnet_lightning.distributed import once, world_size
+from dasnet_lightning.data.label_audit import audit_labels, summarize, write_label_audit
+from dasnet_lightning.distributed import run_on_rank_zero, world_size
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
@@ -25,17 +25,17 @@ from dasnet_lightning.training.stage import Stage, evaluate, run_stage, scale_ra
 TRAINED_PER_VALIDATED = 15
 
 
-def account_labels(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
+def audit_budget(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
     """Write the split of a budget and the use of every label beside it; returns the counts by class."""
-    return once(lambda: _write_accounting(data, budget_folder(config, data)))
+    return run_on_rank_zero(lambda: _write_accounting(data, budget_folder(config, data)))
 
 
 def _write_accounting(data: MixedSupervisionDataModule, folder: Path) -> Mapping[str, Mapping[str, int]]:
     data.write_split(folder / "split.json")
     dataset = data.opened().dataset
-    uses = (*account(dataset.train, data.mask_ids, "train"), *account(dataset.val, None, "val"))
-    write_accounting(uses, folder / "labels.csv")
-    return summarise(uses)
+    uses = (*audit_labels(dataset.train, data.mask_ids, "train"), *audit_labels(dataset.val, None, "val"))
+    write_label_audit(uses, folder / "labels.csv")
+    return summarize(uses)
 
 
 def budget_folder(config: RunConfig, data: MixedSupervisionDataModule) -> Path:

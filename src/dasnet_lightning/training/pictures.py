@@ -11,7 +11,7 @@ from dasnet_lightning.inference.segmenter import Segmenter, load
 from dasnet_lightning.report import Picture
 from dasnet_lightning.rle import decode
 from dasnet_lightning.training.config import RunResult
-from dasnet_lightning.types import Truth
+from dasnet_lightning.types import GroundTruth
 from dasnet_lightning.visualization import (
     draw_boxes,
     draw_masks,
@@ -39,7 +39,7 @@ def draw_pictures(result: RunResult, count: int) -> list[Picture]:
     return pictures
 
 
-def draw_row(segmenters: Mapping[str, Segmenter], record: ImageRecord, truth: Truth, instances: bool) -> Picture:
+def draw_row(segmenters: Mapping[str, Segmenter], record: ImageRecord, truth: GroundTruth, instances: bool) -> Picture:
     """One image in panels: detected boxes and their masks, masks of ground-truth boxes by budget, the truth."""
     first = next(iter(segmenters))
     found = segmenters[first].segment(record.path)
@@ -75,7 +75,7 @@ def _draw_instances(found: Segmentation, scale: int) -> np.ndarray:
     )
 
 
-def _true_masks(record: ImageRecord, truth: Truth) -> np.ndarray:
+def _true_masks(record: ImageRecord, truth: GroundTruth) -> np.ndarray:
     """The masks of the objects that are not ignored, in their order; one without a mask stays empty in the picture."""
     size = (truth.semantic.shape[0], truth.semantic.shape[1])
     nothing = np.zeros((1, *size), dtype=bool)

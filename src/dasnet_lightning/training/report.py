@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from dasnet_lightning.console import print_table, say
+from dasnet_lightning import console
+from dasnet_lightning.console import print_table
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.report import Curve, KeyFigure, Report, Table, Value, write_report
 from dasnet_lightning.training.config import RunConfig, RunResult
@@ -180,9 +181,9 @@ def plain(value: object) -> object:
 
 def announce(result: RunResult, page: Path) -> None:
     """Say where everything is."""
-    say(f"report: {page}")
+    console.out(f"report: {page}")
     for item in result.budgets:
-        say(f"checkpoint ({item.budget} masks): {item.checkpoint}")
+        console.out(f"checkpoint ({item.budget} masks): {item.checkpoint}")
 
 
 def _join(items: Sequence[str]) -> str:

@@ -10,14 +10,14 @@ import lightning as L
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
-from dasnet_lightning.distributed import once, world_size
+from dasnet_lightning.distributed import run_on_rank_zero, world_size
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.config import RunConfig, RunResult, claim_folder
 from dasnet_lightning.training.detector_stage import resolve_detector, train_detector
 from dasnet_lightning.training.failures import explained_failures
 from dasnet_lightning.training.launch import processes
-from dasnet_lightning.training.mask_stage import account_labels, start_task, train_budget, train_jointly
+from dasnet_lightning.training.mask_stage import audit_budget, start_task, train_budget, train_jointly
 
 
 def execute(config: RunConfig) -> RunResult:
@@ -31,9 +31,9 @@ def execute(config: RunConfig) -> RunResult:
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
     detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
     with processes(config.trainer), explained_failures():
-        once(lambda: claim_folder(config))
+        run_on_rank_zero(lambda: claim_folder(config))
         result = run_stages(config, dataset, detector, options, image_size)
-        once(lambda: write_json(config.folder / "results.json", result.figures()))
+        run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
     return result
 
 
@@ -46,7 +46,7 @@ def run_stages(
     budgets, accounting = [], {}
     for budget in config.mask_budgets:
         masks = build_data(config, dataset, "masks", image_size, budget)
-        accounting[budget] = account_labels(masks, config)
+        accounting[budget] = audit_budget(masks, config)
         task = start_task(config, masks, checkpoint, detection["score_threshold"])
         stage_two = train_budget(config, masks, task, accounting[budget]["all"]["trained"])
         budgets.append(stage_two)

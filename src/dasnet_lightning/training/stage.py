@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from dasnet_lightning import console
 from dasnet_lightning.callbacks import (
     AtomicCheckpointIO,
     BoxAPGuard,
@@ -28,8 +29,7 @@ from dasnet_lightning.callbacks import (
     ValidationTime,
 )
 from dasnet_lightning.callbacks.resumable import CHECKPOINT
-from dasnet_lightning.console import complain, say
-from dasnet_lightning.distributed import is_first, once, world_size
+from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero, world_size
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.storage.writing import previous_of, remove_leftovers
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good
@@ -93,14 +93,14 @@ def scale_rate(rate: float, settings: TrainerSettings) -> float:
 
 def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
     """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
-    if once(stage.final.is_file):
-        tell(f"{stage.name}: done before, {stage.final}")
+    if run_on_rank_zero(stage.final.is_file):
+        console.info(f"{stage.name}: done before, {stage.final}")
         return stage.final
     last = stage.folder / CHECKPOINT
-    once(lambda: remove_leftovers(stage.folder))
-    resume = once(lambda: newest_good(last, lambda line: complain(f"{stage.name}: {line}")))
+    run_on_rank_zero(lambda: remove_leftovers(stage.folder))
+    resume = run_on_rank_zero(lambda: newest_good(last, lambda line: console.error(f"{stage.name}: {line}")))
     if resume is not None:
-        tell(f"{stage.name}: continues from {resume}")
+        console.info(f"{stage.name}: continues from {resume}")
     trainer = build_trainer(stage, settings)
     try:
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
@@ -108,12 +108,12 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
         if trainer.interrupted:  # what Lightning makes of a second Ctrl-C, or of one before the first step
             raise KeyboardInterrupt from stop
         raise
-    if settings.logger == "wandb" and is_first():
+    if settings.logger == "wandb" and is_rank_zero():
         import wandb
 
         wandb.finish()  # the next stage is a run of its own
     trainer.save_checkpoint(stage.final)
-    once(lambda: _close(stage, task.figures))
+    run_on_rank_zero(lambda: _close(stage, task.metrics))
     return stage.final
 
 
@@ -125,12 +125,6 @@ def _close(stage: Stage, figures: Mapping[str, float]) -> None:
         path.unlink(missing_ok=True)
 
 
-def tell(text: str) -> None:
-    """Print a line on stderr, from the first process alone."""
-    if is_first():
-        complain(text)
-
-
 def evaluate(
     stage: Stage,
     task: Task,
@@ -139,12 +133,12 @@ def evaluate(
     settings: TrainerSettings,
 ) -> Mapping[str, float]:
     """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
-    if not once(stage.metrics.is_file):
-        say(f"{stage.name}: evaluating {checkpoint}")
+    if not run_on_rank_zero(stage.metrics.is_file):
+        console.out(f"{stage.name}: evaluating {checkpoint}")
         load_checkpoint(task, checkpoint)
         build_evaluator(settings).validate(task, data, verbose=False)
-        once(lambda: write_json(stage.metrics, task.figures))
-    return once(lambda: json.loads(stage.metrics.read_text()))
+        run_on_rank_zero(lambda: write_json(stage.metrics, task.metrics))
+    return run_on_rank_zero(lambda: json.loads(stage.metrics.read_text()))
 
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:

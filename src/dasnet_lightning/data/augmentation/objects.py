@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from dasnet_lightning.data.augmentation.ssd_crop import pixel_window
-from dasnet_lightning.data.packed_masks import FILLED, VOID, MaskPlanes, find_empty, join_masks, unpack_masks
+from dasnet_lightning.data.packed_masks import FILLED, VOID, PackedMasks, find_empty, join_masks, unpack_masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Moved:
     image: UInt8[np.ndarray, "H W 3"]
     boxes: Float[np.ndarray, "v 4"]
     index: Int64[np.ndarray, " v"]
-    planes: MaskPlanes
+    planes: PackedMasks
     mask_index: Int64[np.ndarray, " m"]
 
 
@@ -59,7 +59,7 @@ def collect(moved: Moved, labels: Int64[np.ndarray, " n"], keep_all: bool) -> Au
     return Augmented(moved.image, boxes, kept, unpack_masks(planes), mask_index, void)
 
 
-def keep_a_pixel(moved: MaskPlanes, originals: MaskPlanes) -> None:
+def keep_a_pixel(moved: PackedMasks, originals: PackedMasks) -> None:
     """Give every mask that vanished in an uncropped, unflipped resize the one pixel that is nearest to its centre."""
     height, width = moved.size
     for index in np.flatnonzero(find_empty(moved) & ~find_empty(originals)).tolist():
@@ -75,7 +75,7 @@ def _alive(moved: Moved) -> Bool[np.ndarray, " v"]:
 
 
 def _leftovers(
-    moved: Moved, alive: Bool[np.ndarray, " v"], labels: np.ndarray, known: MaskPlanes
+    moved: Moved, alive: Bool[np.ndarray, " v"], labels: np.ndarray, known: PackedMasks
 ) -> Bool[np.ndarray, "H W"]:
     """What is still visible of removed objects inside the kept boxes of the same class, and under no kept mask.
 

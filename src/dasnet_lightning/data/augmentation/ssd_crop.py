@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-Window = tuple[int, int, int, int]
+CropWindow = tuple[int, int, int, int]
 BoxArray = Float[np.ndarray, "n 4"]
 
 MIN_IOUS: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # None: no crop; 0: any crop
@@ -28,7 +28,7 @@ def draw_window(
     expand: float = 0.5,
     max_ratio: float = 4.0,
     scale: tuple[float, float] | None = (0.3, 1.0),
-) -> Window:
+) -> CropWindow:
     """Draw what is seen of a picture of `size` (height, width): an expand with that probability, then a crop of it.
 
     scale: of the crop; None means no crop.
@@ -40,7 +40,7 @@ def draw_window(
     return (x0, y0, x1, y1) if crop is None else (x0 + crop[0], y0 + crop[1], x0 + crop[2], y0 + crop[3])
 
 
-def draw_expand(size: tuple[int, int], max_ratio: float, random: np.random.Generator) -> Window:
+def draw_expand(size: tuple[int, int], max_ratio: float, random: np.random.Generator) -> CropWindow:
     """Draw the place of a picture of `size` (height, width) on a canvas 1..max_ratio times as large (section 6).
 
     Returns the canvas as a window in the picture's own pixels: x0 and y0 are zero or negative.
@@ -59,7 +59,7 @@ def draw_crop(
     random: np.random.Generator,
     scale: tuple[float, float] = (0.3, 1.0),
     aspect: tuple[float, float] = (0.5, 2.0),
-) -> Window | None:
+) -> CropWindow | None:
     """Draw SSD's crop: one of {none, min IoU .1 .3 .5 .7 .9, any}, up to 50 trials (section 6).
 
     A trial is good if at least one box has its centre inside and at least one box overlaps the window with the drawn
@@ -117,7 +117,7 @@ def pixel_window(box: Sequence[float], size: tuple[int, ...]) -> tuple[slice, sl
     return slice(y0, max(y1, y0)), slice(x0, max(x1, x0))
 
 
-def move_boxes(boxes: np.ndarray, size: tuple[int, ...], window: Window) -> np.ndarray:
+def move_boxes(boxes: np.ndarray, size: tuple[int, ...], window: CropWindow) -> np.ndarray:
     """Move boxes (0..1 of a picture of `size`) into the 0..1 of a window; columns after the fourth are kept."""
     x0, y0, x1, y1 = window
     height, width = size[:2]
@@ -141,7 +141,7 @@ Pair = Float[np.ndarray, "2"]  # vertical, horizontal
 
 
 def view_image(
-    image: UInt8[np.ndarray, "H0 W0 3"], window: Window, size: tuple[int, int]
+    image: UInt8[np.ndarray, "H0 W0 3"], window: CropWindow, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Show a window of an image at `size` (height, width), averaging where it shrinks.
 
@@ -159,7 +159,7 @@ def view_image(
 
 
 def view_mask(
-    mask: UInt8[np.ndarray, "H0 W0"], window: Window, size: tuple[int, int], fill: int
+    mask: UInt8[np.ndarray, "H0 W0"], window: CropWindow, size: tuple[int, int], fill: int
 ) -> UInt8[np.ndarray, "H W"]:
     """Show a window of a mask at `size`: each pixel is the nearest one of the mask, or `fill` outside."""
     part, scale, place = _visible(mask, window, size)
@@ -171,7 +171,7 @@ def view_mask(
     )
 
 
-def _visible(pixels: np.ndarray, window: Window, size: tuple[int, int]) -> tuple[np.ndarray, Pair, Pair]:
+def _visible(pixels: np.ndarray, window: CropWindow, size: tuple[int, int]) -> tuple[np.ndarray, Pair, Pair]:
     """The part of the pixels inside a window, the output pixels of one of theirs, and where they begin in the output."""
     x0, y0, x1, y1 = window
     top, left = max(y0, 0), max(x0, 0)

@@ -28,8 +28,15 @@ from jaxtyping import Float, Int64, UInt8
 
 from dasnet_lightning.data.augmentation.objects import Augmented, Moved, collect, keep_a_pixel
 from dasnet_lightning.data.augmentation.photometric import Distortion, distort, draw_distortion
-from dasnet_lightning.data.augmentation.ssd_crop import Window, draw_window, mark_cut, move_boxes, view_image, view_mask
-from dasnet_lightning.data.packed_masks import FILLED, MaskPlanes
+from dasnet_lightning.data.augmentation.ssd_crop import (
+    CropWindow,
+    draw_window,
+    mark_cut,
+    move_boxes,
+    view_image,
+    view_mask,
+)
+from dasnet_lightning.data.packed_masks import FILLED, PackedMasks
 from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.registry import Registry
 
@@ -89,17 +96,17 @@ class SSDWindow(A.DualTransform):
         random = self.random_generator
         return {"window": draw_window(boxes, (height, width), random, self.expand, self.max_ratio, self.scale)}
 
-    def apply(self, img: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
+    def apply(self, img: np.ndarray, *, window: CropWindow, **params: Any) -> np.ndarray:
         return view_image(img, window, self.image_size)
 
-    def apply_to_mask(self, mask: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
+    def apply_to_mask(self, mask: np.ndarray, *, window: CropWindow, **params: Any) -> np.ndarray:
         return view_mask(mask, window, self.image_size, FILLED)
 
-    def apply_to_masks(self, masks: np.ndarray, *, window: Window, **params: Any) -> np.ndarray:
+    def apply_to_masks(self, masks: np.ndarray, *, window: CropWindow, **params: Any) -> np.ndarray:
         return np.stack([view_mask(mask, window, self.image_size, 0) for mask in masks])
 
     def apply_to_bboxes(
-        self, bboxes: np.ndarray, *, window: Window, shape: tuple[int, ...], **params: Any
+        self, bboxes: np.ndarray, *, window: CropWindow, shape: tuple[int, ...], **params: Any
     ) -> np.ndarray:
         moved = move_boxes(bboxes, shape, window)
         return mark_cut(moved) if len(moved) else moved
@@ -145,7 +152,7 @@ class Transform:
         self,
         image: UInt8[np.ndarray, "H0 W0 3"],
         boxes: Float[np.ndarray, "n 4"],
-        planes: MaskPlanes,
+        planes: PackedMasks,
         mask_index: Int64[np.ndarray, " m"],
         seed: int,
         labels: Int64[np.ndarray, " n"] | None = None,
@@ -174,7 +181,7 @@ class Transform:
         return collect(moved, np.zeros(len(boxes), np.int64) if labels is None else labels, self.keep_all)
 
 
-def _read(out: dict[str, Any], planes: MaskPlanes, mask_index: Int64[np.ndarray, " m"]) -> Moved:
+def _read(out: dict[str, Any], planes: PackedMasks, mask_index: Int64[np.ndarray, " m"]) -> Moved:
     image, first = out["image"], out["mask"]
     filled = first & np.uint8(FILLED)
     if filled.any():  # 100 times as fast as image[filled] = MEAN_COLOUR

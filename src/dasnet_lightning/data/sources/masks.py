@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.packed_masks import MaskPlanes, empty_planes
+from dasnet_lightning.data.packed_masks import PackedMasks, empty_planes
 from dasnet_lightning.data.records import Masks, MaskState
 
 REACH = 4  # polygons may reach this many image sizes beyond the origin, on either side
@@ -25,7 +25,7 @@ VOID = 255
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class MaskShape:
     """A validated segmentation in compact form: polygons (x, y, x, y, ...), or the run lengths of a column-wise mask."""
 
     polygons: tuple[np.ndarray, ...] = ()
@@ -37,7 +37,7 @@ class CheckedShape:
     """What a segmentation field holds: a shape where the state is PRESENT, a reason where it is INVALID."""
 
     state: MaskState
-    shape: Shape | None = None
+    shape: MaskShape | None = None
     reason: str = ""
 
 
@@ -55,7 +55,7 @@ def check_segmentation(value: Any, size: tuple[int, int]) -> CheckedShape:
     return CheckedShape(MaskState.PRESENT, shape)
 
 
-def pack_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> MaskPlanes:
+def pack_shapes(shapes: Sequence[MaskShape], size: tuple[int, int]) -> PackedMasks:
     """Rasterise validated shapes into planes, each only from its first pixel to its last, column by column."""
     turned = empty_planes((size[1], size[0]), len(shapes))
     for index, shape in enumerate(shapes):
@@ -68,7 +68,7 @@ def pack_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> MaskPlanes:
     return replace(turned, planes=np.stack([cv2.transpose(plane) for plane in turned.planes]))
 
 
-def is_rectangle(shape: Shape | None, box: tuple[float, float, float, float] | None) -> bool:
+def is_rectangle(shape: MaskShape | None, box: tuple[float, float, float, float] | None) -> bool:
     """Whether a shape is one polygon of four corners that are those of its box (xyxy)."""
     if shape is None or box is None or len(shape.polygons) != 1 or len(shape.polygons[0]) not in (8, 10):
         return False
@@ -97,7 +97,7 @@ def check_mask(plane: UInt8[np.ndarray, "H W"], value: int, box: tuple[float, fl
 
 
 def collect_masks(
-    packed: MaskPlanes, boxes: Sequence[tuple[float, float, float, float]], reasons: Sequence[str]
+    packed: PackedMasks, boxes: Sequence[tuple[float, float, float, float]], reasons: Sequence[str]
 ) -> Masks:
     """Check opened masks against their boxes; `reasons[i]` not empty marks one that failed before."""
     checked = tuple(
@@ -138,7 +138,7 @@ def parse_counts(text: str | bytes) -> np.ndarray:
     return values
 
 
-def _runs(shape: Shape, size: tuple[int, int]) -> np.ndarray:
+def _runs(shape: MaskShape, size: tuple[int, int]) -> np.ndarray:
     """The run lengths of a shape, column by column, the first outside."""
     if shape.counts is not None:
         return shape.counts
@@ -147,13 +147,13 @@ def _runs(shape: Shape, size: tuple[int, int]) -> np.ndarray:
     return parse_counts(runs["counts"])
 
 
-def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> Shape:
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> MaskShape:
     limits = (REACH * size[1], REACH * size[0])
     for number, polygon in enumerate(polygons, start=1):
         if not isinstance(polygon, list):
             raise ValueError(f"polygon {number} is no list of numbers")
         _check_polygon(polygon, f"polygon {number} of {len(polygons)}", limits)
-    return Shape(polygons=tuple(np.array(polygon, dtype=np.float64) for polygon in polygons))
+    return MaskShape(polygons=tuple(np.array(polygon, dtype=np.float64) for polygon in polygons))
 
 
 def _check_polygon(polygon: list[Any], name: str, limits: tuple[int, int]) -> None:
@@ -172,7 +172,7 @@ def _check_polygon(polygon: list[Any], name: str, limits: tuple[int, int]) -> No
         raise ValueError(f"{name} reaches more than {REACH} image sizes away")
 
 
-def _check_runs(value: Any, size: tuple[int, int]) -> Shape:
+def _check_runs(value: Any, size: tuple[int, int]) -> MaskShape:
     if not isinstance(value, dict) or "counts" not in value or "size" not in value:
         raise ValueError("the segmentation is neither polygons nor run lengths with 'counts' and 'size'")
     if list(value["size"]) != list(size):
@@ -185,7 +185,7 @@ def _check_runs(value: Any, size: tuple[int, int]) -> Shape:
         raise ValueError(f"the run lengths sum to {int(runs.sum())}, expected {size[0] * size[1]}")
     if not runs[1::2].any():
         raise ValueError("the mask is empty")
-    return Shape(counts=runs)
+    return MaskShape(counts=runs)
 
 
 def _whole_numbers(counts: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.synthetic.scenes import Scene, render_scene
+from dasnet_lightning.data.synthetic.scenes import SyntheticScene, render_scene
 from dasnet_lightning.data.synthetic.shapes import SHAPES
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.storage.atomic import write_text
@@ -30,7 +30,7 @@ def write_synthetic(
     size: int = 128,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    render: Callable[[np.random.Generator, int], Scene] = render_scene,
+    render: Callable[[np.random.Generator, int], SyntheticScene] = render_scene,
 ) -> Path:
     """Write pictures of textured shapes with boxes and masks; returns `root`.
 
@@ -90,7 +90,9 @@ def _new_content() -> dict[str, list[dict[str, Any]]]:
     return {"images": [], "annotations": [], "categories": categories}
 
 
-def _add(content: dict[str, list[dict[str, Any]]], scene: Scene, folder: Path, index: int, offset: int) -> None:
+def _add(
+    content: dict[str, list[dict[str, Any]]], scene: SyntheticScene, folder: Path, index: int, offset: int
+) -> None:
     """Write one picture and append its records; image ids go on from train to val."""
     image_id, name = offset + index + 1, f"{index + 1:06d}.jpg"
     Image.fromarray(scene.image).save(folder / name, quality=QUALITY, subsampling=0)

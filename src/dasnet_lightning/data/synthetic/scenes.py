@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float32, UInt8
 from dasnet_lightning.data.synthetic.shapes import (
     SHAPES,
     Field,
-    Piece,
-    cut_piece,
+    PlacedShape,
+    cut_shape,
     distinct_colour,
     paint_texture,
     shade,
@@ -32,7 +32,7 @@ Canvas = Float32[np.ndarray, "S S 3"]
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class SyntheticScene:
     """A picture, and for each shape its label (1-based place in SHAPES) and its visible pixels."""
 
     image: UInt8[np.ndarray, "S S 3"]
@@ -40,7 +40,7 @@ class Scene:
     masks: tuple[Bool[np.ndarray, "S S"], ...]
 
 
-def render_scene(rng: np.random.Generator, size: int) -> Scene:
+def render_scene(rng: np.random.Generator, size: int) -> SyntheticScene:
     """Draw one picture of `size` pixels a side with 1 to 4 shapes, the later ones in front."""
     base = rng.uniform(0.1, 0.9, 3)
     canvas = paint_texture(rng, base, (size, size))
@@ -59,10 +59,10 @@ def render_scene(rng: np.random.Generator, size: int) -> Scene:
         owner[piece.window][piece.inside] = len(labels)
     light = shade(rng, size)
     masks = tuple(owner == place for place in range(1, len(labels) + 1))
-    return Scene(_develop(rng, canvas, light), tuple(labels), masks)
+    return SyntheticScene(_develop(rng, canvas, light), tuple(labels), masks)
 
 
-def render_pair(rng: np.random.Generator, size: int) -> Scene:
+def render_pair(rng: np.random.Generator, size: int) -> SyntheticScene:
     """Draw one picture with two overlapping shapes of one class, about equally large, one in front of the other.
 
     Only compact shapes: what such pairs ask is which object a pixel belongs to, not how thin a part is still seen.
@@ -70,17 +70,17 @@ def render_pair(rng: np.random.Generator, size: int) -> Scene:
     base = rng.uniform(0.1, 0.9, 3)
     label = int(rng.integers(1, len(COMPACT) + 1))
     for _ in range(100 * TRIES):
-        back, front = (cut_piece(rng, SHAPES[label - 1], size) for _ in range(2))
+        back, front = (cut_shape(rng, SHAPES[label - 1], size) for _ in range(2))
         masks = [_mask(piece, size) for piece in (back, front)]
         if _is_pair((back, front), masks, size):
             break
     canvas, colours = paint_texture(rng, base, (size, size)), [base]
     for piece in (back, front):
         _put(rng, canvas, piece, colours)
-    return Scene(_develop(rng, canvas), (label, label), (masks[0] & ~masks[1], masks[1]))
+    return SyntheticScene(_develop(rng, canvas), (label, label), (masks[0] & ~masks[1], masks[1]))
 
 
-def _put(rng: np.random.Generator, canvas: Canvas, piece: Piece, colours: list[np.ndarray]) -> None:
+def _put(rng: np.random.Generator, canvas: Canvas, piece: PlacedShape, colours: list[np.ndarray]) -> None:
     """Paint a shape in a colour unlike those before it, which it joins."""
     colours.append(distinct_colour(rng, colours))
     window = canvas[piece.window]
@@ -94,13 +94,13 @@ def _develop(rng: np.random.Generator, canvas: Canvas, light: Field | None = Non
     return (np.clip(seen, 0, 1) * 255).round().astype(np.uint8)
 
 
-def _mask(piece: Piece, size: int) -> Bool[np.ndarray, "S S"]:
+def _mask(piece: PlacedShape, size: int) -> Bool[np.ndarray, "S S"]:
     mask = np.zeros((size, size), dtype=bool)
     mask[piece.window] = piece.inside
     return mask
 
 
-def _is_pair(pieces: tuple[Piece, Piece], masks: list[np.ndarray], size: int) -> bool:
+def _is_pair(pieces: tuple[PlacedShape, PlacedShape], masks: list[np.ndarray], size: int) -> bool:
     """Whether both shapes lie inside, are large enough and alike, and the front one hides enough but not too much."""
     back, front = pieces
     least, most = sorted((back.area, front.area))
@@ -112,10 +112,10 @@ def _is_pair(pieces: tuple[Piece, Piece], masks: list[np.ndarray], size: int) ->
 
 def _place(
     rng: np.random.Generator, label: int, owner: UInt8[np.ndarray, "S S"], areas: list[float], size: int
-) -> Piece | None:
+) -> PlacedShape | None:
     """Find a place for a shape where it and those behind it stay visible enough; None where there is none."""
     for _ in range(TRIES):
-        piece = cut_piece(rng, SHAPES[label - 1], size)
+        piece = cut_shape(rng, SHAPES[label - 1], size)
         seen = np.count_nonzero(piece.inside)
         if seen < max(LEAST_PIXELS, LEAST_INSIDE * piece.area):
             continue

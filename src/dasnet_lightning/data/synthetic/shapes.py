@@ -19,7 +19,7 @@ Field = Float32[np.ndarray, "h w"]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class PlacedShape:
     """A shape before it is painted: its window (rows, columns), soft coverage and mask there, and its whole area."""
 
     window: tuple[slice, slice]
@@ -28,7 +28,7 @@ class Piece:
     area: float
 
 
-def cut_piece(rng: np.random.Generator, shape: str, size: int) -> Piece:
+def cut_shape(rng: np.random.Generator, shape: str, size: int) -> PlacedShape:
     """Draw a pose (place, scale, proportions, shear, rotation) and rasterise the shape in it."""
     radius = rng.uniform(*SCALES) * size / 2
     stretch = float(np.exp(np.clip(rng.normal(0, 0.18), -0.35, 0.35)))
@@ -45,7 +45,7 @@ def cut_piece(rng: np.random.Generator, shape: str, size: int) -> Piece:
     level, unit_area = OUTLINES[shape]
     distance = level(inverse[0, 0] * dx + inverse[0, 1] * dy, inverse[1, 0] * dx + inverse[1, 1] * dy)
     cover = np.clip(0.5 - distance * np.float32(radius), 0, 1)  # an edge about one pixel wide
-    return Piece((slice(y0, y1), slice(x0, x1)), cover, cover >= 0.5, unit_area * radius**2)
+    return PlacedShape((slice(y0, y1), slice(x0, x1)), cover, cover >= 0.5, unit_area * radius**2)
 
 
 def _disc(u: Field, v: Field) -> Field:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Shape = tuple[float, float]  # width and height as fractions of the image
+AnchorShape = tuple[float, float]  # width and height as fractions of the image
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class AnchorLayout:
     size, and where they are None, the cells divide the image evenly.
     """
 
-    shapes: tuple[tuple[Shape, ...], ...]
+    shapes: tuple[tuple[AnchorShape, ...], ...]
     steps: tuple[int, ...] | None = None
     size: tuple[int, int] | None = None
 
@@ -31,7 +31,7 @@ class AnchorLayout:
         return tuple(len(shapes) for shapes in self.shapes)
 
 
-def ssd_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> tuple[tuple[Shape, ...], ...]:
+def ssd_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> tuple[tuple[AnchorShape, ...], ...]:
     """SSD's rule: a square of the level's scale, one between it and the next, and for each ratio a wide and a tall box.
 
     scales: fractions of the image, one more than there are levels. ratios: by level, width / height above 1.
@@ -46,12 +46,12 @@ def ssd_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> tu
     return tuple(levels)
 
 
-def clip_shapes(levels: Sequence[Sequence[Shape]]) -> tuple[tuple[Shape, ...], ...]:
+def clip_shapes(levels: Sequence[Sequence[AnchorShape]]) -> tuple[tuple[AnchorShape, ...], ...]:
     """The shapes, none wider or taller than the image: torchvision's choice."""
     return tuple(tuple((min(width, 1.0), min(height, 1.0)) for width, height in level) for level in levels)
 
 
-def dense_shapes(scales: Sequence[Sequence[float]], ratio: float = 2.0) -> tuple[tuple[Shape, ...], ...]:
+def dense_shapes(scales: Sequence[Sequence[float]], ratio: float = 2.0) -> tuple[tuple[AnchorShape, ...], ...]:
     """For every scale of every level a square, a wide and a tall box: close scales, so that small data gives positives."""
     root = sqrt(ratio)
     return tuple(

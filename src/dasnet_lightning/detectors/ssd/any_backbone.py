@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dasnet_lightning.detectors.backbones import StagedBackbone, build_staged
+from dasnet_lightning.detectors.backbones import MultiScaleBackbone, build_staged
 from dasnet_lightning.detectors.base import DETECTORS
 from dasnet_lightning.detectors.layers import extra_levels, init_convolutions, init_small, parse_size, reduced_head
 from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, ssd_shapes
@@ -25,7 +25,7 @@ EXTRA_WIDTHS = (512, 256, 256, 128, 128)
 class ExtendedBackbone(nn.Module):
     """The levels of a backbone, and extra ones above them, each half the one before."""
 
-    def __init__(self, body: StagedBackbone) -> None:
+    def __init__(self, body: MultiScaleBackbone) -> None:
         super().__init__()
         own = sum(stride >= COARSE for stride in body.strides)
         widths = EXTRA_WIDTHS[: HEAD_LEVELS - own]

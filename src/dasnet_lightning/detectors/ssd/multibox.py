@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
-from dasnet_lightning.distributed import sum_over_processes
+from dasnet_lightning.distributed import sum_over_ranks
 from dasnet_lightning.functional.boxes import covered_fraction, encode_boxes
-from dasnet_lightning.functional.losses import share
+from dasnet_lightning.functional.losses import normalize
 from dasnet_lightning.types import Loss, Target
 
 BACKGROUND = 0
@@ -121,10 +121,10 @@ def multibox_loss(
     ).view(anchor_labels.shape)
     positive = anchor_labels > 0
     negative = mine_negatives(entropy, anchor_labels, negative_ratio, min_negatives)
-    positives, negatives = sum_over_processes(torch.stack([positive.sum(), negative.sum()]))
+    positives, negatives = sum_over_ranks(torch.stack([positive.sum(), negative.sum()]))
     divisor = torch.maximum(positives, negatives / negative_ratio)
 
     image, anchor = positive.nonzero(as_tuple=True)
     wanted = encode_boxes(boxes[image, index[image, anchor]], anchors[anchor])
     box_loss = F.smooth_l1_loss(offsets[image, anchor].float(), wanted, reduction="sum")
-    return share((entropy * (positive | negative)).sum(), divisor), share(box_loss, divisor)
+    return normalize((entropy * (positive | negative)).sum(), divisor), normalize(box_loss, divisor)

@@ -90,7 +90,7 @@ def build_ssd300_vgg16(
     detections_per_image: int = 200,
     predictor_classes: Sequence[int] | None = None,
 ) -> SSD:
-    """torchvision's SSD300-VGG16.
+    """Torchvision's SSD300-VGG16.
 
     backbone_weights: torchvision's name ("COCO_V1" for the whole detector, "IMAGENET1K_FEATURES" for the backbone) or a
     file of ssd300_vgg16 or vgg16. predictor_classes: for each class, background first, the one of a whole detector's

@@ -35,10 +35,10 @@ class Decoder(nn.Module, ABC):
         """Decode an attended pyramid, one entry per region in each level, into features at `out_stride`."""
 
 
-Each = Callable[[Tensor], Tensor]
+CellwiseFn = Callable[[Tensor], Tensor]
 
 
-class Skips(ABC):
+class SkipFeatures(ABC):
     """What the encoder offers to a decoder: attended levels and switches, wherever the decoder's features lie.
 
     Attributes:
@@ -48,7 +48,7 @@ class Skips(ABC):
     pyramid: Pyramid
 
     @abstractmethod
-    def level(self, index: int, at: Patches | None = None, each: Each | None = None) -> Float[Tensor, "m c h w"]:
+    def level(self, index: int, at: Patches | None = None, each: CellwiseFn | None = None) -> Float[Tensor, "m c h w"]:
         """Return a level in the windows of `at`, or whole; zero outside the boxes and beyond the map.
 
         Args:
@@ -73,15 +73,15 @@ class LocalDecoder(Decoder):
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
         """Decode whole maps, coarse then fine."""
-        skips = WholeSkips(pyramid)
+        skips = WholeSkipFeatures(pyramid)
         return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
     @abstractmethod
-    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
+    def decode_coarse(self, skips: SkipFeatures) -> Float[Tensor, "r c h w"]:
         """Return the features that `decode_fine` starts from."""
 
     @abstractmethod
-    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+    def decode_fine(self, features: Patches, skips: SkipFeatures) -> Patches:
         """Return the features at `out_stride`, of whole maps or of windows."""
 
     @abstractmethod
@@ -93,13 +93,13 @@ class LocalDecoder(Decoder):
         """Return the windows of the coarse features that decide windows of the result; reads only the pyramid's sizes."""
 
 
-class WholeSkips(Skips):
+class WholeSkipFeatures(SkipFeatures):
     """The levels and switches of an attended pyramid, for whole maps."""
 
     def __init__(self, pyramid: Pyramid) -> None:
         self.pyramid = pyramid
 
-    def level(self, index: int, at: Patches | None = None, each: Each | None = None) -> Float[Tensor, "m c h w"]:
+    def level(self, index: int, at: Patches | None = None, each: CellwiseFn | None = None) -> Float[Tensor, "m c h w"]:
         level = self.pyramid.levels[index]
         return level if each is None else each(level)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dasnet_lightning.functional.patches import Patches, convolve, double, resize
-from dasnet_lightning.functional.windows import Windows, before_doubling, before_resizing
+from dasnet_lightning.functional.windows import Windows, doubling_input_window, resize_input_window
 
 Size = tuple[int, int]
 
@@ -110,7 +110,7 @@ def transpose_patches(layer: TransposedTo, patches: Patches, size: Size) -> Patc
 
 def before_transposing(windows: Windows, grid: Size) -> Windows:
     """What `transpose_patches` reads of maps of `grid` cells for these windows."""
-    return before_doubling(before_resizing(windows, doubled(grid, windows.grid)), grid)
+    return doubling_input_window(resize_input_window(windows, doubled(grid, windows.grid)), grid)
 
 
 def convolve_patches(layer: nn.Conv2d, patches: Patches) -> Patches:
@@ -146,7 +146,7 @@ def relu_(values: Tensor) -> Tensor:
     return F.relu(values, inplace=True)
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """The paper's start for one layer: small gaussians in front of a BatchNorm, Xavier elsewhere, biases 0."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         if module.bias is None:  # BatchNorm has the bias

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches, resize, trim, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape
-from dasnet_lightning.functional.windows import Windows, before_resizing
-from dasnet_lightning.nn.decoder.base import DECODERS, LocalDecoder, Skips
+from dasnet_lightning.functional.windows import Windows, resize_input_window
+from dasnet_lightning.nn.decoder.base import DECODERS, LocalDecoder, SkipFeatures
 from dasnet_lightning.nn.decoder.layers import Size, convolve_patches, halo, relu_
 from dasnet_lightning.types import Pyramid
 
@@ -48,7 +48,7 @@ class FuseBlock(nn.Module):
         self.fuse = nn.Conv2d(coarse_channels + lateral_channels, out_channels, 3, padding=1)
         self.refine = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
-    def forward(self, coarse: Patches, level: int, skips: Skips) -> Patches:
+    def forward(self, coarse: Patches, level: int, skips: SkipFeatures) -> Patches:
         up = resize(coarse, level_size(skips.pyramid, level))
         lateral = skips.level(level, up, self._narrow)
         fused = convolve_patches(self.fuse, up.map(lambda values: torch.cat([values, lateral], dim=1))).map(relu_)
@@ -57,7 +57,7 @@ class FuseBlock(nn.Module):
 
     def needs(self, windows: Windows, grid: Size) -> Windows:
         """What is read of maps of `grid` cells for windows of the result."""
-        return before_resizing(windows.grow(halo(self.fuse, self.refine)), grid)
+        return resize_input_window(windows.grow(halo(self.fuse, self.refine)), grid)
 
     def _narrow(self, level: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
         return relu_(self.lateral(self.norm(level)))
@@ -77,7 +77,7 @@ class UpBlock(nn.Module):
     def needs(self, windows: Windows) -> Windows:
         """What is read of maps of half the size for windows of the result."""
         half = (windows.grid[0] // 2, windows.grid[1] // 2)
-        return before_resizing(windows.grow(halo(self.convolution)), half)
+        return resize_input_window(windows.grow(halo(self.convolution)), half)
 
 
 class LightDecoder(LocalDecoder):
@@ -113,11 +113,11 @@ class LightDecoder(LocalDecoder):
         self.out_channels, self.out_stride = channels, stride
         self.apply(_initialise)
 
-    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
+    def decode_coarse(self, skips: SkipFeatures) -> Float[Tensor, "r c h w"]:
         features = whole_maps(skips.level(len(self.blocks), each=self._begin))
         return self._fuse(features, range(self.fine_levels, len(self.blocks)), skips).values
 
-    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+    def decode_fine(self, features: Patches, skips: SkipFeatures) -> Patches:
         features = self._fuse(features, range(self.fine_levels), skips)
         for up in self.ups:
             features = up(features)
@@ -143,7 +143,7 @@ class LightDecoder(LocalDecoder):
         assert isinstance(block, FuseBlock)
         return block
 
-    def _fuse(self, features: Patches, levels: range, skips: Skips) -> Patches:
+    def _fuse(self, features: Patches, levels: range, skips: SkipFeatures) -> Patches:
         for level in reversed(levels):
             features = self._block(level)(features, level, skips)
         return features

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches, unpool_patches
 from dasnet_lightning.functional.pooling import PoolShape, unpool
-from dasnet_lightning.functional.windows import Windows, before_unpooling
-from dasnet_lightning.nn.decoder.base import LocalDecoder, Skips, known_switches
-from dasnet_lightning.nn.decoder.layers import CoarseBlock, Size, halo, initialise, run_patches
+from dasnet_lightning.functional.windows import Windows, unpooling_input_window
+from dasnet_lightning.nn.decoder.base import LocalDecoder, SkipFeatures, known_switches
+from dasnet_lightning.nn.decoder.layers import CoarseBlock, Size, halo, initialize, run_patches
 from dasnet_lightning.types import Pyramid
 
 # The layers that follow unpool5 to unpool1: channels of all but the first input, which is what was unpooled.
@@ -64,9 +64,9 @@ class UnpoolingDecoder(LocalDecoder):
         inputs = (FULLY[1], STAGES[0][-1] + CONV4_3, *(widths[-1] for widths in STAGES[1:]))
         self.stages = nn.ModuleList(_stage(first, widths) for first, widths in zip(inputs, kept, strict=False))
         self.out_channels, self.out_stride = kept[-1][-1], out_stride
-        self.apply(initialise)
+        self.apply(initialize)
 
-    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
+    def decode_coarse(self, skips: SkipFeatures) -> Float[Tensor, "r c h w"]:
         features = skips.level(len(self.coarse) + 1)
         for block, level in zip(self.coarse, reversed(range(1, len(self.coarse) + 1)), strict=True):
             features = block(features, skips.level(level))
@@ -75,7 +75,7 @@ class UnpoolingDecoder(LocalDecoder):
         size = _sizes(skips.pyramid)[pool5]
         return self.stages[0](unpool(features, skips.switches(pool5), size, *self.pool_shapes[pool5]))
 
-    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+    def decode_fine(self, features: Patches, skips: SkipFeatures) -> Patches:
         sizes = _sizes(skips.pyramid)
         for stage, pooling in zip(self._fine_stages(), self._poolings(), strict=True):
             switches = skips.switches(pooling, features)
@@ -93,7 +93,7 @@ class UnpoolingDecoder(LocalDecoder):
         sizes = _sizes(pyramid)
         for stage, pooling in zip(self._fine_stages()[::-1], self._poolings()[::-1], strict=True):
             windows = windows.grow(halo(stage))
-            windows = before_unpooling(windows, sizes[pooling + 1], self.pool_shapes[pooling])
+            windows = unpooling_input_window(windows, sizes[pooling + 1], self.pool_shapes[pooling])
         return windows
 
     def _fine_stages(self) -> list[nn.Sequential]:

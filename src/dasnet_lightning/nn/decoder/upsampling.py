@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches
 from dasnet_lightning.functional.windows import Windows
-from dasnet_lightning.nn.decoder.base import LocalDecoder, Skips
+from dasnet_lightning.nn.decoder.base import LocalDecoder, SkipFeatures
 from dasnet_lightning.nn.decoder.layers import (
     CoarseBlock,
     Size,
@@ -25,7 +25,7 @@ from dasnet_lightning.nn.decoder.layers import (
     convolve_patches,
     halo,
     halvings,
-    initialise,
+    initialize,
     transpose_patches,
 )
 from dasnet_lightning.types import Pyramid
@@ -47,7 +47,7 @@ class FineBlock(nn.Module):
         self.fuse = nn.Conv2d(width + level_channels, width, 3, padding=1)
         self.level = level
 
-    def forward(self, patches: Patches, size: Size, skips: Skips) -> Patches:
+    def forward(self, patches: Patches, size: Size, skips: SkipFeatures) -> Patches:
         for up, step in zip(self.ups, halvings(len(self.ups), size), strict=True):
             assert isinstance(up, TransposedTo)
             patches = transpose_patches(up, patches, step)
@@ -100,16 +100,16 @@ class UpsamplingDecoder(LocalDecoder):
             self.fine.append(FineBlock(channels, 0, _width(stride, widths), doublings=1, level=None))
             channels = _width(stride, widths)
         self.out_channels, self.out_stride = channels, stride
-        self.apply(initialise)
+        self.apply(initialize)
 
-    def decode_coarse(self, skips: Skips) -> Float[Tensor, "r c h w"]:
+    def decode_coarse(self, skips: SkipFeatures) -> Float[Tensor, "r c h w"]:
         coarsest = self.fine_levels + len(self.coarse)
         features = skips.level(coarsest)
         for block, level in zip(self.coarse, reversed(range(self.fine_levels, coarsest)), strict=True):
             features = block(features, skips.level(level))
         return features
 
-    def decode_fine(self, features: Patches, skips: Skips) -> Patches:
+    def decode_fine(self, features: Patches, skips: SkipFeatures) -> Patches:
         for block, size in zip(self.fine, self._sizes(skips.pyramid)[1:], strict=True):
             features = block(features, size, skips)
         return features
