@@ -37,8 +37,9 @@ from dasnet_lightning.tasks.checkpoints import load_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
+from dasnet_lightning.training.config import TrainerSettings
 from dasnet_lightning.training.hardware import quiet_lightning
-from dasnet_lightning.training.stage import Stage, TrainerSettings, run_stage
+from dasnet_lightning.training.stage import Stage, run_stage
 from dasnet_lightning.types import Batch, Detections, Prediction, Pyramid, Target
 from dasnet_lightning.visualization import draw_masks, side_by_side
 

@@ -16,6 +16,7 @@ ALLOWED = {
     "shared_memory": set(),
     "types": {"shared_memory"},
     "errors": set(),
+    "options": {"errors"},
     "registry": {"errors"},
     "distributed": set(),
     "rle": set(),
@@ -34,6 +35,7 @@ ALLOWED = {
     "inference": BASE | {"functional", "nn", "detectors", "models", "tasks", "data", "visualization", "feature_cache"},
     "callbacks": BASE | {"console", "metrics", "tasks"},
     "training": BASE
+    | {"options"}
     | {"functional", "nn", "detectors", "models", "feature_cache", "metrics", "data", "tasks", "callbacks"}
     | {"inference", "report", "console", "visualization"},
 }

@@ -21,6 +21,7 @@ _PUBLIC = {
     "Segmenter": "inference.segmenter",
     "Segmentation": "inference.segmentation",
     "load": "inference.segmenter",
+    "train": "training.run",
     "box_attention": "functional.attention",
     "DasnetError": "errors",
 }

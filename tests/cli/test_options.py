@@ -5,11 +5,12 @@ from typing import Literal
 
 import pytest
 
-from dasnet_lightning.cli.options import parse_options, replace_options
+from dasnet_lightning.cli.options import parse_options
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.instance_targets import SamplingOptions
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.options import replace_options
 
 
 def test_values_are_read_as_yaml():
@@ -47,9 +48,9 @@ def test_numbers_without_a_point_and_numbers_that_yaml_calls_text():
     [
         (
             "foreground_treshold=0.4",
-            "nothing is called 'foreground_treshold', did you mean 'foreground_threshold'? Known:",
+            "'foreground_treshold' is unknown, did you mean 'foreground_threshold'? Known:",
         ),
-        ("max_classes=3", "nothing is called 'max_classes'"),
+        ("max_classes=3", "'max_classes' is unknown"),
         ("max_detections=many", "max_detections='many': expected a whole number"),
         ("max_detections=1.5", "max_detections=1.5: expected a whole number"),
         ("max_detections=true", "max_detections=True: expected a whole number"),

@@ -7,19 +7,33 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
+from dasnet_lightning import train
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.training.config import RunConfig, TrainerSettings, TrainOptions
 
 TINY = [
-    *("--detector", "ssd_tiny", "--image-size", "64", "--detector-batch-size", "4", "--batch-size", "4"),
+    *(
+        "--task",
+        "semantic",
+        "--detector",
+        "ssd_tiny",
+        "--image-size",
+        "64",
+        "--detector-batch-size",
+        "4",
+        "--batch-size",
+        "4",
+    ),
     *("--detector-steps", "6", "--steps", "4", "--num-workers", "0", "--accelerator", "cpu", "--precision", "32-true"),
 ]
 
@@ -252,11 +266,43 @@ def test_images_are_segmented_again_from_cached_features(finished, shapes, tmp_p
 
 def test_demo_walks_the_users_road(tmp_path, capsys):
     lengths = ["--images", "12", "--detector-steps", "2", "--steps", "2", "--num-workers", "0"]
-    assert main(["demo", "--out", str(tmp_path / "demo"), *lengths]) == 0
+    assert main(["demo", "--task", "semantic", "--out", str(tmp_path / "demo"), *lengths]) == 0
     printed = capsys.readouterr().out
     assert "mIoU, ground-truth boxes" in printed
     assert "5/class" in printed
     assert (tmp_path / "demo" / "report.html").is_file()
+
+
+def test_python_and_the_command_line_take_the_same_options_and_do_the_same(finished, shapes, capsys):
+    result = train(shapes, finished, mask_budgets=["6", "all"], **options_of(TINY))
+    assert "stage one: boxes: done before" in capsys.readouterr().err
+    saved = json.loads((finished / "results.json").read_text())
+    assert [item.metrics for item in result.budgets] == [item["metrics"] for item in saved["budgets"]]
+    assert result.folder == finished
+    assert "dasnet_lightning.train(" in (finished / "report.html").read_text()
+
+
+def options_of(arguments: list[str]) -> dict[str, Any]:
+    """The keyword arguments of `train` that mean what these command-line arguments mean."""
+    names = [name.removeprefix("--").replace("-", "_") for name in arguments[::2]]
+    return {name: int(value) if value.isdigit() else value for name, value in zip(names, arguments[1::2], strict=True)}
+
+
+def test_train_refuses_unknown_options_and_wrong_values(shapes, tmp_path):
+    with pytest.raises(ConfigError, match=r"train: 'stepps' is unknown, did you mean 'steps'\?"):
+        train(shapes, tmp_path / "run", stepps=3)
+    with pytest.raises(ConfigError, match=r"train steps='many': expected a whole number"):
+        train(shapes, tmp_path / "run", steps="many")
+    with pytest.raises(ConfigError, match=r"train logger='paper': expected 'csv' or 'wandb'"):
+        train(shapes, tmp_path / "run", logger="paper")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_keyword_arguments_of_train_are_all_options():
+    options = get_type_hints(RunConfig) | get_type_hints(TrainerSettings)
+    for name in ("data", "out", "trainer"):
+        del options[name]
+    assert get_type_hints(TrainOptions) == options
 
 
 def test_wandb_logs_offline_by_option(shapes, tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from trainings import command, start_script
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.training.config import TrainerSettings
 from dasnet_lightning.training.launch import FOLLOWED, check_strategy, end_processes
-from dasnet_lightning.training.stage import TrainerSettings
 
 TINY = [
     *("--detector", "ssd_tiny", "--detector-option", "detections_per_image=6", "--image-size", "64"),
@@ -66,7 +66,7 @@ from pathlib import Path
 import torch
 
 from dasnet_lightning.training import launch
-from dasnet_lightning.training.stage import TrainerSettings
+from dasnet_lightning.training.config import TrainerSettings
 from dasnet_lightning.distributed import is_first, rank, sum_over_processes
 
 launch.GRACE = 1.0

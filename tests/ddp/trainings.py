@@ -25,10 +25,10 @@ from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
-from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.config import RunConfig, TrainerSettings
 from dasnet_lightning.training.detector_stage import choose_threshold
 from dasnet_lightning.training.launch import processes
-from dasnet_lightning.training.stage import Stage, TrainerSettings
+from dasnet_lightning.training.stage import Stage
 from dasnet_lightning.types import Batch
 
 SIZE = 64

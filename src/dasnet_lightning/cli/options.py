@@ -1,31 +1,78 @@
-"""Options that commands share, and NAME=VALUE options: values as YAML reads them, checked where a record holds them."""
+"""Command-line options that are derived from dataclasses, and NAME=VALUE options."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dasnet_lightning.errors import ConfigError
 
-Options = TypeVar("Options")
-
 
 def add_feature_cache_arguments(parser: argparse.ArgumentParser, use: str) -> None:
-    """Where a frozen detector's features are kept; `use` says what for."""
-    parser.add_argument("--feature-cache", metavar="FOLDER", help=f"keep the frozen detector's features {use} there")
+    """Add --feature-cache and --feature-cache-gb; `use` completes "keep the frozen detector's features ..."."""
+    parser.add_argument("--feature-cache", metavar="DIR", help=f"keep the frozen detector's features {use} there")
     parser.add_argument(
-        "--feature-cache-gb",
-        type=float,
-        default=10.0,
-        metavar="N",
-        help="keep at most N GB of them (default: %(default)s)",
+        "--feature-cache-gb", type=float, default=10.0, metavar="N", help="size limit (default: %(default)s)"
     )
 
 
-def parse_options(pairs: Sequence[str], option: str) -> dict[str, Any]:
-    """NAME=VALUE pairs that were given to `option` (its name, for messages). Raises ConfigError for anything else."""
+def add_field_arguments(parser: argparse.ArgumentParser, options: type, names: Iterable[str] | None = None) -> None:
+    """Add an argument for each documented field of a dataclass.
+
+    Args:
+        parser: gets the arguments.
+        options: a dataclass whose fields have "help", "flag" and "metavar" in their metadata.
+        names: the fields to add; None for all.
+    """
+    types = get_type_hints(options)
+    for item in fields(options):
+        if "help" in item.metadata and (names is None or item.name in names):
+            flag = item.metadata["flag"] or item.name.replace("_", "-")
+            parser.add_argument(f"--{flag}", dest=item.name, **_argument(item, types[item.name]))
+
+
+def _argument(item: "Field[Any]", annotation: Any) -> dict[str, Any]:
+    """Return what argparse needs to know of a field."""
+    text, metavar = item.metadata["help"], item.metadata["metavar"]
+    if annotation is bool:
+        return {"action": "store_true", "help": text}
+    if get_origin(annotation) is Literal:
+        return {"choices": get_args(annotation), "default": item.default, "help": f"{text} (default: %(default)s)"}
+    if item.default is MISSING:  # a mapping
+        return {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": text}
+    if get_origin(annotation) is tuple:
+        return {"nargs": "+", "default": list(item.default), "metavar": metavar, "help": text}
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = get_args(annotation)[0]
+    metavar = metavar or {int: "N", float: "X", str: "NAME"}[annotation]
+    shown = "" if "(default" in text or not item.default else " (default: %(default)s)"
+    return {"type": annotation, "default": item.default, "metavar": metavar, "help": text + shown}
+
+
+def field_values(args: argparse.Namespace, options: type, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the values of the arguments that `add_field_arguments` added, by field name."""
+    values = {}
+    for item in fields(options):
+        if "help" in item.metadata and (names is None or item.name in names):
+            value = getattr(args, item.name)
+            if item.default is MISSING:
+                flag = item.metadata["flag"] or item.name.replace("_", "-")
+                value = parse_options(value, f"--{flag}")
+            values[item.name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def parse_options(pairs: Sequence[str], option: str) -> Mapping[str, Any]:
+    """Parse NAME=VALUE pairs with YAML's values.
+
+    Args:
+        pairs: the pairs.
+        option: the option that they were given to, named in error messages.
+
+    Raises:
+        ConfigError: a pair is not NAME=VALUE, or its value is not YAML.
+    """
     import yaml
 
     options = {}
@@ -38,45 +85,3 @@ def parse_options(pairs: Sequence[str], option: str) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"{option} '{pair}': the value cannot be read, expected YAML") from error
     return options
-
-
-def replace_options(record: Options, changes: Mapping[str, Any], option: str) -> Options:
-    """The dataclass `record` with other values in some fields. Raises ConfigError for a name or a value that does not fit."""
-    kinds = get_type_hints(type(record))
-    return replace(record, **{name: _checked(name, value, kinds, option) for name, value in changes.items()})  # type: ignore[type-var]
-
-
-def _checked(name: str, value: Any, kinds: Mapping[str, Any], option: str) -> Any:
-    if name not in kinds:
-        near = get_close_matches(name, kinds, n=1)
-        hint = f", did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"{option}: nothing is called '{name}'{hint} Known: {', '.join(sorted(kinds))}")
-    value = _as_number(value) if float in (kinds[name], *get_args(kinds[name])) else value
-    if not _fits(value, kinds[name]):
-        raise ConfigError(f"{option} {name}={value!r}: expected {_describe(kinds[name])}")
-    return value
-
-
-def _as_number(value: Any) -> Any:
-    """YAML reads 4 as a whole number, and 1e-3, which has no point, as text."""
-    try:
-        return float(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
-    except ValueError:
-        return value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
-    if isinstance(value, bool):  # a bool is an int to Python
-        return kind is bool
-    return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
-    if get_origin(kind) is Literal:
-        return " or ".join(repr(choice) for choice in get_args(kind))
-    return " or ".join(words.get(one, str(one)) for one in get_args(kind) or (kind,))

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options, replace_options
+from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
+from dasnet_lightning.options import replace_options
 
 if TYPE_CHECKING:
     from dasnet_lightning.inference.segmentation import Segmentation
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     paths = find_images(args.images, args.out)
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
-    changes = parse_options(args.inference_option, "--inference-option")
+    changes = dict(parse_options(args.inference_option, "--inference-option"))
     changes |= {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     segmenter = _load(args, changes)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,105 +1,211 @@
-"""What a run depends on and what it gave, and how both are kept in its folder."""
+"""The options of a run, one definition for `dasnet train` and for `dasnet_lightning.train`, and the file that keeps them."""
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from dasnet_lightning import __version__
-from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.options import replace_options
 from dasnet_lightning.storage.atomic import write_json
-from dasnet_lightning.training.stage import TrainerSettings
+from dasnet_lightning.training.hardware import default_precision, default_workers
+
+
+def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
+    """Return a dataclass field that the command line shows too.
+
+    Args:
+        default: the default; a dict is copied for each instance.
+        help: the help text.
+        flag: the name on the command line; None for the field's own name.
+        metavar: the placeholder of the value in the help.
+    """
+    metadata = {"help": help, "flag": flag, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Hardware, precision, logging and checkpoints: the same for all stages of a run. Free to change on resuming."""
+
+    accelerator: str = option("auto", "cpu, cuda, ...")
+    devices: int = option(1, "processes, each with a batch of its own")
+    strategy: str = option("auto", "ddp for several devices")
+    num_nodes: int = option(1, "machines; torchrun sets it")
+    precision: str | None = option(None, "32-true, bf16-mixed, ... (default: the fastest that the hardware supports)")
+    logger: Literal["csv", "wandb"] = option("csv", "wandb logs in addition to the CSV files")
+    project: str = option("dasnet", "W&B project")
+    scale_lr: Literal["none", "linear"] = option(
+        "none", "linear: multiply the learning rates by the number of processes"
+    )
+    checkpoint_every: int = option(100, "steps between checkpoints", metavar="N")
+    deterministic: bool = option(False, "bit-identical results on a GPU too, slower")
+
+    def resolve(self) -> "TrainerSettings":
+        """Fill in what the machine decides: the precision, and under torchrun the processes."""
+        settings = replace(self, precision=self.precision or default_precision(self.accelerator))
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return settings
+        return replace(
+            settings,
+            devices=int(os.environ["LOCAL_WORLD_SIZE"]),
+            num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
+            strategy="ddp" if self.strategy == "auto" else self.strategy,
+        )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run depends on; the fields are the options of `dasnet train` and are explained there.
-
-    detector_steps and steps of 0 mean: chosen from the number of images; score_threshold of 0: the best F1 on training
-    images; joint_steps of 0: no joint training after stage two.
-    """
+    """All options of a run. The run folder keeps them, and a continued run must have the same."""
 
     data: str
-    out: str
-    task: Literal["semantic", "instance"] = "semantic"
-    mask_budgets: tuple[str, ...] = ("all",)
-    detector: str = "ssd320_vgg16"
-    detector_options: Mapping[str, Any] = field(default_factory=dict)
-    backbone_weights: str | None = None
-    detector_checkpoint: str | None = None
-    decoder: str = "light"
-    soft_attention: float = 0.0
-    image_size: int = 0
-    detector_steps: int = 0
-    steps: int = 0
-    joint_steps: int = 0
-    detector_batch_size: int = 16
-    batch_size: int = 8
-    detector_augmentation: str = "ssd"
-    detector_lr: float = 1e-3
-    lr: float = 1e-3
-    score_threshold: float = 0.0
-    seed: int = 0
-    split_seed: int = 0
-    num_workers: int = 0
-    allow_missing: bool = False
-    fix: Literal["error", "drop"] = "error"
-    feature_cache: str | None = None
-    feature_cache_gb: float = 10.0
+    out: str = option("", "run folder (default: runs/DATA-BUDGETS)", metavar="DIR")
+    task: Literal["semantic", "instance"] = option(
+        "instance", "instance: a mask for each object, and a class map; semantic: a class map"
+    )
+    mask_budgets: tuple[str, ...] = option(
+        ("all",),
+        "masks to use: N images, N/class, seg100, seg200, seg500, all; several budgets share one detector",
+        flag="mask-budget",
+        metavar="N",
+    )
+    detector: str = option("ssd320_vgg16", "name of a registered detector")
+    detector_options: Mapping[str, Any] = option(
+        {}, "option of the detector's builder, such as frozen_blocks=7; repeatable", flag="detector-option"
+    )
+    backbone_weights: str | None = option(None, "torchvision's name of pretrained weights, or a file", metavar="W")
+    detector_checkpoint: str | None = option(None, "trained detector; skips stage one", metavar="FILE")
+    decoder: str = option("light", "light or paper")
+    soft_attention: float = option(
+        0.0, "0 to 1: decode twice, the second time with features weighted by the first prediction", metavar="A"
+    )
+    image_size: int = option(0, "side of the network input (default: the detector's)", metavar="PX")
+    detector_steps: int = option(0, "optimizer steps of stage one (default: by the size of the data set)", metavar="N")
+    steps: int = option(0, "optimizer steps of stage two (default: 1500)", metavar="N")
+    joint_steps: int = option(0, "fine-tune detector and decoder jointly for N steps after stage two", metavar="N")
+    detector_batch_size: int = option(16, "images per batch and process in stage one", metavar="B")
+    batch_size: int = option(8, "images per batch and process in stage two", metavar="B")
+    detector_augmentation: Literal["ssd", "segment", "flip", "none"] = option(
+        "ssd", "of stage one: ssd zooms out up to 4 times, segment up to 2 (for short training)"
+    )
+    detector_lr: float | None = option(
+        None, "learning rate of stage one (default: 2e-4 for VGG, ResNet and transformers, else 1e-3)"
+    )
+    lr: float = option(1e-3, "learning rate of stage two")
+    score_threshold: float = option(
+        0.0, "detections to segment in the evaluation (default: best F1 on training images)", metavar="S"
+    )
+    seed: int = option(0, "initial weights, order of the images, augmentation")
+    split_seed: int = option(0, "selects the images whose masks are used")
+    num_workers: int | None = option(None, "loader processes (default: half of the processors, at most 8)")
+    allow_missing: bool = option(False, "skip images whose file does not exist")
+    fix: Literal["error", "drop"] = option("error", "what to do with unusable boxes")
+    feature_cache: str | None = option(
+        None, "keep the frozen detector's features of the validation images there, for all budgets", metavar="DIR"
+    )
+    feature_cache_gb: float = option(10.0, "size limit of the feature cache", metavar="N")
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     @property
     def folder(self) -> Path:
+        """The run folder."""
         return Path(self.out)
 
+    def resolve(self) -> "RunConfig":
+        """Fill in the defaults that depend on the data set, the detector and the machine."""
+        return replace(
+            self,
+            out=self.out or default_folder(self),
+            detector_lr=default_detector_lr(self.detector) if self.detector_lr is None else self.detector_lr,
+            num_workers=default_workers() if self.num_workers is None else self.num_workers,
+            trainer=self.trainer.resolve(),
+        )
 
-# what may change between two starts of the same run: where and how fast, not what
+
+class TrainOptions(TypedDict, total=False):
+    """The keyword arguments of `dasnet_lightning.train`: the fields of `RunConfig` and of `TrainerSettings`."""
+
+    task: Literal["semantic", "instance"]
+    mask_budgets: tuple[str, ...]
+    detector: str
+    detector_options: Mapping[str, Any]
+    backbone_weights: str | None
+    detector_checkpoint: str | None
+    decoder: str
+    soft_attention: float
+    image_size: int
+    detector_steps: int
+    steps: int
+    joint_steps: int
+    detector_batch_size: int
+    batch_size: int
+    detector_augmentation: Literal["ssd", "segment", "flip", "none"]
+    detector_lr: float | None
+    lr: float
+    score_threshold: float
+    seed: int
+    split_seed: int
+    num_workers: int | None
+    allow_missing: bool
+    fix: Literal["error", "drop"]
+    feature_cache: str | None
+    feature_cache_gb: float
+    accelerator: str
+    devices: int
+    strategy: str
+    num_nodes: int
+    precision: str | None
+    logger: Literal["csv", "wandb"]
+    project: str
+    scale_lr: Literal["none", "linear"]
+    checkpoint_every: int
+    deterministic: bool
+
+
+def build_config(data: str | Path, out: str | Path | None, options: Mapping[str, Any], source: str) -> RunConfig:
+    """Return the resolved configuration of a run from its options by name.
+
+    Args:
+        data: the data set.
+        out: the run folder; None for the default.
+        options: fields of `RunConfig` and `TrainerSettings`.
+        source: what the user wrote them for, named in error messages.
+
+    Raises:
+        ConfigError: an option is unknown, or its value has the wrong type.
+    """
+    hardware = {item.name for item in fields(TrainerSettings)}
+    trainer = {name: value for name, value in options.items() if name in hardware}
+    rest = {name: value for name, value in options.items() if name not in hardware}
+    config = replace_options(RunConfig(str(data), str(out or "")), rest, source)
+    return replace(config, trainer=replace_options(TrainerSettings(), trainer, source)).resolve()
+
+
+def default_detector_lr(detector: str) -> float:
+    """Return AdamW's learning rate; deep pretrained backbones without trainable normalization need a small one."""
+    return 2e-4 if any(name in detector for name in ("vgg", "resnet", "transformers")) else 1e-3
+
+
+def default_folder(config: RunConfig) -> str:
+    """Return a run folder of its own for each data set, budgets and split seed."""
+    name = "-".join([Path(config.data).resolve().stem, *(item.replace("/", "-per-") for item in config.mask_budgets)])
+    return str(Path("runs") / (f"{name}-split{config.split_seed}" if config.split_seed else name))
+
+
+# where and how fast a run computes, not what
 FREE_TO_CHANGE = ("out", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
 
 
-@dataclass(frozen=True)
-class BudgetResult:
-    """What one mask budget gave: `metrics` are the validation figures of the task, in 0..1.
-
-    budget: its name, with ", joint" where the detector learned too.
-    """
-
-    budget: str
-    mask_images: int
-    mask_objects: int
-    metrics: Mapping[str, float]
-    checkpoint: str
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run gave; `detection` holds the box AP of the detector, `val_set` the images that were evaluated."""
-
-    config: RunConfig
-    detector: str
-    class_names: tuple[str, ...]
-    detection: Mapping[str, float]
-    budgets: tuple[BudgetResult, ...]
-    accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
-    val_set: SegmentationDataset
-
-    def as_dict(self) -> dict[str, Any]:
-        """All figures, as `results.json` holds them."""
-        return {
-            "version": __version__,
-            "config": asdict(self.config),
-            "detector": self.detector,
-            "class_names": self.class_names,
-            "detection": self.detection,
-            "budgets": [asdict(item) for item in self.budgets],
-            "accounting": self.accounting,
-        }
-
-
 def claim_folder(config: RunConfig) -> None:
-    """Write the settings into a new folder, or compare with those that are there. Raises ConfigError where they differ."""
+    """Write the settings into a new run folder, or compare them with the settings there.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+    """
     path = config.folder / "run.json"
     settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
     settings = json.loads(json.dumps(settings))
@@ -107,6 +213,6 @@ def claim_folder(config: RunConfig) -> None:
         before = json.loads(path.read_text())
         changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
         if changed:
-            what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
-            raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")
+            differences = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
+            raise ConfigError(f"{config.folder}: holds a run with other settings ({differences}); choose another --out")
     write_json(path, settings)

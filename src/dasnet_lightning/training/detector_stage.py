@@ -20,7 +20,7 @@ from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
-from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.config import RunConfig, default_detector_lr
 from dasnet_lightning.training.stage import Stage, build_evaluator, evaluate, run_stage, scale_rate
 from dasnet_lightning.types import Detections, Target, map_tensors
 
@@ -53,7 +53,7 @@ def train_detector(
     images_a_step = config.detector_batch_size * world_size()
     steps = config.detector_steps or max(600, 40 * len(data.train_set()) // images_a_step)
     given = config.detector_checkpoint
-    rate = scale_rate(config.detector_lr, config.trainer)
+    rate = scale_rate(config.detector_lr or default_detector_lr(config.detector), config.trainer)
     torch.manual_seed(config.seed)  # the initial weights
     task = DetectionTask(
         data.num_classes,

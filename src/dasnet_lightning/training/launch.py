@@ -22,7 +22,7 @@ from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 
 from dasnet_lightning.distributed import RAISED_ON_RANK_ZERO, is_distributed, is_rank_zero
 from dasnet_lightning.errors import ConfigError, DasnetError, Stopped
-from dasnet_lightning.training.stage import TrainerSettings
+from dasnet_lightning.training.config import TrainerSettings
 
 GRACE = 10.0  # seconds for the other processes to end by themselves
 FOLLOWED = 70  # the exit code of a process that ends because of the first one's error

@@ -17,7 +17,8 @@ from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
-from dasnet_lightning.training.config import BudgetResult, RunConfig
+from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.results import BudgetResult
 from dasnet_lightning.training.stage import Stage, evaluate, run_stage, scale_rate
 
 # a validated image takes two to three times as long as a trained one: all its detections are decoded, the unsure ones too;

@@ -10,7 +10,7 @@ from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.segmenter import Segmenter, load
 from dasnet_lightning.report import Picture
 from dasnet_lightning.rle import decode
-from dasnet_lightning.training.config import RunResult
+from dasnet_lightning.training.results import RunResult
 from dasnet_lightning.types import GroundTruth
 from dasnet_lightning.visualization import (
     draw_boxes,

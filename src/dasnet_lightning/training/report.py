@@ -11,8 +11,9 @@ from dasnet_lightning import console
 from dasnet_lightning.console import print_table
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.report import Curve, KeyFigure, Report, Table, Value, write_report
-from dasnet_lightning.training.config import RunConfig, RunResult
+from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.pictures import draw_pictures
+from dasnet_lightning.training.results import RunResult
 from dasnet_lightning.training.stage import read_curves
 
 BOXES = {"ground-truth boxes": "ground_truth_boxes", "detected boxes": "detected_boxes"}
@@ -116,7 +117,7 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
         curves=run_curves(result),
         pictures=[*draw_pictures(result, pictures)],
         accounting=accounting_table(result),
-        command=shlex.join(command),
+        command=command[0] if len(command) == 1 else shlex.join(command),
         configuration=yaml.safe_dump(plain(asdict(config)), sort_keys=False),
     )
     return write_report(config.folder / "report.html", report)

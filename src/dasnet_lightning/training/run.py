@@ -1,33 +1,89 @@
-"""A whole run: stage one on all boxes, stage two for each mask budget, evaluation, report; each part done once.
+"""The two-stage recipe: stage one on all boxes, stage two for each mask budget, evaluation and report.
 
-The folder of a run holds `run.json` (its settings), `detector/`, one folder for each budget, `results.json` and
-`report.html`. Starting a run again continues where it stopped, and refuses settings that differ.
+The run folder holds `run.json` (its settings), `detector/`, one folder for each budget, `results.json` and `report.html`.
+Starting a run again continues where it stopped, and refuses settings that differ.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Unpack
 
 import lightning as L
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
-from dasnet_lightning.distributed import run_on_rank_zero, world_size
+from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json
-from dasnet_lightning.training.config import RunConfig, RunResult, claim_folder
+from dasnet_lightning.training.config import RunConfig, TrainOptions, build_config, claim_folder
 from dasnet_lightning.training.detector_stage import resolve_detector, train_detector
 from dasnet_lightning.training.failures import explained_failures
+from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
 from dasnet_lightning.training.launch import processes
 from dasnet_lightning.training.mask_stage import audit_budget, start_task, train_budget, train_jointly
+from dasnet_lightning.training.report import finish
+from dasnet_lightning.training.results import RunResult
+
+EPOCH_IMAGES = 800  # images in an epoch of stage two: a few masks are drawn several times, whatever the batch size
+
+
+def train(data: str | Path, out: str | Path | None = None, **options: Unpack[TrainOptions]) -> RunResult:
+    """Train both stages, evaluate, and write a report; the same as `dasnet train`.
+
+    A run that was interrupted continues when it is started again with the same options.
+
+    Args:
+        data: VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several.
+        out: run folder; None for runs/DATA-BUDGETS.
+        options: fields of `RunConfig` and `TrainerSettings`, such as `mask_budgets=("5/class", "all")`, `detector`,
+            `image_size`, `detector_steps`, `steps`, `batch_size`, `lr`, `seed`, `devices`, `precision` and `logger`.
+
+    Returns:
+        The metrics and the checkpoint of each budget, and the detector's box AP.
+
+    Raises:
+        ConfigError: an option is unknown or does not fit, or the folder holds a run with other settings.
+        DataError: the data set cannot be used.
+        Stopped: a signal asked to stop; the run can be continued.
+
+    Example:
+        >>> result = dasnet_lightning.train("data/pets", mask_budgets=("5/class", "all"), detector="ssd_tiny")
+        >>> result.budgets[0].metrics["val/miou_detected_boxes"]
+    """
+    config = build_config(data, out, options, "train")
+    return run_and_report(config, "Masks from boxes and a few masks", _describe_call(data, out, options))
+
+
+def _describe_call(data: str | Path, out: str | Path | None, options: Mapping[str, Any]) -> list[str]:
+    arguments = [repr(str(data)), *([] if out is None else [f"out={str(out)!r}"])]
+    arguments += [f"{name}={value!r}" for name, value in options.items()]
+    return [f"dasnet_lightning.train({', '.join(arguments)})"]
+
+
+def run_and_report(config: RunConfig, title: str, command: Sequence[str]) -> RunResult:
+    """Run what is not done yet, print the tables, and write the report page.
+
+    Args:
+        config: a resolved configuration.
+        title: of the report.
+        command: what started the run, shown in the report.
+    """
+    quiet_lightning()
+    set_thread_counts(config.num_workers or 0)
+    result = execute(config)
+    if is_rank_zero():
+        finish(config, result, title, command)
+    return result
 
 
 def execute(config: RunConfig) -> RunResult:
-    """Do what of the run is not done yet; returns its result, which `results.json` holds as well.
+    """Run what is not done yet and return the result, which `results.json` holds too.
 
-    Over several devices it returns in every process.
+    With several devices, every process returns it.
     """
     L.seed_everything(config.seed, verbose=False)
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
-    # what cannot be used is told before any process starts: once, and soon
+    # errors of the data set and of the detector's options come once, before any process starts
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
     detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
     with processes(config.trainer), explained_failures():
@@ -40,7 +96,15 @@ def execute(config: RunConfig) -> RunResult:
 def run_stages(
     config: RunConfig, dataset: DataSet, detector: str, options: dict[str, Any], image_size: tuple[int, int]
 ) -> RunResult:
-    """Both stages, for each budget the second, and joint training after it. All processes run it."""
+    """Run both stages, the second for each budget, and joint training after it. Every process runs this.
+
+    Args:
+        config: the options of the run.
+        dataset: the opened data set.
+        detector: name of the detector.
+        options: options of its builder.
+        image_size: (H, W) of the network input.
+    """
     boxes = build_data(config, dataset, "boxes", image_size)
     checkpoint, detection = train_detector(config, boxes, detector, options)
     budgets, accounting = [], {}
@@ -51,8 +115,8 @@ def run_stages(
         stage_two = train_budget(config, masks, task, accounting[budget]["all"]["trained"])
         budgets.append(stage_two)
         if config.joint_steps:
-            both = build_data(config, dataset, "mixed", image_size, budget)
-            budgets.append(train_jointly(config, both, stage_two, detection["score_threshold"]))
+            mixed = build_data(config, dataset, "mixed", image_size, budget)
+            budgets.append(train_jointly(config, mixed, stage_two, detection["score_threshold"]))
     return RunResult(config, detector, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set())
 
 
@@ -63,21 +127,19 @@ def build_data(
     image_size: tuple[int, int],
     budget: str = "all",
 ) -> MixedSupervisionDataModule:
-    """The data of a stage: all boxes, the masks inside a budget, or both."""
+    """Return the data module of a stage: all boxes, the masks of a budget, or both."""
     boxes = supervision == "boxes"
-    batch_size = config.detector_batch_size if boxes else config.batch_size
     data = MixedSupervisionDataModule(
         config.data,
         image_size=image_size,
-        batch_size=batch_size,
-        num_workers=config.num_workers,
+        batch_size=config.detector_batch_size if boxes else config.batch_size,
+        num_workers=config.num_workers or 0,
         supervision=supervision,
         mask_budget=budget,
         split_seed=config.split_seed,
         seed=config.seed,
         augmentation=config.detector_augmentation if boxes else "segment",
-        # an epoch of a few masks would end before it began
-        samples_per_epoch=None if boxes else 100 * batch_size * world_size(),
+        samples_per_epoch=None if boxes else EPOCH_IMAGES,
         allow_missing=config.allow_missing,
         fix=config.fix,
     )

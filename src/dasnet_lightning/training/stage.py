@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import lightning as L
 import torch
@@ -35,31 +34,12 @@ from dasnet_lightning.storage.writing import previous_of, remove_leftovers
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
+from dasnet_lightning.training.config import TrainerSettings
 
 Task = DetectionTask | SegmentationTask
 
 FINAL = "final.ckpt"
 GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all later ones
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """What all stages of a run share: hardware, precision, logging.
-
-    scale_lr: "linear" multiplies the learning rates by the number of processes. checkpoint_every: steps between two
-    checkpoints.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    strategy: str = "auto"
-    num_nodes: int = 1
-    precision: str = "32-true"
-    logger: str = "csv"
-    project: str = "dasnet"
-    scale_lr: Literal["none", "linear"] = "none"
-    checkpoint_every: int = 100
-    deterministic: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""What a run returns and `results.json` holds."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dasnet_lightning import __version__
+from dasnet_lightning.data.dataset import SegmentationDataset
+from dasnet_lightning.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """The result of stage two with one mask budget.
+
+    Attributes:
+        budget: its name, with ", joint" if the detector was trained too.
+        mask_images: training images whose masks were used.
+        mask_objects: masks that were used.
+        metrics: validation metrics of the final checkpoint, in 0..1.
+        checkpoint: path of the final checkpoint.
+    """
+
+    budget: str
+    mask_images: int
+    mask_objects: int
+    metrics: Mapping[str, float]
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run.
+
+    Attributes:
+        config: the options of the run.
+        detector: name of the detector.
+        class_names: background first.
+        detection: box AP of the detector, and the score threshold of the evaluation.
+        budgets: one result for each mask budget.
+        accounting: counts of the labels by budget, class and use.
+        val_set: the validation images.
+    """
+
+    config: RunConfig
+    detector: str
+    class_names: tuple[str, ...]
+    detection: Mapping[str, float]
+    budgets: tuple[BudgetResult, ...]
+    accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
+    val_set: SegmentationDataset
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.folder
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the images, as `results.json` holds it."""
+        return {
+            "version": __version__,
+            "config": asdict(self.config),
+            "detector": self.detector,
+            "class_names": self.class_names,
+            "detection": self.detection,
+            "budgets": [asdict(item) for item in self.budgets],
+            "accounting": self.accounting,
+        }
