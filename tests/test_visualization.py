@@ -1,10 +1,11 @@
-"""Drawing: colours where the labels are, nothing outside, inputs untouched."""
+"""Drawing: colors where the labels are, nothing outside, inputs untouched."""
 
 import numpy as np
 import pytest
 import torch
 
 from dasnet_lightning import visualization as draw
+from dasnet_lightning.visualization import text
 
 NAMES = ("background", "cat", "dog")
 
@@ -14,7 +15,7 @@ def grey() -> np.ndarray:
     return np.full((60, 90, 3), 128, dtype=np.uint8)
 
 
-def test_the_voc_palette_has_the_published_colours() -> None:
+def test_the_voc_palette_has_the_published_colors() -> None:
     palette = draw.voc_palette()
     assert palette.shape == (256, 3)
     assert palette[[0, 1, 8, 15, 20]].tolist() == [[0, 0, 0], [128, 0, 0], [64, 0, 0], [192, 128, 128], [0, 64, 128]]
@@ -22,7 +23,7 @@ def test_the_voc_palette_has_the_published_colours() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 12, 60])
-def test_instance_colours_are_distinct(count: int) -> None:
+def test_instance_colors_are_distinct(count: int) -> None:
     palette = draw.instance_palette(count)
     assert palette.shape == (count, 3)
     assert len({tuple(colour) for colour in palette.tolist()}) == count
@@ -55,16 +56,16 @@ def test_small_masks_are_drawn_over_large_ones(grey: np.ndarray) -> None:
 
 def test_boxes_are_drawn_and_clipped_at_the_border(grey: np.ndarray) -> None:
     boxes = torch.tensor([[-20.0, 30.0, 40.0, 500.0]])
-    result = draw.draw_boxes(grey, boxes, torch.tensor([1]), None, NAMES, colours=[(0, 255, 0)])
+    result = draw.draw_boxes(grey, boxes, torch.tensor([1]), None, NAMES, colors=[(0, 255, 0)])
     for row, column in ((45, 0), (45, 40), (59, 20)):
         assert result[row, column].tolist() == [0, 255, 0]
     assert result[45, 20].tolist() == [128, 128, 128]
 
 
 def test_labels_stay_inside_the_picture_and_apart() -> None:
-    taken: list[draw.Window] = []
+    taken: list[text.PixelBox] = []
     for _ in range(4):
-        place = draw._free_place((5.0, 3.0, 85.0, 57.0), 40.0, 12.0, (90, 60), taken)
+        place = text._free_place((5.0, 3.0, 85.0, 57.0), 40.0, 12.0, (90, 60), taken)
         assert place[0] >= 0
         assert place[1] >= 0
         assert place[2] <= 90
@@ -101,7 +102,7 @@ def test_a_segmentation_shows_box_and_mask_in_one_colour(grey: np.ndarray) -> No
     assert boxes_only[80, 90].tolist() == [128, 128, 128]
 
 
-def test_semantic_maps_use_voc_colours_and_hatch_void(grey: np.ndarray) -> None:
+def test_semantic_maps_use_voc_colors_and_hatch_void(grey: np.ndarray) -> None:
     classes = np.zeros((60, 90), dtype=np.int64)
     classes[10:30, 10:40] = 2
     classes[40:55, 50:80] = 255

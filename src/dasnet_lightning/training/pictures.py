@@ -1,10 +1,11 @@
-"""The pictures of a report: validation images in panels, by budget, with true and with detected boxes."""
+"""The pictures of a report: validation images in panels, by budget, with the ground truth beside them."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from dasnet_lightning.console import progress
+from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.segmenter import Segmenter, load
@@ -17,15 +18,16 @@ from dasnet_lightning.visualization import (
     draw_masks,
     draw_segmentation,
     draw_semantic,
+    enlarge,
     readable_scale,
     side_by_side,
 )
 
 
 def draw_pictures(result: RunResult, count: int) -> list[Picture]:
-    """Validation images spread over the set: what was detected, the masks of the first and the last budget, the truth.
+    """Draw validation images spread over the set: detections, masks of the first and last budget, ground truth.
 
-    Semantic segmentation is shown as class maps, instance segmentation with a colour for each object.
+    Semantic segmentation is shown as class maps, instance segmentation with a color for each object.
     """
     segmenters = {item.budget: load(item.checkpoint) for item in (result.budgets[0], result.budgets[-1])}
     val_set, instances = result.val_set, result.config.task == "instance"
@@ -40,43 +42,47 @@ def draw_pictures(result: RunResult, count: int) -> list[Picture]:
 
 
 def draw_row(segmenters: Mapping[str, Segmenter], record: ImageRecord, truth: GroundTruth, instances: bool) -> Picture:
-    """One image in panels: detected boxes and their masks, masks of ground-truth boxes by budget, the truth."""
-    first = next(iter(segmenters))
-    found = segmenters[first].segment(record.path)
-    image, names = found.image, found.class_names
+    """Draw one image in panels: detected boxes, the masks of these boxes by budget, the ground truth.
+
+    A small image is enlarged before it is segmented, so that the masks are as sharp as the network's probabilities.
+    """
+    image = read_image(record.path)
     scale = readable_scale(image)
+    large = enlarge(image, scale)
+    predictions = {budget: segmenter.segment(large) for budget, segmenter in segmenters.items()}
+    first = next(iter(predictions.values()))
+    names = first.class_names
     draw = _draw_instances if instances else _draw_classes
-    panels = {
-        "detected boxes": draw_boxes(image, found.boxes, found.labels, found.scores, names, scale=scale),
-        f"{first} masks, detected boxes": draw(found, scale),
-    }
-    known = [item for item in record.objects if not item.ignore]
-    boxes, labels = [item.box for item in known], [item.label for item in known]
-    for budget, segmenter in segmenters.items():
-        given = segmenter.segment(record.path, boxes=boxes, labels=labels)
-        panels[f"{budget} masks, true boxes"] = (
-            draw_masks(image, given.masks, scale=scale) if instances else draw(given, scale)
-        )
+    panels = {"detected boxes": draw_boxes(large, first.boxes, first.labels, first.scores, names)}
+    panels |= {_title(budget): draw(prediction) for budget, prediction in predictions.items()}
     if instances:
-        masks = _true_masks(record, truth)
-        panels["ground truth"] = draw_masks(image, masks, scale=scale)
+        panels["ground truth"] = draw_masks(image, _true_masks(record, truth), scale=scale)
     else:
         panels["ground truth"] = draw_semantic(image, truth.semantic, names, scale=scale)
     return Picture(record.path.name, side_by_side(list(panels.values()), list(panels)))
 
 
-def _draw_classes(found: Segmentation, scale: int) -> np.ndarray:
-    return draw_semantic(found.image, found.semantic, found.class_names, scale=scale)
+def _title(budget: str) -> str:
+    return f"all masks{budget.removeprefix('all')}" if budget.startswith("all") else f"masks: {budget}"
 
 
-def _draw_instances(found: Segmentation, scale: int) -> np.ndarray:
+def _draw_classes(prediction: Segmentation) -> np.ndarray:
+    return draw_semantic(prediction.image, prediction.semantic, prediction.class_names)
+
+
+def _draw_instances(prediction: Segmentation) -> np.ndarray:
     return draw_segmentation(
-        found.image, found.boxes, found.labels, found.scores, found.masks, found.class_names, scale=scale
+        prediction.image,
+        prediction.boxes,
+        prediction.labels,
+        prediction.scores,
+        prediction.masks,
+        prediction.class_names,
     )
 
 
 def _true_masks(record: ImageRecord, truth: GroundTruth) -> np.ndarray:
-    """The masks of the objects that are not ignored, in their order; one without a mask stays empty in the picture."""
+    """Return the masks of the objects that are not ignored; the mask of an object without one stays empty."""
     size = (truth.semantic.shape[0], truth.semantic.shape[1])
     nothing = np.zeros((1, *size), dtype=bool)
     shown = [counts for counts, item in zip(truth.masks, record.objects, strict=True) if not item.ignore]
