@@ -70,7 +70,7 @@ def test_labels_stay_inside_the_picture_and_apart() -> None:
         assert place[1] >= 0
         assert place[2] <= 90
         assert place[3] <= 60
-        assert sum(draw._overlap(place, other) for other in taken) == 0
+        assert sum(text._overlap(place, other) for other in taken) == 0
         taken.append(place)
 
 

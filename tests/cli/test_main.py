@@ -50,9 +50,9 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("segmnt", "dasnet: no command is called 'segmnt', did you mean 'segment'? Known: demo, train, "),
-        ("xyzzy", "dasnet: no command is called 'xyzzy', known: demo, train, "),
-        ("--chekpoint", "dasnet: no option is called '--chekpoint'; a command comes first: demo, "),
+        ("segmnt", "dasnet: 'segmnt' is not a command, did you mean 'segment'? Known: demo, train, "),
+        ("xyzzy", "dasnet: 'xyzzy' is not a command, known: demo, train, "),
+        ("--chekpoint", "dasnet: '--chekpoint' is not an option; start with a command: demo, "),
     ],
 )
 def test_unknown_words_get_an_answer(given: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

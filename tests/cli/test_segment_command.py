@@ -142,7 +142,7 @@ def test_the_checkpoints_options_are_kept_but_for_those_that_are_given(
     capsys.readouterr()
     assert main([*arguments, "--inference-option", "groping=class"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("dasnet: --inference-option: nothing is called 'groping', did you mean 'grouping'?")
+    assert error.startswith("dasnet: --inference-option: 'groping' is unknown, did you mean 'grouping'?")
 
 
 @pytest.mark.parametrize("device", ["warp", "cuda:77"])

@@ -1,7 +1,6 @@
-"""`dasnet data`: what is in a data set, with every label that was read, used or refused, and why. Changes no file.
+"""`dasnet data`: lists every label of a data set that is used or refused, and why. Changes no file.
 
-What cannot be used is collected rather than raised, so that one run lists everything; the exit code says whether the data
-set can be used as it is.
+One run lists all problems. The exit code says whether the data set can be used as it is.
 """
 
 import argparse
@@ -20,24 +19,24 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the options."""
     about = "folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several"
     parser.add_argument("data", metavar="DATA", type=Path, help=about)
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for every label")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for each label")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts and all problems")
-    parser.add_argument("--fix", choices=["drop"], help="accept that labels that cannot be used are left out")
-    parser.add_argument("--allow-missing", action="store_true", help="accept that image files are missing")
-    parser.add_argument("--no-verify", action="store_true", help="open neither images nor masks (quick)")
+    parser.add_argument("--fix", choices=["drop"], help="accept that unusable labels are dropped")
+    parser.add_argument("--allow-missing", action="store_true", help="accept missing image files")
+    parser.add_argument("--no-verify", action="store_true", help="do not decode images and masks (fast)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is in the data set; 2 where labels are refused or files broken and the options do not accept it."""
+    """Print the audit; return 2 if something cannot be used and the options do not accept that."""
     from dasnet_lightning.data.label_audit import write_label_audit
     from dasnet_lightning.data.sources.checks import RecordsError
     from dasnet_lightning.data.sources.open import open_dataset
 
     try:
-        # also what is not accepted is left out here, so that all of it is listed
+        # drop here what the options do not accept too, so that all of it is listed
         data = open_dataset(args.data, allow_missing=True, fix="drop")
     except RecordsError as error:
         if args.json is not None:
@@ -55,9 +54,16 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What was found: one row for each label, the problems by kind, and images that cannot be decoded.
+    """The result of the audit.
 
-    missing are images without a file, orphans their labels, refused the other labels that cannot be used.
+    Attributes:
+        rows: one for each label.
+        problems: all problems, each once.
+        missing: images without a file.
+        orphans: labels of missing images.
+        refused: other labels that cannot be used.
+        broken: images that cannot be decoded.
+        verified: whether images and masks were decoded.
     """
 
     rows: "tuple[LabelUse, ...]"
@@ -70,6 +76,7 @@ class Finding:
 
     @property
     def invalid_masks(self) -> tuple[str, ...]:
+        """The masks that cannot be used, as text."""
         return tuple(
             f"image '{row.image_id}': object {row.object_id} ({row.class_name}): {row.mask.removeprefix('invalid: ')}"
             for row in self.rows
@@ -77,7 +84,7 @@ class Finding:
         )
 
     def listed(self, action: str) -> list[str]:
-        """The problems with that action, as text."""
+        """Return the problems with that action, as text."""
         return [str(problem) for problem in self.problems if problem.action == action]
 
 
@@ -87,7 +94,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     from dasnet_lightning.data.sources.checks import parse_object
 
     found = (*data.train.problems, *data.val.problems, *data.problems)
-    problems = tuple({str(problem): problem for problem in found}.values())  # both splits may say the same of a file
+    problems = tuple({str(problem): problem for problem in found}.values())  # both splits may report the same file
     refused = [problem for problem in problems if problem.action == "refused"]
     missing = [problem for problem in refused if parse_object(problem.record) is None]
     gone = {problem.record for problem in missing}
@@ -109,7 +116,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
 
 
 def _decode(source: "Source") -> list[str]:
-    """Why images of a source cannot be read; every pixel is decoded."""
+    """Decode every image of a source; return the errors."""
     from dasnet_lightning.console import progress
     from dasnet_lightning.data.sources.checks import read_image
     from dasnet_lightning.errors import DataError
@@ -124,7 +131,7 @@ def _decode(source: "Source") -> list[str]:
 
 
 def _refusals(finding: Finding, drop: bool, allow_missing: bool) -> int:
-    """How much cannot be used and was not accepted by an option; a broken image is never accepted."""
+    """Count what cannot be used and no option accepts; a broken image is never accepted."""
     labels = 0 if drop else len(finding.refused) + len(finding.invalid_masks)
     return len(finding.broken) + (0 if allow_missing else len(finding.missing)) + labels
 
@@ -162,7 +169,7 @@ _COUNTED = ("boxes", "masks", "no mask", "invalid mask", "ignored", "refused")
 
 
 def _count(rows: Iterable["LabelUse"]) -> tuple[int, ...]:
-    """The counts of _COUNTED over rows of the accounting."""
+    """Return the counts of _COUNTED over rows of the audit."""
     from dasnet_lightning.data.label_audit import summarize
 
     total = summarize(rows)["all"]
@@ -170,7 +177,7 @@ def _count(rows: Iterable["LabelUse"]) -> tuple[int, ...]:
 
 
 def _class_rows(data: "DataSet", finding: Finding) -> list[tuple[str | int, ...]]:
-    """One row for each class in the order of the labels, also for those that never occur, and one for all."""
+    """Return one row for each class, in the order of the labels, and one for all."""
     records = (*data.train.records, *data.val.records)
     images = Counter(label for record in records for label in {item.label for item in record.objects})
     rows: dict[str, list[LabelUse]] = {name: [] for name in data.train.class_names[1:]}
@@ -189,9 +196,10 @@ def _conclude(finding: Finding, refusals: int) -> int:
     if refusals == 0:
         console.out(f"{len(finding.rows):,} labels were read, this data set can be used{checked}.")
         return 0
+    entries = "entry" if refusals == 1 else "entries"
     console.error(
-        f"dasnet: {refusals:,} {'entry' if refusals == 1 else 'entries'} above cannot be used: mend the files; --fix drop "
-        f"leaves out refused labels, --allow-missing missing images{checked}"
+        f"dasnet: {refusals:,} {entries} above cannot be used: fix the files, or use --fix drop to drop refused labels "
+        f"and --allow-missing to skip missing images{checked}"
     )
     return 2
 

@@ -1,8 +1,8 @@
-"""The program `dasnet`: a thin command that imports only what the chosen command needs.
+"""The program `dasnet`, which imports only the module of the command that runs.
 
-`dasnet --help` answers without torch; a command's module offers `add_arguments(parser)` and `run(args) -> int` and keeps
-its own heavy imports inside `run`. `fit`, `validate` and `test` are handed over whole, since LightningCLI has a parser
-of its own. Exit code 0 only when all was done, 2 for what the user can mend, 130 after Ctrl-C.
+The module of a command has `add_arguments(parser)` and `run(args) -> int`, and imports torch only inside `run`. LightningCLI
+parses the arguments of `fit`, `validate` and `test` itself. The exit code is 0 on success, 2 for an error that the user can
+fix, and 130 after Ctrl-C.
 """
 
 import argparse
@@ -19,15 +19,17 @@ from dasnet_lightning.errors import DasnetError, Stopped
 
 
 class Command(NamedTuple):
+    """A command: its module in this package, and its line in the overview."""
+
     module: str
     help: str
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": Command("demo", "the whole story in minutes on made-up data, with a report page"),
+    "demo": Command("demo", "the whole method in minutes on synthetic images, with a report page"),
     "train": Command("train", "train both stages on your data set, evaluate, write a report"),
     "segment": Command("segment", "segment images with a trained checkpoint: pictures and COCO JSON"),
-    "data": Command("data", "what is in a data set: every label read, used or refused, and why"),
+    "data": Command("data", "check a data set: every label that is used or refused, and why"),
     "fit": Command("fit", "train one stage from a YAML file (LightningCLI)"),
     "validate": Command("fit", "validate one stage from a YAML file (LightningCLI)"),
     "test": Command("fit", "test one stage from a YAML file (LightningCLI)"),
@@ -36,8 +38,8 @@ _HANDED_OVER = ("fit", "validate", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code; argv without the program's name, `sys.argv` by default."""
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # albumentations asks a host for its version at import otherwise
+    """Run one command and return the exit code; `argv` excludes the program's name and defaults to `sys.argv`."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else albumentations looks for updates online at import
     given = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in given
     arguments = [argument for argument in given if argument != "--debug"]
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dasnet: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe, `head` say, has left: not an error worth a traceback
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -79,13 +81,13 @@ def _dispatch(arguments: Sequence[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
         args = parser.parse_args([_hyphenate(argument) for argument in rest])
-    except SystemExit as stop:  # argparse has printed its help or its complaint
+    except SystemExit as stop:  # argparse has printed its help or its error
         return int(stop.code or 0)
     return int(module.run(args))
 
 
 def _hyphenate(argument: str) -> str:
-    """--mask_budget=5 is --mask-budget=5: sweep programs write parameters by their names in a file."""
+    """Turn --mask_budget=5 into --mask-budget=5: sweep programs write the names of parameters with underscores."""
     option, equals, value = argument.partition("=")
     return option.replace("_", "-") + equals + value if option.startswith("--") else argument
 
@@ -112,10 +114,10 @@ def _overview() -> str:
 
 def _unknown(name: str) -> str:
     if name.startswith("-"):
-        return f"dasnet: no option is called '{name}'; a command comes first: {', '.join(COMMANDS)}"
+        return f"dasnet: '{name}' is not an option; start with a command: {', '.join(COMMANDS)}"
     near = get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean '{near[0]}'? Known" if near else "known"
-    return f"dasnet: no command is called '{name}', {hint}: {', '.join(COMMANDS)}"
+    return f"dasnet: '{name}' is not a command, {hint}: {', '.join(COMMANDS)}"
 
 
 if __name__ == "__main__":

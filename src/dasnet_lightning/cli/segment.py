@@ -1,6 +1,6 @@
-"""`dasnet segment`: pictures, COCO JSON and VOC's result files for images, folders and patterns.
+"""`dasnet segment`: pictures, COCO JSON and VOC result files for images, folders and glob patterns.
 
-One broken image does not stop the others.
+An unreadable image is reported and skipped.
 """
 
 import argparse
@@ -22,36 +22,38 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders (searched through) or patterns")
+    """Add the options."""
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="files, folders (searched recursively) or glob patterns"
+    )
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("segmented"), help="default: %(default)s")
     parser.add_argument(
         "--score-threshold",
         metavar="S",
         type=_fraction,
-        help="leave out detections below it, 0 to 1 (default: the checkpoint's)",
+        help="drop detections below it, 0 to 1 (default: the checkpoint's)",
     )
     parser.add_argument(
         "--inference-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="replace a choice that the checkpoint holds, a field of SemanticOptions or InstanceOptions such as "
-        "foreground_threshold=0.4; may be repeated",
+        help="override a field of the checkpoint's SemanticOptions or InstanceOptions, such as "
+        "foreground_threshold=0.4; repeatable",
     )
     parser.add_argument(
         "--voc-results",
         metavar="DIR",
         type=Path,
-        help="also write VOC's result files (comp6, comp4) to DIR/results; for detections take a low --score-threshold",
+        help="also write VOC result files (comp6, comp4) to DIR/results; use a low --score-threshold for detections",
     )
-    add_feature_cache_arguments(parser, "of the images, for segmenting them again with other decoders or options,")
+    add_feature_cache_arguments(parser, "of the images, to segment them again with other decoders or options,")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment all images; 2 where some could not be read."""
+    """Segment all images; return 2 if some could not be read."""
     from dasnet_lightning import console
 
     paths = find_images(args.images, args.out)
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     try:
         failures = _segment_all(segmenter, paths, args.out, content, voc)
-    finally:  # also what was done before Ctrl-C
+    finally:  # keep the results before Ctrl-C too
         if voc is not None:
             voc.write()
         _write_predictions(args.out / "predictions.json", content, args.checkpoint)
@@ -77,9 +79,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_images(given: Sequence[str], out: Path) -> list[Path]:
-    """The image files that the arguments mean, each once, in their order.
+    """Return the image files of the arguments, each once, in order.
 
-    Folders are searched through, apart from `out` inside them. Raises DataError for an argument that means no image.
+    Args:
+        given: files, folders (searched recursively) and glob patterns.
+        out: output folder, skipped inside the folders.
+
+    Raises:
+        DataError: an argument matches no image.
     """
     from dasnet_lightning.errors import DataError
 
@@ -97,9 +104,9 @@ def find_images(given: Sequence[str], out: Path) -> list[Path]:
 
 
 def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:
-    """The picture to write for each image: named like it, numbered where that would overwrite another or an image itself."""
+    """Return the picture file of each image: its stem, numbered if that would overwrite a picture or an image."""
     images = list(paths)
-    taken = {str(path.resolve()).casefold() for path in images}  # there are file systems that ignore case
+    taken = {str(path.resolve()).casefold() for path in images}  # some file systems ignore case
     pictures = []
     for image in images:
         picture, number = out / f"{image.stem}.png", 1
@@ -124,7 +131,7 @@ def _expand(argument: str, out: Path) -> list[Path]:
 
 
 def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
-    """The network of the checkpoint, with the options that it holds but for the given changes."""
+    """Load the checkpoint and override its options."""
     from dasnet_lightning.inference import segmenter as inference
 
     segmenter = inference.load(
@@ -139,7 +146,7 @@ def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
 
 
 def _device(name: str) -> str:
-    """The device to use. Raises ConfigError for one that does not exist."""
+    """Return the device to use. Raises ConfigError if it does not exist."""
     import torch
 
     from dasnet_lightning.errors import ConfigError
@@ -155,7 +162,7 @@ def _device(name: str) -> str:
 
 
 def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
-    """VOC's result files, whose image ids are file names. Raises ConfigError where two images have the same."""
+    """Open VOC result files, whose image ids are file stems. Raises ConfigError if two images have the same stem."""
     from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
     from dasnet_lightning.errors import ConfigError
     from dasnet_lightning.inference.voc_results import VocResults
@@ -165,7 +172,7 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
         other = names.setdefault(path.stem, path)
         if other is not path:
             raise ConfigError(
-                f"--voc-results: {other} and {path} would both be image '{path.stem}', segment them apart"
+                f"--voc-results: {other} and {path} would both be image '{path.stem}': segment them separately"
             )
     return VocResults(root, VOC_CLASSES)
 
@@ -173,7 +180,7 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
 def _segment_all(
     segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any], voc: "VocResults | None"
 ) -> int:
-    """Write a picture for each image and add it to the predictions; returns how many images could not be read."""
+    """Write a picture and the predictions of each image; return how many images could not be read."""
     from dasnet_lightning import console
     from dasnet_lightning.console import progress
     from dasnet_lightning.errors import DataError
@@ -195,7 +202,7 @@ def _segment_all(
 
 
 def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, path: Path) -> None:
-    """Add one image and its objects to the predictions; `annotations` is also a list of COCO results."""
+    """Add an image and its objects to the predictions; `annotations` is also a valid list of COCO results."""
     height, width = segmentation.image.shape[:2]
     content["images"].append({"id": image_id, "file_name": path.as_posix(), "width": width, "height": height})
     ids = segmentation.category_ids or tuple(range(len(segmentation.class_names)))

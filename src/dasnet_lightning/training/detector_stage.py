@@ -1,4 +1,4 @@
-"""Stage one of a run: the detector and from which score on it is believed; trained, taken over, or not needed at all."""
+"""Stage one of a run: trains the detector on boxes, or takes a trained one, and chooses its score threshold."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ CALIBRATION_IMAGES = 200
 
 
 def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str, Any], tuple[int, int]]:
-    """The detector's name, its options and its input size: from its checkpoint where one is given."""
+    """Return the detector's name, options and (H, W) input size, from its checkpoint if one is given."""
     options = dict(config.detector_options)
     options |= {"image_size": config.image_size} if config.image_size else {}
     if config.detector_checkpoint is None:
@@ -48,7 +48,7 @@ def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str
 def train_detector(
     config: RunConfig, data: MixedSupervisionDataModule, detector: str, options: dict[str, Any]
 ) -> tuple[Path, Mapping[str, float]]:
-    """Stage one, unless a checkpoint is given; returns the checkpoint and the detector's box AP."""
+    """Run stage one, unless a checkpoint is given; return the checkpoint and the detector's box AP."""
     folder = config.folder / "detector"
     images_a_step = config.detector_batch_size * world_size()
     steps = config.detector_steps or max(600, 40 * len(data.train_set()) // images_a_step)
@@ -74,9 +74,9 @@ def train_detector(
 def skip_detector(
     config: RunConfig, data: MixedSupervisionDataModule, task: DetectionTask, stage: Stage
 ) -> tuple[Path, Mapping[str, float]]:
-    """Stage one of a detector that boxes teach nothing: its checkpoint without a step, and its box AP as it is."""
-    console.out(f"{stage.name}: detector '{config.detector}' has nothing to learn from them, stage two starts directly")
-    task.optimizer_config = replace(task.optimizer_config, schedule="constant")  # no other one is without a length
+    """Write the checkpoint of a detector that does not learn from boxes, and measure its box AP."""
+    console.out(f"{stage.name}: detector '{config.detector}' does not learn from boxes, stage two starts directly")
+    task.optimizer_config = replace(task.optimizer_config, schedule="constant")  # the only schedule without a length
     checkpoint = run_stage(replace(stage, steps=0, validations=0), task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
     return checkpoint, {**metrics, "score_threshold": config.score_threshold or HIGHEST}
@@ -85,7 +85,7 @@ def skip_detector(
 def choose_threshold(
     stage: Stage, task: DetectionTask, data: MixedSupervisionDataModule, checkpoint: Path, config: RunConfig
 ) -> float:
-    """The score from which on detections are believed: given, or the best F1 on training images, found once."""
+    """Return the score threshold of the evaluation: given, or the one with the best F1 on training images."""
     path = stage.folder / "threshold.json"
     if config.score_threshold:
         return config.score_threshold

@@ -1,4 +1,4 @@
-"""What ends a training from outside, said in one sentence: a dead loader process, a process that left, a full disk."""
+"""One-sentence errors for failures from outside: a killed loader process, a lost rank, a full disk."""
 
 import errno
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from dasnet_lightning.errors import DasnetError, TrainingError
 
 @contextmanager
 def explained_failures() -> Iterator[None]:
-    """Raise TrainingError for what torch and the system say in many lines; errors of our own keep their one sentence."""
+    """Turn long errors of torch and the system into a TrainingError; the library's own errors pass unchanged."""
     try:
         yield
     except DasnetError as error:
-        # a loader process sends its error with a traceback around it
+        # a loader process wraps its error in a traceback
         caught = str(error).startswith("Caught ")
         raise (type(error)(_last_sentence(str(error))) if caught else error) from error.__cause__
     except RuntimeError as error:
@@ -32,11 +32,11 @@ def _explain(message: str) -> str:
     first = message.strip().splitlines()[0] if message.strip() else ""
     if "DataLoader worker" in message:
         return (
-            f"a loader process ended ({first}); the system ends processes when memory runs out: use fewer --num-workers, "
+            f"a loader process ended ({first}); the system kills processes when memory runs out: use fewer --num-workers, "
             "and start the same command again to continue"
         )
     if "closed by peer" in message or "Connection reset by peer" in message:
-        return "another process of this training ended, its own message says why"
+        return "another process of this run ended; its own message says why"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What the machine offers, turned into defaults that a user can overrule."""
+"""Defaults that depend on the machine."""
 
 import logging
 import os
@@ -6,27 +6,25 @@ import warnings
 
 
 def default_precision(accelerator: str) -> str:
-    """bf16 where the processor computes in it, else full precision."""
+    """Return bf16-mixed if the hardware is faster in it, else 16-mixed on a GPU and 32-true on a CPU."""
     import torch
 
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    # processors with AVX-512 bf16 but without AMX convolve more slowly in bf16 than in fp32 (experiments/benchmarks)
-    capabilities: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older versions of torch cannot tell
+    # without AMX, convolutions are slower in bf16 than in fp32, even with AVX-512 bf16 (experiments/benchmarks)
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch
     return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
 
 
 def default_workers() -> int:
-    """Loader processes: half of the processors, at most 8, so that training keeps the others."""
+    """Return the number of loader processes: half of the processors, at most 8."""
     return min(8, max(1, count_processors() // 2))
 
 
 def set_thread_counts(num_workers: int) -> None:
-    """Leave a processor to each loader process: threads that wait for one another on a busy core are slower than one.
+    """Leave one processor to each loader process: two threads on one busy core are slower than one.
 
-    OMP_NUM_THREADS, where it is set, is somebody's decision and stays.
+    Does nothing if OMP_NUM_THREADS is set.
     """
     import torch
 
@@ -35,13 +33,13 @@ def set_thread_counts(num_workers: int) -> None:
 
 
 def count_processors() -> int:
-    """The processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's advertising and advice out of a command's output; its warnings about data stay."""
-    import lightning.pytorch  # noqa: F401  (it sets the levels when imported, so they are lowered after that)
+    """Hide Lightning's advertising and advice; its warnings about data stay."""
+    import lightning.pytorch  # noqa: F401  (its import sets the levels)
 
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -49,6 +47,6 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*log_every_n_steps.*",
         ".*Checkpoint directory.*exists.*",
-        ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6.6 asks newer versions of torch in an older way
+        ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6.6 with newer versions of torch
     ):
         warnings.filterwarnings("ignore", advice)

@@ -1,9 +1,8 @@
-"""The processes of a whole run: `dasnet train --devices 2 --strategy ddp` starts them before its first stage.
+"""Starts the processes of a run before its first stage, as in `dasnet train --devices 2 --strategy ddp`.
 
-Lightning starts the processes of a training inside its first `fit`, by running the command once more for each further
-device. A run has several stages and much around them; so that all of it knows how many processes there are, they start
-first, by the same means, and every line after that runs in all of them: files are written inside `processes.once`.
-Processes that torchrun or SLURM has started are taken as they are.
+Lightning starts further processes inside the first `fit`, by running the command again for each device. A run has several
+stages with work between them, so its processes start first, by the same means. Everything after that runs on every rank, and
+files are written inside `run_on_rank_zero`. Processes that torchrun or SLURM started are used as they are.
 """
 
 import logging
@@ -24,15 +23,16 @@ from dasnet_lightning.distributed import RAISED_ON_RANK_ZERO, is_distributed, is
 from dasnet_lightning.errors import ConfigError, DasnetError, Stopped
 from dasnet_lightning.training.config import TrainerSettings
 
-GRACE = 10.0  # seconds for the other processes to end by themselves
-FOLLOWED = 70  # the exit code of a process that ends because of the first one's error
+GRACE = 10.0  # seconds until other processes are killed
+FOLLOWED = 70  # exit code of a process that ends because rank zero failed
 
 
 @contextmanager
 def processes(settings: TrainerSettings) -> Iterator[None]:
-    """Run what follows in all processes that the settings ask for. Raises ConfigError where that cannot be.
+    """Run the body on every rank. Only rank zero prints; if it fails, it ends the other processes.
 
-    Only the first one prints results. When it ends with an error, it ends the others.
+    Raises:
+        ConfigError: the settings cannot start the processes of several stages.
     """
     if settings.devices == settings.num_nodes == 1 and settings.strategy == "auto":
         yield
@@ -44,11 +44,11 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
     )
     fabric.launch()
     if not is_rank_zero():
-        logging.getLogger("dasnet_lightning").setLevel(logging.ERROR)  # the first one warns
+        logging.getLogger("dasnet_lightning").setLevel(logging.ERROR)  # rank zero warns
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             try:
                 yield
-            except Stopped as stopped:  # the first one says so
+            except Stopped as stopped:  # rank zero reports it
                 raise SystemExit(128 + stopped.signal) from stopped
             except Exception as error:
                 if RAISED_ON_RANK_ZERO in getattr(error, "__notes__", ()):
@@ -61,15 +61,15 @@ def processes(settings: TrainerSettings) -> Iterator[None]:
         others: Sequence[subprocess.Popen[Any]] = getattr(fabric.strategy.launcher, "procs", ())
         failed = end_processes(others, GRACE)
         if failed and not isinstance(error, DasnetError | KeyboardInterrupt):
-            raise DasnetError(f"process {failed[0]} of {len(others) + 1} ended with an error, told above") from error
+            raise DasnetError(f"process {failed[0]} of {len(others) + 1} ended with an error, shown above") from error
         raise
 
 
 def rejoin_after_restart() -> None:
-    """Where torchrun has started the processes anew after one ended, join them in a fresh part of its store.
+    """Create the process group under fresh keys after torchrun restarted the processes. Collective.
 
-    torchrun's store still holds the addresses of the processes before; torch joins under the same keys, and where one
-    reads such an address before it is overwritten the group never comes together (seen with torch 2.15.0). Collective.
+    torchrun's store still holds the addresses of the earlier processes under the keys that torch uses. A process that reads
+    one before it is overwritten hangs forever (seen with torch 2.15.0).
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if not attempt or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or is_distributed():
@@ -82,21 +82,21 @@ def rejoin_after_restart() -> None:
 
 
 def check_strategy(settings: TrainerSettings) -> None:
-    """Raises ConfigError for a strategy, or a place to run at, that cannot start the processes of several stages."""
+    """Raise ConfigError for a strategy or a notebook that cannot start the processes of several stages."""
     if settings.strategy not in ("auto", "ddp"):
         raise ConfigError(
-            f"strategy '{settings.strategy}': a run has several stages and starts its processes once, with 'ddp' or 'auto'; "
-            "others are for one stage, in `dasnet fit` or a Trainer"
+            f"strategy '{settings.strategy}': a run starts the processes of its stages with 'ddp' or 'auto'; "
+            "use other strategies for one stage, in `dasnet fit` or a Trainer"
         )
     if _IS_INTERACTIVE and "LOCAL_RANK" not in os.environ:
         raise ConfigError(
-            f"{settings.devices} devices: a notebook cannot start the processes of a whole run; run `!dasnet train ...` in "
-            "a cell of it, or train one stage with Trainer(strategy='ddp_notebook')"
+            f"{settings.devices} devices: a notebook cannot start the processes of a run; use `!dasnet train ...` in a "
+            "cell, or train one stage with Trainer(strategy='ddp_notebook')"
         )
 
 
 def end_processes(others: Sequence[subprocess.Popen[Any]], grace: float) -> list[int]:
-    """Wait for the other processes to end, kill those that do not; returns the ranks that ended with an error of their own."""
+    """Wait for the other processes, kill those that do not end, and return the ranks that failed on their own."""
     deadline, failed = time.monotonic() + grace, []
     for number, process in enumerate(others, start=1):
         try:

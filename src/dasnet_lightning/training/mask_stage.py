@@ -1,4 +1,4 @@
-"""Stage two of a run, for each mask budget: its split, the use of every label, the decoder, and joint training after it."""
+"""Stage two of a run, for each mask budget: split, label audit, training of the decoder, and joint training."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,13 +21,13 @@ from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.results import BudgetResult
 from dasnet_lightning.training.stage import Stage, evaluate, run_stage, scale_rate
 
-# a validated image takes two to three times as long as a trained one: all its detections are decoded, the unsure ones too;
-# with so many trained images for each validated one, validation takes a fifth of the time of training at most
+# a validated image takes two to three times as long as a trained one, since all its detections are decoded; with this
+# many trained images for each validated one, validation takes at most a fifth of the time of training
 TRAINED_PER_VALIDATED = 15
 
 
 def audit_budget(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
-    """Write the split of a budget and the use of every label beside it; returns the counts by class."""
+    """Write the split and the label audit of a budget; return the counts by class and use."""
     return run_on_rank_zero(lambda: _write_accounting(data, budget_folder(config, data)))
 
 
@@ -40,7 +40,7 @@ def _write_accounting(data: MixedSupervisionDataModule, folder: Path) -> Mapping
 
 
 def budget_folder(config: RunConfig, data: MixedSupervisionDataModule) -> Path:
-    """Where the second stage of a budget lives."""
+    """Return the folder of stage two of a budget."""
     return config.folder / f"masks-{str(data.mask_budget).replace('/', '-per-')}"
 
 
@@ -51,7 +51,7 @@ def start_task(
     score_threshold: float,
     joint: bool = False,
 ) -> SegmentationTask:
-    """The task of the run with the recipe of `dasnet train`: from a detector, or jointly from a finished stage two."""
+    """Return the task of stage two from a detector's checkpoint, or of joint training from a finished stage two."""
     saved = read_checkpoint(checkpoint)["hyper_parameters"]
     rate = scale_rate(config.lr / 4 if joint else config.lr, config.trainer)
     shared: dict[str, Any] = {
@@ -68,7 +68,7 @@ def start_task(
         "feature_cache_gb": config.feature_cache_gb,
         "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     }
-    torch.manual_seed(config.seed)  # the initial weights: the same whether stage one ran just now or long ago
+    torch.manual_seed(config.seed)  # the initial weights must not depend on whether stage one ran in this process
     if config.task == "instance":
         return InstanceTask(**shared, inference=InstanceOptions(score_threshold=score_threshold))
     return SemanticTask(**shared, inference=SemanticOptions(score_threshold=score_threshold))
@@ -77,7 +77,7 @@ def start_task(
 def train_budget(
     config: RunConfig, data: MixedSupervisionDataModule, task: SegmentationTask, masks: int
 ) -> BudgetResult:
-    """Stage two with the masks of one budget."""
+    """Run stage two with the masks of one budget."""
     budget = str(data.mask_budget)
     steps = config.steps or 1500
     stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), steps, validations_of(steps, data))
@@ -87,7 +87,7 @@ def train_budget(
 
 
 def validations_of(steps: int, data: MixedSupervisionDataModule) -> int:
-    """Two validations of a stage where each takes a fifth of the training before it at most, else only the one at its end."""
+    """Return 2 validations if each takes at most a fifth of the training before it, else 1, at the end."""
     trained, validated = steps * data.batch_size * world_size(), len(data.opened().dataset.val.records)
     return 2 if trained >= 2 * TRAINED_PER_VALIDATED * validated else 1
 

@@ -1,4 +1,4 @@
-"""What a run tells people: the table for the terminal, and the report page with curves and pictures."""
+"""The results of a run: tables on the terminal, and the report page with curves and pictures."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from dasnet_lightning.training.stage import read_curves
 
 BOXES = {"ground-truth boxes": "ground_truth_boxes", "detected boxes": "detected_boxes"}
 MIOU_NOTE = (
-    "Mean IoU over the background and all classes that occur in the validation set, at the images' own resolution; "
-    "pixels marked 255 (void) are not counted. The difference between the two columns is the detector's share of the error."
+    "Mean IoU over the background and all classes of the validation set, at the images' own resolution, without void "
+    "pixels (255). The difference between the two columns is the detector's share of the error."
 )
 AP_NOTE = (
     "COCO protocol: 101-point interpolation; AP is the mean over IoU 0.50 to 0.95. "
@@ -44,7 +44,7 @@ INSTANCE_FIGURES = {
 
 
 def results_table(result: RunResult) -> Table:
-    """Budgets x {ground-truth boxes, detected boxes}."""
+    """Return the mIoU of each budget, with ground-truth and with detected boxes."""
     rows: list[list[Value]] = [
         [
             item.budget,
@@ -59,7 +59,7 @@ def results_table(result: RunResult) -> Table:
 
 
 def instance_table(result: RunResult) -> Table:
-    """Mask AP of each budget, with ground-truth and with detected boxes."""
+    """Return the mask AP of each budget, with ground-truth and with detected boxes."""
     rows: list[list[Value]] = [
         [item.budget, boxes, *(item.metrics[f"val/{name}_{kind}"] for name in INSTANCE_FIGURES.values())]
         for item in result.budgets
@@ -69,7 +69,7 @@ def instance_table(result: RunResult) -> Table:
 
 
 def joint_table(result: RunResult) -> Table:
-    """The detector's box AP before and after it learned from masks too."""
+    """Return the detector's box AP before and after joint training."""
     before = [result.detection[name] for name in ("val/box_ap50", "val/box_ap")]
     rows: list[list[Value]] = [["stage one", *before]]
     rows += [
@@ -81,20 +81,20 @@ def joint_table(result: RunResult) -> Table:
 
 
 def mask_tables(result: RunResult) -> list[Table]:
-    """The results of stage two: both kinds of segmentation, the run's own task first."""
+    """Return the tables of stage two, the run's own task first."""
     tables = [results_table(result), instance_table(result)]
     tables = tables[::-1] if result.config.task == "instance" else tables
     return [*tables, joint_table(result)] if result.config.joint_steps else tables
 
 
 def detection_table(result: RunResult) -> Table:
-    """Box AP of the detector."""
+    """Return the box AP of the detector."""
     values = [result.detection[name] for name in ("val/box_ap50", "val/box_ap75", "val/box_ap", "score_threshold")]
     return Table("Detection", ["AP50", "AP75", "AP", "score threshold"], [values], AP_NOTE)
 
 
 def write_page(result: RunResult, title: str, command: Sequence[str], pictures: int = 8) -> Path:
-    """Write the report of a run into its folder; draws validation images with the last budget's network."""
+    """Write the report of a run into its folder, with pictures of validation images."""
     config = result.config
     last = result.budgets[-1]
     figure, name = own_figure(result)
@@ -124,26 +124,24 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
 
 
 def own_figure(result: RunResult) -> tuple[str, str]:
-    """The figure that the run's task is about: its name in the metrics, and for people."""
+    """Return the main metric of the run's task: its key and its title."""
     return ("apr50_area", "mAP^r 0.5 (area)") if result.config.task == "instance" else ("miou", "mIoU")
 
 
 def per_class_tables(result: RunResult) -> list[Table]:
-    """IoU of each class, or for instances mAP^r at 0.5, by budget, for both kinds of boxes."""
+    """Return the IoU of each class, or AP^r at 0.5 for instances, by budget and kind of boxes."""
     figure, title = ("apr50_area", "AP^r 0.5 (area)") if result.config.task == "instance" else ("iou", "IoU")
     tables = []
     for kind, suffix in BOXES.items():
         prefix = f"val/{figure}_{suffix}/"
         rows = [[name, *(item.metrics.get(prefix + name) for item in result.budgets)] for name in result.class_names]
         header = ["class", *(f"{item.budget} masks" for item in result.budgets)]
-        tables.append(
-            Table(f"{title} by class, {kind}", header, rows, "-: the class does not occur in the validation set.")
-        )
+        tables.append(Table(f"{title} by class, {kind}", header, rows, "-: not in the validation set."))
     return tables
 
 
 def run_curves(result: RunResult) -> list[Curve]:
-    """Loss and validation figures of all stages against the step."""
+    """Return losses and validation metrics of all stages by step."""
     folder, (figure, title) = result.config.folder, own_figure(result)
     detector = read_curves(folder / "detector")
     budgets = {item.budget: read_curves(Path(item.checkpoint).parent) for item in result.budgets}
@@ -163,7 +161,7 @@ def run_curves(result: RunResult) -> list[Curve]:
 
 
 def accounting_table(result: RunResult) -> Table:
-    """What became of the labels: by budget and class."""
+    """Return the counts of the labels by budget, class and use."""
     rows: list[list[Value]] = []
     header: list[str] = []
     for budget, classes in result.accounting.items():
@@ -174,14 +172,14 @@ def accounting_table(result: RunResult) -> Table:
 
 
 def plain(value: object) -> object:
-    """The value in lists and dicts, as YAML's safe dumper wants it."""
+    """Return the value as plain lists and dicts for YAML's safe dumper."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def announce(result: RunResult, page: Path) -> None:
-    """Say where everything is."""
+    """Print where report and checkpoints are."""
     console.out(f"report: {page}")
     for item in result.budgets:
         console.out(f"checkpoint ({item.budget} masks): {item.checkpoint}")

@@ -1,7 +1,7 @@
-"""One stage of training in a folder of its own: started, continued where it stopped, or recognised as done.
+"""One stage of training in its own folder: started, continued, or recognized as done.
 
-A stage's folder holds `last.ckpt` and the one before it while it runs, and `final.ckpt` once it is complete; all are
-written atomically and carry a checksum.
+The folder holds `last.ckpt` and its predecessor while the stage runs, and `final.ckpt` once it is complete. All are written
+atomically with a checksum.
 """
 
 import csv
@@ -39,12 +39,19 @@ from dasnet_lightning.training.config import TrainerSettings
 Task = DetectionTask | SegmentationTask
 
 FINAL = "final.ckpt"
-GRADIENT_CLIP = 10.0  # the first steps of a detector are far larger than all later ones
+GRADIENT_CLIP = 10.0  # the first gradients of a detector are far larger than all later ones
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: its name for people, its folder, its length in steps, and how many times it validates."""
+    """One training.
+
+    Attributes:
+        name: shown in messages.
+        folder: of its checkpoints, logs and metrics.
+        steps: optimizer steps.
+        validations: how many times it validates; 0 for never.
+    """
 
     name: str
     folder: Path
@@ -53,26 +60,27 @@ class Stage:
 
     @property
     def final(self) -> Path:
+        """The final checkpoint."""
         return self.folder / FINAL
 
     @property
     def metrics(self) -> Path:
-        """The validation figures of the final checkpoint."""
+        """The validation metrics of the final checkpoint."""
         return self.folder / "metrics.json"
 
     @property
     def interval(self) -> int:
-        """Steps between two validations; beyond the end where there are none."""
+        """Steps between two validations; more than `steps` if the stage never validates."""
         return max(1, self.steps // self.validations) if self.validations else self.steps + 1
 
 
 def scale_rate(rate: float, settings: TrainerSettings) -> float:
-    """The learning rate for as many processes as there are."""
+    """Return the learning rate, scaled by the number of processes if the settings say so."""
     return rate * world_size() if settings.scale_lr == "linear" else rate
 
 
 def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: TrainerSettings) -> Path:
-    """Train to the end of the stage, from its last checkpoint where there is one; returns the final checkpoint."""
+    """Train to the end of the stage, from its last checkpoint if there is one, and return the final checkpoint."""
     if run_on_rank_zero(stage.final.is_file):
         console.info(f"{stage.name}: done before, {stage.final}")
         return stage.final
@@ -85,22 +93,22 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
     try:
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     except SystemExit as stop:
-        if trainer.interrupted:  # what Lightning makes of a second Ctrl-C, or of one before the first step
+        if trainer.interrupted:  # a second Ctrl-C, or one before the first step
             raise KeyboardInterrupt from stop
         raise
     if settings.logger == "wandb" and is_rank_zero():
         import wandb
 
-        wandb.finish()  # the next stage is a run of its own
+        wandb.finish()  # the next stage is another W&B run
     trainer.save_checkpoint(stage.final)
     run_on_rank_zero(lambda: _close(stage, task.metrics))
     return stage.final
 
 
-def _close(stage: Stage, figures: Mapping[str, float]) -> None:
-    # the last validation measured the final weights; none ran where only the end was missing
-    if figures and stage.steps % stage.interval == 0:
-        write_json(stage.metrics, figures)
+def _close(stage: Stage, metrics: Mapping[str, float]) -> None:
+    # if a validation ran on the final weights, keep its metrics
+    if metrics and stage.steps % stage.interval == 0:
+        write_json(stage.metrics, metrics)
     for path in (stage.folder / CHECKPOINT, previous_of(stage.folder / CHECKPOINT)):
         path.unlink(missing_ok=True)
 
@@ -112,7 +120,7 @@ def evaluate(
     checkpoint: Path,
     settings: TrainerSettings,
 ) -> Mapping[str, float]:
-    """The validation figures of a checkpoint: from the end of its training, or measured once; then read from its folder."""
+    """Return the validation metrics of a checkpoint, from the stage's folder or measured now."""
     if not run_on_rank_zero(stage.metrics.is_file):
         console.out(f"{stage.name}: evaluating {checkpoint}")
         load_checkpoint(task, checkpoint)
@@ -122,7 +130,7 @@ def evaluate(
 
 
 def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
-    """The trainer of a stage, with its log below the stage's folder."""
+    """Return the trainer of a stage, which logs to the stage's folder."""
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -139,7 +147,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         callbacks=build_callbacks(stage, settings),
         plugins=[AtomicCheckpointIO()],
         deterministic=settings.deterministic,
-        enable_checkpointing=False,  # Lightning's own, which knows neither signals nor the middle of an epoch
+        enable_checkpointing=False,  # Resumable handles signals and the middle of an epoch
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -148,7 +156,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
 
 
 def build_callbacks(stage: Stage, settings: TrainerSettings) -> list[Callback]:
-    """What watches a stage. Resumable comes last: what the others did to a step is in its checkpoints."""
+    """Return the callbacks of a stage. Resumable comes last, so that checkpoints hold what the others did in a step."""
     return [
         Throughput(),
         ValidationTime(),
@@ -161,7 +169,7 @@ def build_callbacks(stage: Stage, settings: TrainerSettings) -> list[Callback]:
 
 
 def build_evaluator(settings: TrainerSettings) -> L.Trainer:
-    """A trainer that only measures, without a log; over several devices every image is measured on one of them."""
+    """Return a trainer for validation only, without logs; each image is measured on one rank."""
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -176,12 +184,12 @@ def build_evaluator(settings: TrainerSettings) -> L.Trainer:
 
 
 def joins_batchnorm(settings: TrainerSettings) -> bool:
-    """Whether BatchNorm takes its statistics over the images of all processes: torch can on GPUs alone."""
+    """Whether BatchNorm is synchronized over the ranks, which torch supports on GPUs only."""
     return world_size() > 1 and settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build_loggers(stage: Stage, settings: TrainerSettings) -> list[Logger]:
-    """CSV files always; Weights & Biases beside them by option, imported only then."""
+    """Return the CSV logger, and the W&B logger if the settings ask for it."""
     loggers: list[Logger] = [CSVLogger(stage.folder, name="log")]
     if settings.logger == "wandb":
         from lightning.pytorch.loggers import WandbLogger
@@ -191,7 +199,7 @@ def build_loggers(stage: Stage, settings: TrainerSettings) -> list[Logger]:
 
 
 def read_curves(folder: Path) -> Mapping[str, list[tuple[float, float]]]:
-    """The logged values of a stage by name, as (step, value), joined over all its continuations."""
+    """Return the logged values of a stage by name, as (step, value), joined over its continuations."""
     curves: dict[str, dict[float, float]] = {}
     for path in sorted(folder.glob("log/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
         with path.open(newline="") as file:
