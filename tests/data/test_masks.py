@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.packed_masks import empty_planes, pack_masks, pack_picture, unpack_masks
+from dasnet_lightning.data.packed_masks import empty_masks, pack_index_map, pack_masks, unpack_masks
 from dasnet_lightning.data.records import MaskState
 from dasnet_lightning.data.sources.masks import (
     MaskShape,
@@ -143,13 +143,13 @@ def test_masks_are_collected_with_their_reasons() -> None:
     assert masks.reasons[2] == "torn"
     np.testing.assert_array_equal(masks.masks, [mask, mask, mask])
     assert masks.void is None
-    assert collect_masks(empty_planes(SIZE, 0), [], []).masks.shape == (0, *SIZE)
+    assert collect_masks(empty_masks(SIZE, 0), [], []).masks.shape == (0, *SIZE)
 
 
 def test_objects_are_cut_out_by_their_index() -> None:
     picture = np.zeros(SIZE, dtype=np.uint8)
     picture[1, 1], picture[2, 2], picture[3, 3] = 1, 2, 255
-    masks = unpack_masks(pack_picture(picture, [2, 1], 255))
+    masks = unpack_masks(pack_index_map(picture, [2, 1], 255))
     assert [np.argwhere(mask).tolist() for mask in masks] == [[[2, 2]], [[1, 1]]]
     assert check_indices(picture, 2) == ""
     assert "indices up to 2 but the XML has 1 objects" in check_indices(picture, 1)

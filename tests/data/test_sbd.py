@@ -170,7 +170,7 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatc
     file = write_instances(root, "a", np.ones((3000, 3000), dtype=np.uint8), [1])
     assert file.stat().st_size < 300_000
     assert read_instances(file).picture.shape == (3000, 3000)
-    monkeypatch.setattr(sbd_files, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(sbd_files, "MAX_INFLATED_BYTES", 1_000_000)
     with pytest.raises(DataError, match="larger than any picture needs"):
         read_instances(file)
 

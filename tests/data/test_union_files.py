@@ -6,7 +6,7 @@ import pytest
 
 from dasnet_lightning.data.sources.union_yaml import read_union
 from dasnet_lightning.data.sources.voc_xml import LISTS
-from dasnet_lightning.data.splits import NAMED
+from dasnet_lightning.data.splits import NAMED_BUDGETS
 from dasnet_lightning.errors import DataError
 
 SHIPPED = Path(__file__).parents[2] / "experiments" / "data"
@@ -97,7 +97,7 @@ def test_the_shipped_files_hold_the_counts_of_the_paper() -> None:
     specs = {path.stem: read_union(path) for path in sorted(SHIPPED.glob("*.yaml"))}
     assert sorted(specs) == ["box145k", "box16.5k", "seg1.4k", "seg10k"]
     assert {name: spec.expect.get("train") for name, spec in specs.items()} == {
-        "box16.5k": 16_551, "box145k": 144_790, "seg1.4k": int(NAMED["seg1.4k"]), "seg10k": None
+        "box16.5k": 16_551, "box145k": 144_790, "seg1.4k": int(NAMED_BUDGETS["seg1.4k"]), "seg10k": None
     }  # fmt: skip
     for name in ("box16.5k", "box145k", "seg1.4k"):
         assert sum(part.expect or 0 for part in specs[name].train) == specs[name].expect["train"]
