@@ -6,8 +6,8 @@ so that a flip with p=0.5 happens exactly when an expand with p=0.5 does; here a
 here it only sets up the steps, and `Transform` runs them.
 
 Steps get boxes in 0..1 of the image, in single precision, each with its index. Masks are packed as bits: "mask" is the
-first plane, with the void map and the filled area, and "masks" are the others (see `data.packed_masks`). Photometric distortion works per pixel, so it runs last, on the small image. The filled area is painted with the plain mean
-after it, as if the distortion had come first.
+first plane, with the void map and the filled area, "masks" are the others. Photometric distortion works per pixel, so it
+runs last, on the small image. The filled area is then painted with the plain mean, as if the distortion had come first.
 """
 
 import os

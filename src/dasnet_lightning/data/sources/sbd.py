@@ -79,8 +79,8 @@ class SBDSource(Source):
         images = _build_raw_images(self.root, paths, _map_labels(self.root, self.class_names))
         records, problems = read_images(images, self.class_names, "object", fix)
         self.records = tuple(records)
-        message = "SBD has none, each box is the bounding box of its mask"
-        self.problems = (Problem(self.root / "inst", "boxes", message, "warning"), *missing, *problems)
+        note = Problem(self.root / "inst", "boxes", "SBD has none, each is the bounding box of its mask", "warning")
+        self.problems = (note, *missing, *problems)
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open the instance file of an image and cut out the requested objects."""
@@ -135,16 +135,12 @@ def read_instances(file: Path) -> Instances:
             f"{file}: GTinst has no Segmentation or no Categories, expected a file of SBD's inst/"
         ) from error
     if index_map.ndim != 2 or index_map.dtype.kind not in "ub" or 0 in index_map.shape:
-        raise DataError(
-            f"{file}: Segmentation is {index_map.dtype} {index_map.shape}, expected a map of object indices"
-        )
+        raise DataError(f"{file}: Segmentation is {index_map.dtype} {index_map.shape}, expected a map of indices")
     if labels.dtype.kind not in "uif" or (labels != np.round(labels)).any():
         raise DataError(f"{file}: Categories is not a list of class numbers, expected a file of SBD's inst/")
     top = int(index_map.max())
     if top > len(labels):
-        raise DataError(
-            f"{file}: Segmentation has index {top} but Categories has {len(labels)} objects, unpack it again"
-        )
+        raise DataError(f"{file}: Segmentation has index {top} but Categories {len(labels)} objects, unpack it again")
     unknown = [int(label) for label in labels if not 1 <= label < len(VOC_CLASSES)]
     if unknown:
         raise DataError(f"{file}: category {unknown[0]} is unknown, expected VOC's 1 to {len(VOC_CLASSES) - 1}")

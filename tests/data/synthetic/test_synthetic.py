@@ -94,7 +94,7 @@ def test_other_data_is_not_overwritten(written: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="other parameters"):
         write_synthetic(written, 60, 20, size=96, seed=4)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"holds thesis\.txt, choose an empty folder"):
+    with pytest.raises(DataError, match=r"contains thesis\.txt, choose an empty folder"):
         write_synthetic(tmp_path, 1, 1)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "synthetic.json").write_text("{")
