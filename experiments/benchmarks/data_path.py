@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 from dasnet_lightning.data import dataset as dataset_module
 from dasnet_lightning.data import loader as collate_module
 from dasnet_lightning.data.augmentation import transforms
-from dasnet_lightning.data.augmentation.transforms import MEAN_COLOUR, build_transform
+from dasnet_lightning.data.augmentation.transforms import MEAN_COLOR, build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import Sample, collate
 from dasnet_lightning.data.records import ImageRecord, Source
@@ -90,7 +90,7 @@ class TorchvisionWay:
 
     def __init__(self, source: Source, size: int) -> None:
         self.source = source
-        fill = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: 0}
+        fill = {tv_tensors.Image: MEAN_COLOR, tv_tensors.Mask: 0}
         self.transform = v2.Compose(
             [
                 v2.RandomPhotometricDistort(p=0.5),

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dasnet_lightning.data.packed_masks import pack_masks
-from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem
+from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem, Source
 
 
 def extent(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -34,7 +34,7 @@ def draw_shapes(size: tuple[int, int], count: int, seed: int) -> tuple[np.ndarra
 
 
 @dataclass
-class FakeSource:
+class FakeSource(Source):
     class_names: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     masks: dict[str, np.ndarray]

@@ -112,7 +112,7 @@ def test_a_truncated_file_is_no_image(tmp_path: Path, suffix: str) -> None:
         (b"  <!DOCTYPE html><html><body>404</body></html>", "HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"hello there", "looks like text that begins with 'hello there'"),
-        (bytes(range(256)), "no known image format"),
+        (bytes(range(256)), "does not have a known image format"),
     ],
 )
 def test_what_is_no_image_is_described(tmp_path: Path, content: bytes, words: str) -> None:

@@ -111,7 +111,7 @@ def test_an_image_of_two_classes_is_drawn_once() -> None:
 
 
 def test_budgets_beyond_what_exists_are_refused() -> None:
-    with pytest.raises(BudgetError, match="'3' wants 3 images with masks, 2 are available"):
+    with pytest.raises(BudgetError, match="'3' asks for 3 images with masks, 2 are available"):
         make_split(["a", "b", "c"], [{1}, {1}, set()], "3", 0)
     with pytest.raises(BudgetError, match="no image has a mask"):
         make_split(["a"], [set()], "5/class", 0)
@@ -154,8 +154,8 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
     good = json.loads(path.read_text())
     for content, words in (
         ("{", "cannot be read"),
-        ("[]", "is no mask split"),
-        (json.dumps({"image_ids": ["a"]}), "is no mask split"),
+        ("[]", "not a mask split"),
+        (json.dumps({"image_ids": ["a"]}), "not a mask split"),
         (json.dumps({**good, "version": 99}), "version 99"),
         (json.dumps({**good, "image_ids": ["a", "a"]}), "damaged"),
         (json.dumps({**good, "image_ids": "a"}), "damaged"),

@@ -1,13 +1,13 @@
-"""COCO instances files: boxes for all, masks as polygons or run lengths where an annotation has them.
+"""COCO instances files: boxes for all objects, masks as polygons or run lengths for those that have them.
 
-All segmentations are validated while the records are read, none is rasterised before `load_masks`.
+Reading the records validates all segmentations; they are rasterized only in `load_masks`.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
+from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
 from dasnet_lightning.data.sources.checks import (
     Box,
     Fix,
@@ -15,6 +15,7 @@ from dasnet_lightning.data.sources.checks import (
     box_hint,
     check_class_names,
     check_fix,
+    join_names,
     locate_files,
     unsafe_path,
 )
@@ -29,17 +30,24 @@ from dasnet_lightning.data.sources.masks import (
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.errors import DataError
 
-Edges = Mapping[str, Box | None]  # the box of each annotation
-RECTANGLES = 0.5  # more masks than this share being their own box means that boxes were exported as polygons
+BoxById = Mapping[str, Box | None]  # xyxy edges by annotation id; None if unreadable
+ShapeById = Mapping[str, CheckedShape]
+MAX_RECTANGLES = 0.5  # a larger share of masks equal to their boxes means that boxes were exported as polygons
 
 
-class COCOSource:
+class COCOSource(Source):
     """One COCO instances file with its images.
 
-    image_root: the folder that `file_name` is relative to. class_names: background first; None takes the file's categories
-    in the order of their ids. allow_missing: leave out images whose file is missing, and list them. fix: "drop" leaves out
-    objects that cannot be used, and lists them. content: the file, where it was read already. `category_ids[label]` is the
-    file's own id of a class, for exports. Raises RecordsError (a DataError) with everything that cannot be used otherwise.
+    Args:
+        annotation_file: the JSON file.
+        image_root: the folder that `file_name` is relative to.
+        class_names: names by label, background first; None takes the file's categories in the order of their ids.
+        allow_missing: leave out images whose file is missing and report them as problems.
+        fix: "drop" leaves out objects that cannot be used and reports them as problems.
+        content: the parsed file, if it was read before.
+
+    Raises:
+        RecordsError: lists everything that cannot be used and that no option accepts.
     """
 
     def __init__(
@@ -57,36 +65,36 @@ class COCOSource:
         self.annotation_file = Path(annotation_file)
         file = read_coco(self.annotation_file) if content is None else content
         self.class_names, labels = _map_categories(file, class_names)
-        self.category_ids: Mapping[int, int | str] = {label: key for key, label in labels.items()}
-        paths, missing = _locate(file, self.root, allow_missing)
-        edges = {str(row["id"]): _edges(row) for row in file.annotations}
-        _check_convention(file, edges)
+        self.category_ids = {label: category_id for category_id, label in labels.items()}
+        paths, missing = _locate_images(file, self.root, allow_missing)
+        boxes = {str(row["id"]): _parse_box(row) for row in file.annotations}
+        _check_box_convention(file, boxes)
         shapes = _check_shapes(file)
-        raw = _read_raw(file, paths, labels, shapes, edges)
-        records, problems = read_images(raw, self.class_names, "annotation", fix)
-        self.records: tuple[ImageRecord, ...] = tuple(records)
-        self.problems: tuple[Problem, ...] = (*_notes(file, self.class_names, shapes, edges), *missing, *problems)
+        images = _build_raw_images(file, paths, labels, shapes, boxes)
+        records, problems = read_images(images, self.class_names, "annotation", fix)
+        self.records = tuple(records)
+        self.problems = (*_file_warnings(file, self.class_names, shapes, boxes), *missing, *problems)
         self._shapes = {key: checked.shape for key, checked in shapes.items() if checked.shape is not None}
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
-        """Rasterise the masks of the objects asked for; one that is empty or outside its box is not valid and says why."""
+        """Rasterize the masks of the requested objects; one that is empty or outside its box is not valid."""
         objects = [record.objects[index] for index in indices]
-        planes = pack_shapes([self._shapes[item.object_id] for item in objects], record.size)
-        return collect_masks(planes, [item.box for item in objects], [""] * len(objects))
+        packed = pack_shapes([self._shapes[item.object_id] for item in objects], record.size)
+        return collect_masks(packed, [item.box for item in objects], [""] * len(objects))
 
 
 def _map_categories(file: CocoFile, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], dict[int | str, int]]:
-    """The class names (background first), and the label of each of the file's category ids."""
-    ordered = sorted(file.categories, key=lambda row: (isinstance(row["id"], str), row["id"]))
-    names = tuple(class_names) if class_names is not None else ("background", *(row["name"] for row in ordered))
+    """Return the class names (background first) and the label of each of the file's category ids."""
+    categories = sorted(file.categories, key=lambda row: (isinstance(row["id"], str), row["id"]))
+    names = tuple(class_names) if class_names is not None else ("background", *(row["name"] for row in categories))
     label_of = {name: label for label, name in reversed(list(enumerate(names))) if label > 0}
-    unknown = [row["name"] for row in ordered if row["name"] not in label_of]
+    unknown = [row["name"] for row in categories if row["name"] not in label_of]
     if unknown:
         raise DataError(f"{file.path}: categories {unknown} are not among the classes {list(names[1:])}, name them all")
-    return names, {row["id"]: label_of[row["name"]] for row in ordered}
+    return names, {row["id"]: label_of[row["name"]] for row in categories}
 
 
-def _locate(file: CocoFile, root: Path, allow_missing: bool) -> tuple[dict[str, Path], list[Problem]]:
+def _locate_images(file: CocoFile, root: Path, allow_missing: bool) -> tuple[dict[str, Path], list[Problem]]:
     paths, faults = locate_files(root, [image["file_name"] for image in file.images])
     problems = [Problem(file.path, f"image '{name}'", reason, "refused") for name, reason in faults.items()]
     unsafe = [problem for problem, name in zip(problems, faults, strict=True) if _is_unsafe(name, faults[name])]
@@ -102,8 +110,8 @@ def _is_unsafe(name: str, reason: str) -> bool:
     return bool(unsafe_path(name)) or "link" in reason
 
 
-def _edges(row: Mapping[str, Any]) -> Box | None:
-    """The box of an annotation as edges, None where it is not four numbers."""
+def _parse_box(row: Mapping[str, Any]) -> Box | None:
+    """Return the box of an annotation as xyxy edges, or None if it is not a list of four numbers."""
     box = row.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
         return None
@@ -111,10 +119,15 @@ def _edges(row: Mapping[str, Any]) -> Box | None:
     return x, y, x + width, y + height
 
 
-def _check_convention(file: CocoFile, edges: Edges) -> None:
+def _check_box_convention(file: CocoFile, boxes: BoxById) -> None:
+    """Raise DataError if all boxes seem to be normalized or xyxy."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in file.images}
-    sized = ((edges[str(row["id"])], sizes[row["image_id"]]) for row in file.annotations)
-    hint = box_hint([((x0, y0, x1 - x0, y1 - y0), size) for box, size in sized if box for x0, y0, x1, y1 in (box,)])
+    as_written = [
+        ((box[0], box[1], box[2] - box[0], box[3] - box[1]), sizes[row["image_id"]])
+        for row in file.annotations
+        if (box := boxes[str(row["id"])]) is not None
+    ]
+    hint = box_hint(as_written)
     if hint:
         raise DataError(f"{file.path}: {hint}; convert the boxes")
 
@@ -126,24 +139,20 @@ def _check_shapes(file: CocoFile) -> dict[str, CheckedShape]:
     }
 
 
-def _read_raw(
-    file: CocoFile,
-    paths: Mapping[str, Path],
-    labels: Mapping[int | str, int],
-    shapes: Mapping[str, CheckedShape],
-    edges: Edges,
+def _build_raw_images(
+    file: CocoFile, paths: Mapping[str, Path], labels: Mapping[int | str, int], shapes: ShapeById, boxes: BoxById
 ) -> list[RawImage]:
     objects: dict[int | str, list[RawObject]] = {image["id"]: [] for image in file.images}
     for row in file.annotations:
-        key, checked = str(row["id"]), shapes[str(row["id"])]
+        object_id = str(row["id"])
         raw = RawObject(
-            object_id=key,
+            object_id=object_id,
             label=labels[row["category_id"]],
-            box=edges[key],
+            box=boxes[object_id],
             shown=str(row.get("bbox")),
-            mask=checked.state,
+            mask=shapes[object_id].state,
             ignore=bool(row.get("iscrowd", 0)),
-            reason=checked.reason,
+            reason=shapes[object_id].reason,
         )
         objects[row["image_id"]].append(raw)
     return [
@@ -159,20 +168,21 @@ def _read_raw(
     ]
 
 
-def _notes(
-    file: CocoFile, class_names: Sequence[str], shapes: Mapping[str, CheckedShape], edges: Edges
-) -> list[Problem]:
-    """What is worth a warning about the file as a whole."""
-    notes = check_class_names(file.path, class_names[1:])
+def _file_warnings(file: CocoFile, class_names: Sequence[str], shapes: ShapeById, boxes: BoxById) -> list[Problem]:
+    """Return warnings about the file as a whole."""
+    warnings = check_class_names(file.path, class_names[1:])
     used = {row["category_id"] for row in file.annotations}
-    idle = [row["name"] for row in file.categories if row["id"] not in used]
-    if idle:
-        notes.append(Problem(file.path, "categories", f"without any annotation: {', '.join(idle)}", "warning"))
-    drawn = [row for row in file.annotations if shapes[str(row["id"])].state is MaskState.PRESENT]
-    boxes = sum(is_rectangle(shapes[str(row["id"])].shape, edges[str(row["id"])]) for row in drawn)
-    if boxes >= 3 and boxes > RECTANGLES * len(drawn):
-        text = f"{boxes} of {len(drawn)} polygons are just their box: boxes exported as polygons? They train as masks"
-        notes.append(Problem(file.path, "segmentations", text, "warning"))
+    unused = [row["name"] for row in file.categories if row["id"] not in used]
+    if unused:
+        warnings.append(Problem(file.path, "categories", f"without any annotation: {join_names(unused)}", "warning"))
+    masked = [str(row["id"]) for row in file.annotations if shapes[str(row["id"])].state is MaskState.PRESENT]
+    rectangles = sum(is_rectangle(shapes[object_id].shape, boxes[object_id]) for object_id in masked)
+    if rectangles >= 3 and rectangles > MAX_RECTANGLES * len(masked):
+        text = (
+            f"{rectangles} of {len(masked)} polygons are just the rectangle of their box, were boxes exported as "
+            "polygons? They train as masks; remove them if they are not"
+        )
+        warnings.append(Problem(file.path, "segmentations", text, "warning"))
     if any("keypoints" in row for row in file.annotations):
-        notes.append(Problem(file.path, "annotations", "key points are not used, only boxes and masks", "warning"))
-    return notes
+        warnings.append(Problem(file.path, "annotations", "keypoints are not used, only boxes and masks", "warning"))
+    return warnings

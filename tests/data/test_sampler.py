@@ -61,7 +61,7 @@ def test_goes_on_where_the_row_was_left_when_the_iteration_starts(taken: int) ->
 
 
 def test_cannot_draw_from_nothing() -> None:
-    with pytest.raises(ValueError, match="cannot draw 4 samples from none"):
+    with pytest.raises(ValueError, match="cannot draw 4 samples from an empty set"):
         EpochSampler(0, seed=0, shuffle=True, num_draws=4)
 
 

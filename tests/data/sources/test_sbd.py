@@ -73,16 +73,16 @@ def test_all_joins_both_lists(tmp_path: Path) -> None:
     assert [record.image_id for record in SBDSource(root, "all").records] == ["c", "a", "b"]
     assert [record.image_id for record in SBDSource(root, "few").records] == ["b"]
     (root / "val.txt").write_text("b\na\n")
-    with pytest.raises(DataError, match=r"1 image ids are in train.txt and val.txt both: a;"):
+    with pytest.raises(DataError, match=r"1 image ids are in both train.txt and val.txt: a;"):
         SBDSource(root, "all")
 
 
 def test_lists_are_checked(tmp_path: Path) -> None:
     root = make_sbd(tmp_path, {"a": [CAT]})
-    with pytest.raises(DataError, match=r"no list val.txt, it has train"):
+    with pytest.raises(DataError, match=r"no list val.txt, the folder has the lists train"):
         SBDSource(root, "val")
     (root / "train.txt").write_text("a\na\n")
-    with pytest.raises(DataError, match=r"train.txt: 1 image ids occur twice: a"):
+    with pytest.raises(DataError, match=r"train.txt: 1 image ids are repeated: a"):
         SBDSource(root, "train")
     (root / "train.txt").write_text("\n")
     with pytest.raises(DataError, match="the list is empty"):
@@ -93,7 +93,7 @@ def test_lists_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_sbd_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no SBD data set, expected the folders img and inst"):
+    with pytest.raises(DataError, match="not an SBD data set, expected the folders img and inst"):
         SBDSource(tmp_path, "train")
     root = make_sbd(tmp_path / "s", {"a": [CAT]})
     for file in (root / "inst").iterdir():
@@ -110,7 +110,7 @@ def test_missing_files_are_listed_at_once_or_left_out(tmp_path: Path) -> None:
     with pytest.raises(RecordsError, match="3 images cannot be used") as caught:
         SBDSource(root, "train")
     text = str(caught.value)
-    assert f"image 'b.jpg': has no usable instance file {root / 'inst' / 'b.mat'}" in text
+    assert f"image 'b.jpg': has no usable instance file, expected {root / 'inst' / 'b.mat'}" in text
     assert "image 'a.jpg': the image file does not exist" in text
     assert "climbs out of the image folder" in text
     source = SBDSource(root, "train", allow_missing=True)
@@ -135,15 +135,15 @@ FAULTS = {
     "header alone": (lambda path: path.write_bytes(path.read_bytes()[:128]), "no variable GTinst"),
     "flipped": (lambda path: path.write_bytes(_flip(path.read_bytes())), "it is truncated or damaged"),
     "hdf5": (lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file" + bytes(500)), "saved in version 7.3"),
-    "cls": (lambda path: _mat(path, GTcls={"Segmentation": ONES}), "holds no variable GTinst"),
+    "cls": (lambda path: _mat(path, GTcls={"Segmentation": ONES}), "has no variable GTinst"),
     "no categories": (lambda path: _mat(path, GTinst={"Segmentation": ONES}), "no Segmentation or no Categories"),
     "no struct": (lambda path: _mat(path, GTinst=ONES), "no Segmentation or no Categories"),
-    "floats": (lambda path: _mat(path, GTinst=_struct(ONES * 0.5, [1])), "expected a map of object indices"),
-    "cube": (lambda path: _mat(path, GTinst=_struct(np.ones((2, 2, 2), np.uint8), [1])), "expected a map of object"),
-    "index": (lambda path: _mat(path, GTinst=_struct(ONES * 3, [1, 2])), "the index 3, Categories 2 objects"),
+    "floats": (lambda path: _mat(path, GTinst=_struct(ONES * 0.5, [1])), "expected a map of indices"),
+    "cube": (lambda path: _mat(path, GTinst=_struct(np.ones((2, 2, 2), np.uint8), [1])), "expected a map of indices"),
+    "index": (lambda path: _mat(path, GTinst=_struct(ONES * 3, [1, 2])), "index 3 but Categories 2 objects"),
     "category 0": (lambda path: _mat(path, GTinst=_struct(ONES, [0])), "category 0 is unknown, expected VOC's 1 to 20"),
     "category 21": (lambda path: _mat(path, GTinst=_struct(ONES, [21])), "category 21 is unknown"),
-    "half": (lambda path: _mat(path, GTinst=_struct(ONES, [1.5])), "no list of class numbers"),
+    "half": (lambda path: _mat(path, GTinst=_struct(ONES, [1.5])), "not a list of class numbers"),
 }
 
 
@@ -169,9 +169,9 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatc
     root = make_sbd(tmp_path, {"a": [CAT]})
     file = write_instances(root, "a", np.ones((3000, 3000), dtype=np.uint8), [1])
     assert file.stat().st_size < 300_000
-    assert read_instances(file).picture.shape == (3000, 3000)
-    monkeypatch.setattr(sbd_files, "MAX_BYTES", 1_000_000)
-    with pytest.raises(DataError, match="larger than any picture needs"):
+    assert read_instances(file).index_map.shape == (3000, 3000)
+    monkeypatch.setattr(sbd_files, "MAX_INFLATED_BYTES", 1_000_000)
+    with pytest.raises(DataError, match="more bytes than any image needs"):
         read_instances(file)
 
 
@@ -199,5 +199,5 @@ def test_class_names_may_be_given_in_another_order(tmp_path: Path) -> None:
     names = ("background", "zebra", *VOC_CLASSES[:0:-1])
     source = SBDSource(root, "train", class_names=names)
     assert names[source.records[0].objects[0].label] == "cat"
-    with pytest.raises(DataError, match=r"'aeroplane'.* are not among the classes"):
+    with pytest.raises(DataError, match=r"lack SBD's \['aeroplane', .*name all of VOC's"):
         SBDSource(root, "train", class_names=("background", "cat"))

@@ -57,7 +57,7 @@ def test_the_split_travels_in_the_checkpoint_and_is_compared(shapes, tmp_path):
     trainer(tmp_path, 4).fit(Mean(), data(shapes), ckpt_path=path)
     sentence = (
         r"last\.ckpt: was trained on the masks of 4 images \(budget '4', split_seed 0\), this training has the masks of 5 "
-        r"images \(budget '5', split_seed 0\); 1 images differ, the first is '.+': continue with the same"
+        r"images \(budget '5', split_seed 0\); 1 images differ, the first is '.+'; resume with the same"
     )
     with pytest.raises(ConfigError, match=sentence):
         trainer(tmp_path, 4).fit(Mean(), data(shapes, mask_budget=5), ckpt_path=path)

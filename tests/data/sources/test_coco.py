@@ -128,13 +128,13 @@ def test_given_class_names_decide_the_labels(tmp_path: Path) -> None:
     [
         ([{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}], "predictions"),
         ({"images": [], "annotations": [{"id": 1, "caption": "a cat"}]}, "captions"),
-        ({"images": [], "annotations": [{"id": 1, "keypoints": [1, 2, 3]}], "categories": []}, "key points"),
+        ({"images": [], "annotations": [{"id": 1, "keypoints": [1, 2, 3]}], "categories": []}, "file of keypoints"),
         ({"images": [], "annotations": [{"segments_info": []}], "categories": []}, "panoptic"),
         ({"images": [{}], "annotations": []}, "no list 'categories'"),
         ({"a": 1}, "no list 'images' and no list 'annotations'"),
-        ("7", "no COCO file"),
-        ('{"images": [', "no valid JSON"),
-        ("", "no valid JSON"),
+        ("7", "not a COCO file"),
+        ('{"images": [', "not valid JSON"),
+        ("", "not valid JSON"),
         ("[" * 100_000, "nested too deeply"),
         ({**coco_content([]), "categories": []}, "'categories' is empty"),
         ({**coco_content([]), "images": []}, "'images' is empty"),
@@ -156,13 +156,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("images", {"id": 3, "file_name": "x.jpg"}, "has no 'height', 'width'"),
         ("images", {"id": 3, "file_name": "x.jpg", "height": 0, "width": 5}, "wrong type"),
         ("images", {"id": True, "file_name": "x.jpg", "height": 5, "width": 5}, "wrong type"),
-        ("images", {"id": 3, "file_name": "x.jpg", "height": 2**80, "width": 5}, "wrong type or range"),
+        ("images", {"id": 3, "file_name": "x.jpg", "height": 2**80, "width": 5}, "wrong type or out of range"),
         ("images", {"id": "1", "file_name": "x.jpg", "height": 5, "width": 5}, "image id '1': occurs 2 times"),
         ("images", {"id": 1, "file_name": "x.jpg", "height": 5, "width": 5}, "image id '1': occurs 2 times"),
         ("images", {"id": 3, "file_name": "a1.jpg", "height": 5, "width": 5}, "image file 'a1.jpg': occurs 2 times"),
         ("annotations", {"id": 5, "image_id": 1}, "has no 'category_id'"),
         ("annotations", {"image_id": 1, "category_id": 1}, r"annotations\[1\]: has no 'id'"),
-        ("annotations", 7, "is no record"),
+        ("annotations", 7, "is not a JSON object"),
         ("annotations", annotation(1), "annotation id '1': occurs 2 times"),
         ("annotations", annotation(5, image=99), "annotation 5: refers to the unknown image 99"),
         ("annotations", annotation(5, category=99), "annotation 5: refers to the unknown category 99"),
@@ -208,9 +208,9 @@ def test_all_missing_images_are_listed_at_once_or_left_out(tmp_path: Path) -> No
         ([float("nan"), 1, 5, 5], "not finite"),
         ([1, float("inf"), 5, 5], "not finite"),
         ([100, 10, 5, 5], "outside the image"),
-        ([1, 2, 3], "not four numbers"),
-        ([1, 2, 3, "4"], "not four numbers"),
-        (None, "not four numbers"),
+        ([1, 2, 3], "not a list of four numbers"),
+        ([1, 2, 3, "4"], "not a list of four numbers"),
+        (None, "not a list of four numbers"),
     ],
 )
 def test_unusable_boxes_are_an_error_or_dropped(tmp_path: Path, box: Any, words: str) -> None:
@@ -231,7 +231,7 @@ def test_boxes_partly_outside_are_clipped_and_listed(tmp_path: Path) -> None:
 def test_other_conventions_of_boxes_are_recognised(tmp_path: Path) -> None:
     corners = [annotation(n, bbox=box) for n, box in enumerate(([3, 4, 39, 29], [10, 12, 38, 28], [1, 1, 5, 5]))]
     refuse(tmp_path, coco_content(corners), r"\[x0, y0, x1, y1\]", fix="drop")
-    refuse(tmp_path, coco_content([annotation(1, bbox=[0.1, 0.1, 0.5, 0.5])]), "normalised", fix="drop")
+    refuse(tmp_path, coco_content([annotation(1, bbox=[0.1, 0.1, 0.5, 0.5])]), "normalized", fix="drop")
 
 
 def test_boxes_exported_as_polygons_are_warned_about(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_boxes_exported_as_polygons_are_warned_about(tmp_path: Path) -> None:
 
 def test_key_points_beside_boxes_are_a_note(tmp_path: Path) -> None:
     source = open_coco(tmp_path, coco_content([annotation(1, keypoints=[1, 2, 2])]))
-    assert any("key points are not used" in problem.message for problem in source.problems)
+    assert any("keypoints are not used" in problem.message for problem in source.problems)
 
 
 def test_names_with_spaces_unicode_and_folders_work(tmp_path: Path) -> None:

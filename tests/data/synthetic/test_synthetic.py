@@ -10,9 +10,9 @@ from dasnet_lightning.data.sources.checks import read_image
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.data.synthetic.scenes import (
-    LEAST_PIXELS,
-    LEAST_VISIBLE,
     MAX_OBJECTS,
+    MIN_PIXELS,
+    MIN_VISIBLE,
     SyntheticScene,
     render_scene,
 )
@@ -53,7 +53,7 @@ def test_every_object_has_a_mask_whose_extent_is_its_box(data: DataSet) -> None:
             rows, columns = np.nonzero(mask)
             assert item.mask is MaskState.PRESENT
             assert item.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            assert len(rows) >= LEAST_PIXELS
+            assert len(rows) >= MIN_PIXELS
 
 
 def test_all_classes_occur_and_pictures_have_the_size(data: DataSet) -> None:
@@ -94,7 +94,7 @@ def test_other_data_is_not_overwritten(written: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="other parameters"):
         write_synthetic(written, 60, 20, size=96, seed=4)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"holds thesis\.txt, choose an empty folder"):
+    with pytest.raises(DataError, match=r"contains thesis\.txt, choose an empty folder"):
         write_synthetic(tmp_path, 1, 1)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "synthetic.json").write_text("{")
@@ -128,7 +128,7 @@ def test_shapes_stand_out_from_what_is_around_them() -> None:
 
 def test_overlaps_occur_and_leave_enough_visible() -> None:
     sizes = [mask.sum() for scene in scenes(60) for mask in scene.masks]
-    assert min(sizes) >= LEAST_PIXELS
+    assert min(sizes) >= MIN_PIXELS
     touching = 0
     for scene in scenes(60):
         union = np.zeros_like(scene.masks[0])
@@ -136,4 +136,4 @@ def test_overlaps_occur_and_leave_enough_visible() -> None:
             touching += bool((np.roll(mask, 1, axis=1) & union).any())
             union |= mask
     assert touching >= 10
-    assert 0 < LEAST_VISIBLE < 1
+    assert 0 < MIN_VISIBLE < 1

@@ -111,7 +111,7 @@ def test_the_same_image_in_both_splits_is_warned_about(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": [CAT], "b": [CAT]}, lists={"train": ["a", "b"], "val": ["b"]})
     (problem,) = open_dataset(tmp_path).problems
     assert problem.action == "warning"
-    assert "1 images are in train and in val" in problem.message
+    assert "1 images are in both splits" in problem.message
     assert "b.jpg" in problem.message
 
 
@@ -142,14 +142,14 @@ def test_options_reach_the_sources(tmp_path: Path) -> None:
 def test_images_that_lie_nowhere_are_named_with_the_places(tmp_path: Path) -> None:
     write_pair(tmp_path, PLACES[1])
     (tmp_path / "train").rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"none of its images \(the first is 'a1\.jpg'\), looked in .*images"):
+    with pytest.raises(DataError, match=r"none of its images was found \(the first is 'a1\.jpg'\), searched .*images"):
         open_dataset(tmp_path)
 
 
 def test_several_candidates_are_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, PLACES[0])
     make_coco(tmp_path, contents()[0], "annotations/instances_train2014.json", "train2014")
-    with pytest.raises(DataError, match=r"instances_train2014\.json, instances_train2017\.json, keep one"):
+    with pytest.raises(DataError, match=r"instances_train2014\.json, instances_train2017\.json; keep one"):
         open_dataset(tmp_path)
     for name in ("x.json", "y.json"):
         make_coco(tmp_path / "two", contents()[0], name, "images")
@@ -161,7 +161,7 @@ def test_yolo_is_recognised(tmp_path: Path) -> None:
     write_picture(tmp_path / "images" / "a.jpg")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(DataError, match="YOLO data set, not supported yet, convert it to COCO"):
+    with pytest.raises(DataError, match="YOLO data set, which is not supported yet; convert it to COCO"):
         open_dataset(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data.yaml").write_text("nc: 1\n")
@@ -173,13 +173,13 @@ def test_what_is_no_data_set_is_described(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         open_dataset(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="it holds nothing; expected VOC"):
+    with pytest.raises(DataError, match="the folder contains nothing; expected VOC"):
         open_dataset(tmp_path / "empty")
     write_picture(tmp_path / "pictures" / "a.jpg")
     (tmp_path / "pictures" / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"it holds notes\.txt, 1 images; expected"):
+    with pytest.raises(DataError, match=r"the folder contains notes\.txt, 1 images; expected"):
         open_dataset(tmp_path / "pictures")
-    with pytest.raises(DataError, match="is no data set"):
+    with pytest.raises(DataError, match="not a data set"):
         open_dataset(tmp_path / "pictures" / "notes.txt")
     (tmp_path / "half" / "Annotations").mkdir(parents=True)
     with pytest.raises(DataError, match="looks like VOC but has no folder JPEGImages"):

@@ -13,8 +13,8 @@ from data_fakes import draw_shapes
 
 from dasnet_lightning.data.augmentation.objects import Augmented
 from dasnet_lightning.data.augmentation.photometric import distort, draw_distortion
-from dasnet_lightning.data.augmentation.ssd_crop import centres_inside, draw_window, pixel_window, view_image, view_mask
-from dasnet_lightning.data.augmentation.transforms import MEAN_COLOUR, build_transform
+from dasnet_lightning.data.augmentation.ssd_crop import centers_inside, draw_window, pixel_window, view_image, view_mask
+from dasnet_lightning.data.augmentation.transforms import MEAN_COLOR, build_transform
 from dasnet_lightning.data.packed_masks import pack_masks
 
 SIZE = (70, 100)
@@ -64,7 +64,7 @@ def reference(
             item.mask = None if item.mask is None else item.mask[:, ::-1].copy()
     if distorts:
         picture = distort(np.ascontiguousarray(picture), draw_distortion(coin))
-    picture = np.where(known[..., None], picture, np.array(MEAN_COLOUR, np.uint8))
+    picture = np.where(known[..., None], picture, np.array(MEAN_COLOR, np.uint8))
     out = np.array([SIZE[1], SIZE[0], SIZE[1], SIZE[0]], float)
     for item in moving:
         item.box = np.clip(item.box * out, 0, out) / out * out
@@ -84,7 +84,7 @@ def move_all(boxes: np.ndarray, masks: dict[int, np.ndarray], window: tuple[int,
     x0, y0, x1, y1 = window
     for former, box in enumerate(boxes):
         moved = (box - (x0, y0, x0, y0)) / (x1 - x0, y1 - y0, x1 - x0, y1 - y0)
-        inside = centres_inside(moved[None], np.array([[0.0, 0, 1, 1]]))[0, 0]
+        inside = centers_inside(moved[None], np.array([[0.0, 0, 1, 1]]))[0, 0]
         moved = np.clip(moved, 0, 1)
         mask = masks.get(former)
         shown = None if mask is None else view_mask(mask.astype(np.uint8), window, SIZE, 0) == 1

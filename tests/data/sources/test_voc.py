@@ -147,7 +147,7 @@ def test_several_roots_or_none_are_refused(tmp_path: Path) -> None:
         find_voc_root(tmp_path)
     for year in ("VOC2007", "VOC2012"):
         make_voc(tmp_path / "VOCdevkit" / year, {"a": [CAT]})
-    with pytest.raises(DataError, match="VOC2007 and VOC2012, name one"):
+    with pytest.raises(DataError, match="VOC2007 and VOC2012, choose one"):
         find_voc_root(tmp_path)
 
 
@@ -156,17 +156,20 @@ def test_the_list_in_main_comes_first(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": [CAT]}, lists={"train": ["a"], "val": ["a"]}, folder="Segmentation")
     assert len(VOCSource(tmp_path, "train").records) == 2
     assert len(VOCSource(tmp_path, "val").records) == 1
-    with pytest.raises(DataError, match=r"no list ImageSets/Main/test\.txt.*it has train, val"):
+    with pytest.raises(
+        DataError,
+        match=r"no list of the split 'test', expected ImageSets/Main/test\.txt.*the folder has the lists train, val",
+    ):
         VOCSource(tmp_path, "test")
 
 
 def test_a_folder_without_lists_is_refused(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": [CAT]}, lists={})
-    with pytest.raises(DataError, match="it holds none"):
+    with pytest.raises(DataError, match="the folder has no lists"):
         VOCSource(tmp_path, "train")
 
 
-@pytest.mark.parametrize(("ids", "words"), [([""], "is empty"), (["a", "a"], "occur twice: a")])
+@pytest.mark.parametrize(("ids", "words"), [([""], "is empty"), (["a", "a"], "repeated: a")])
 def test_lists_are_checked(tmp_path: Path, ids: list[str], words: str) -> None:
     make_voc(tmp_path, {"a": [CAT]}, lists={"train": ids})
     with pytest.raises(DataError, match=words):
@@ -248,7 +251,7 @@ def test_the_size_comes_from_the_image_where_the_file_does_not_say_it(tmp_path: 
     ("text", "words"),
     [
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "DOCTYPE or entities"),
-        ("<annotation><object>", "no valid XML"),
+        ("<annotation><object>", "not valid XML"),
         ("<html/>", "begins with <html>"),
     ],
 )

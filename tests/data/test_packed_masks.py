@@ -5,13 +5,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from dasnet_lightning.data.packed_masks import (
-    FILLED,
-    VOID,
-    empty_planes,
+    FILLED_BIT,
+    VOID_BIT,
+    empty_masks,
     find_empty,
     join_masks,
+    pack_index_map,
     pack_masks,
-    pack_picture,
     unpack_masks,
     unpack_void,
 )
@@ -32,7 +32,7 @@ def test_masks_and_void_come_back(count: int) -> None:
     assert packed.planes.shape == (1 + (count + 1) // 8, *SIZE)
     np.testing.assert_array_equal(unpack_masks(packed), masks)
     np.testing.assert_array_equal(unpack_void(packed), void)
-    assert not (packed.planes[0] & FILLED).any()
+    assert not (packed.planes[0] & FILLED_BIT).any()
     np.testing.assert_array_equal(join_masks(packed), masks.any(axis=0))
     assert unpack_void(pack_masks(masks)) is None
     some = list(range(count))[::-3]
@@ -46,8 +46,8 @@ def test_empty_masks_are_found_among_the_bits_of_others() -> None:
     packed = pack_masks(masks, np.ones(SIZE, bool))
     assert np.flatnonzero(find_empty(packed)).tolist() == [3, 9, 19]
     assert find_empty(packed.select([9, 2])).tolist() == [True, False]
-    assert find_empty(empty_planes(SIZE, 2)).tolist() == [True, True]
-    assert find_empty(empty_planes(SIZE, 0)).shape == (0,)
+    assert find_empty(empty_masks(SIZE, 2)).tolist() == [True, True]
+    assert find_empty(empty_masks(SIZE, 0)).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32])
@@ -56,15 +56,15 @@ def test_an_index_picture_is_cut_into_its_objects(kind: type) -> None:
     picture = np.random.default_rng(0).integers(0, top + 1, SIZE).astype(kind)
     picture[picture == 7] = 255
     numbers = [5, 1, 40, 2, 3, 4, 6, 8, 9, 10, 11, top, 77]
-    packed = pack_picture(picture, numbers, 255)
+    packed = pack_index_map(picture, numbers, 255)
     np.testing.assert_array_equal(unpack_masks(packed), [picture == number for number in numbers])
     np.testing.assert_array_equal(unpack_void(packed), picture == 255)
-    assert not (pack_picture(picture, [1]).planes[0] & VOID).any()
+    assert not (pack_index_map(picture, [1]).planes[0] & VOID_BIT).any()
 
 
 def test_a_picture_of_yes_and_no() -> None:
     picture = blobs(1)[0]
-    np.testing.assert_array_equal(unpack_masks(pack_picture(picture, [1, 2])), [picture, np.zeros_like(picture)])
+    np.testing.assert_array_equal(unpack_masks(pack_index_map(picture, [1, 2])), [picture, np.zeros_like(picture)])
 
 
 def test_shapes_are_drawn_one_over_the_other() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.packed_masks import empty_planes, pack_masks, pack_picture, unpack_masks
+from dasnet_lightning.data.packed_masks import empty_masks, pack_index_map, pack_masks, unpack_masks
 from dasnet_lightning.data.records import MaskState
 from dasnet_lightning.data.sources.masks import (
     MaskShape,
@@ -82,9 +82,9 @@ def test_polygons_decode_to_the_mask() -> None:
         ([[1, 1, 5, float("inf"), 9, 9]], "not finite"),
         ([[1, 1, 5, 1e9, 9, 9]], "more than 4 image sizes"),
         ([[1, 1, -1e9, 5, 9, 9]], "more than 4 image sizes"),
-        ([[1, 1, "5", 5, 9, 9]], "no number"),
+        ([[1, 1, "5", 5, 9, 9]], "not a number"),
         ([[1, 1, 10**400, 0.5, 9, 9]], ""),
-        ([1, 2, 3, 4, 5, 6], "polygon 1 is no list"),
+        ([1, 2, 3, 4, 5, 6], "polygon 1 is not a list"),
         ("abc", "neither polygons nor run lengths"),
         ({"counts": [1]}, "neither polygons nor run lengths"),
         ({"size": [40, 30], "counts": [1200]}, "for size"),
@@ -92,15 +92,15 @@ def test_polygons_decode_to_the_mask() -> None:
         ({"size": [10**6, 10**6], "counts": [10**12]}, "for size"),
         ({"size": [30, 40], "counts": [10, 20]}, "sum to 30, expected 1200"),
         ({"size": [30, 40], "counts": [1300, -200, 100]}, "negative"),
-        ({"size": [30, 40], "counts": [600.0, 600]}, "whole numbers"),
-        ({"size": [30, 40], "counts": [2**70, 600]}, "whole numbers"),
+        ({"size": [30, 40], "counts": [600.0, 600]}, "not a list of integers"),
+        ({"size": [30, 40], "counts": [2**70, 600]}, "not a list of integers"),
         ({"size": [30, 40], "counts": [-(2**70), 600]}, ""),
         ({"size": [30, 40], "counts": [1200]}, "empty"),
-        ({"size": [30, 40], "counts": ""}, "damaged or cut short"),
+        ({"size": [30, 40], "counts": ""}, "damaged or truncated"),
         ({"size": [30, 40], "counts": "abc{"}, "damaged"),
         ({"size": [30, 40], "counts": "é"}, ""),
-        ({"size": [30, 40], "counts": "oooooooooo1"}, "no image needs"),
-        ({"size": [30, 40], "counts": 7}, "whole numbers"),
+        ({"size": [30, 40], "counts": "oooooooooo1"}, "larger than any image"),
+        ({"size": [30, 40], "counts": 7}, "not a list of integers"),
     ],
 )
 def test_what_cannot_be_used_is_invalid_with_a_reason(value: Any, words: str) -> None:
@@ -143,13 +143,13 @@ def test_masks_are_collected_with_their_reasons() -> None:
     assert masks.reasons[2] == "torn"
     np.testing.assert_array_equal(masks.masks, [mask, mask, mask])
     assert masks.void is None
-    assert collect_masks(empty_planes(SIZE, 0), [], []).masks.shape == (0, *SIZE)
+    assert collect_masks(empty_masks(SIZE, 0), [], []).masks.shape == (0, *SIZE)
 
 
 def test_objects_are_cut_out_by_their_index() -> None:
     picture = np.zeros(SIZE, dtype=np.uint8)
     picture[1, 1], picture[2, 2], picture[3, 3] = 1, 2, 255
-    masks = unpack_masks(pack_picture(picture, [2, 1], 255))
+    masks = unpack_masks(pack_index_map(picture, [2, 1], 255))
     assert [np.argwhere(mask).tolist() for mask in masks] == [[[2, 2]], [[1, 1]]]
     assert check_indices(picture, 2) == ""
     assert "indices up to 2 but the XML has 1 objects" in check_indices(picture, 1)

@@ -60,7 +60,7 @@ def test_a_box_inside_is_left_alone() -> None:
 
 
 def test_conventions_are_recognised_from_all_boxes() -> None:
-    assert "normalised" in box_hint([((0.1, 0.2, 0.5, 0.5), SIZE)] * 2)
+    assert "normalized" in box_hint([((0.1, 0.2, 0.5, 0.5), SIZE)] * 2)
     corners = [((10, 10, 35, 25), SIZE), ((3, 4, 10, 10), SIZE), ((20, 15, 39, 29), SIZE)]
     assert "[x0, y0, x1, y1]" in box_hint(corners)
     assert box_hint([((5, 5, 10, 10), SIZE), ((20, 10, 10, 10), SIZE), ((0, 0, 40, 30), SIZE)]) == ""

@@ -9,14 +9,14 @@ from dasnet_lightning.data.augmentation import transforms
 from dasnet_lightning.data.augmentation.objects import Augmented
 from dasnet_lightning.data.augmentation.photometric import Distortion, distort, draw_distortion
 from dasnet_lightning.data.augmentation.ssd_crop import (
-    centres_inside,
+    centers_inside,
     draw_crop,
     draw_expand,
     pairwise_iou,
     view_image,
     view_mask,
 )
-from dasnet_lightning.data.augmentation.transforms import MEAN_COLOUR, TRANSFORMS, Transform, build_transform
+from dasnet_lightning.data.augmentation.transforms import MEAN_COLOR, TRANSFORMS, Transform, build_transform
 from dasnet_lightning.data.packed_masks import pack_masks
 from dasnet_lightning.errors import ConfigError, DataError, UnknownNameError
 
@@ -133,7 +133,7 @@ def test_expand_fills_with_the_mean_and_marks_void() -> None:
     for seed in range(20):
         image, masks, boxes = draw_shapes((90, 120), 2, seed)
         out = run(transform, image, boxes, masks, np.arange(2), void_in, seed)
-        filled = (out.image == MEAN_COLOUR).all(axis=2)
+        filled = (out.image == MEAN_COLOR).all(axis=2)
         assert out.void.sum() >= filled.sum() > 0
         assert not (filled & ~out.void).sum() > 20  # a pixel of the image may have that colour by chance
         assert (out.void & ~filled).any()  # the void that came in
@@ -160,7 +160,7 @@ def test_drawn_crops_satisfy_their_conditions() -> None:
     drawn = [draw_crop(boxes, size, np.random.default_rng(seed)) for seed in range(400)]
     windows = np.array([window for window in drawn if window is not None])
     assert 0 < len(windows) < 400 - 400 // 14  # "no crop" happens
-    assert centres_inside(boxes, windows).any(axis=1).all()
+    assert centers_inside(boxes, windows).any(axis=1).all()
     shape = (windows[:, 2:] - windows[:, :2]) / (120, 90)
     assert shape.min() >= 0.3 * 0.5**0.5 - 0.01
     assert (windows >= 0).all()

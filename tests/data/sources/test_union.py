@@ -93,7 +93,7 @@ def test_all_parts_become_one_data_set(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert ids(data.val) == ["2008_000004"]
     text = warnings(data)
-    assert "images: 1 are in the validation and left out of the training: 2008_000004" in text
+    assert "images: 1 are in the validation split and left out of training: 2008_000004" in text
     assert "images: 1 are in several parts and count once" in text
     assert "1 of 5 categories are not VOC's: 2 of 4 annotations are left out; 2 of 4 images show none" in text
     assert "each is the bounding box of its mask" in text
@@ -178,7 +178,7 @@ def test_a_list_inside_another_adds_nothing(tmp_path: Path) -> None:
 def test_validation_images_may_stay_and_are_warned_about(tmp_path: Path) -> None:
     data = open_union(tmp_path, [VOC12], more="val_images_in_train: keep\n")
     assert "2008_000004" in ids(data.train)
-    assert "1 images are in train and in val" in warnings(data)
+    assert "1 images are in both splits" in warnings(data)
 
 
 def test_a_union_without_validation_is_split(tmp_path: Path) -> None:
@@ -230,8 +230,8 @@ def test_counts_are_asserted(tmp_path: Path) -> None:
     with pytest.raises(RecordsError) as caught:
         open_dataset(write_union(tmp_path, [VOC07, VOC12], more=more))
     first, second, advice = str(caught.value).splitlines()
-    assert first == f"{tmp_path / 'set.yaml'}: train: 4 images are there, expected 16,551"
-    assert second.endswith("val: 1 images are there, expected 2")
+    assert first == f"{tmp_path / 'set.yaml'}: train: has 4 images, expected 16,551"
+    assert second.endswith("val: has 1 images, expected 2")
     assert "allow missing images" in advice
     assert len(open_dataset(write_union(tmp_path, [VOC07, VOC12], more=more), allow_missing=True).problems) == 2
     counted = [VOC12.replace("}", ", expect: 4}")]
@@ -245,27 +245,33 @@ def test_counts_are_asserted(tmp_path: Path) -> None:
         ("{root: VOCdevkit/VOC2012}", r"part 2: has no 'split'"),
         (
             "{root: VOCdevkit/VOC2012, split: test}",
-            r"no list ImageSets/Main/test.txt or ImageSets/Segmentation/test.txt",
+            r"no list of the split 'test', expected ImageSets/Main/test.txt or ImageSets/Segmentation/test.txt; the",
         ),
         (
             "{root: VOCdevkit/VOC2012, split: trainval, list: Segmentation}",
-            r"no list ImageSets/Segmentation/trainval.txt, it",
+            r"no list of the split 'trainval', expected ImageSets/Segmentation/trainval.txt; the",
         ),
-        ("{root: VOCdevkit, split: trainval}", r"holds VOC2007 and VOC2012, name one of them"),
-        ("{root: VOCdevkit/VOC2012, split: train, classes: voc}", r"'classes: voc' is for COCO data sets"),
-        ("{root: benchmark_RELEASE/dataset, split: all, list: Main}", r"'list' is for VOC data sets"),
-        ("{root: benchmark_RELEASE/dataset, split: test}", r"no list test.txt, it has train, val, all"),
+        ("{root: VOCdevkit, split: trainval}", r"contains VOC2007 and VOC2012, choose one of them"),
+        ("{root: VOCdevkit/VOC2012, split: train, classes: voc}", r"'classes: voc' is only for COCO data sets"),
+        ("{root: benchmark_RELEASE/dataset, split: all, list: Main}", r"'list' is only for VOC data sets"),
+        (
+            "{root: benchmark_RELEASE/dataset, split: test}",
+            r"no list test.txt, the folder has the lists train, val, all",
+        ),
         (
             "{root: coco, split: test2017}",
             r"has no annotations of 'test2017', expected annotations/instances_test2017.json",
         ),
         (
             "{root: coco, split: train2017}",
-            r"classes that the others lack \(airplane, couch, person and 2|'classes: voc'",
+            r"classes that the other parts lack \(airplane, couch, person and 2|'classes: voc'",
         ),
-        ("{root: coco/annotations/instances_train2017.json, split: x}", r"is one file, leave 'split' out"),
+        ("{root: coco/annotations/instances_train2017.json, split: x}", r"is one file, remove 'split'"),
         ("{root: VOCdevkit/VOC2012/ImageSets/Main/trainval.txt}", r"expected a folder or a COCO .json file"),
-        ("{root: VOCdevkit/VOC2012/ImageSets, split: x}", r"no data set was found; it holds Main/, Segmentation/"),
+        (
+            "{root: VOCdevkit/VOC2012/ImageSets, split: x}",
+            r"no data set was found; the folder contains Main/, Segmentation/",
+        ),
     ],
 )
 def test_a_part_that_cannot_be_opened_is_named(tmp_path: Path, part: str, words: str) -> None:
@@ -339,7 +345,7 @@ def test_sbd_alone_opens(tmp_path: Path) -> None:
     (tmp_path / "dataset" / "val.txt").unlink()
     assert len(open_dataset(tmp_path).val.records) == 1
     (tmp_path / "dataset" / "train.txt").unlink()
-    with pytest.raises(DataError, match="an SBD folder without lists"):
+    with pytest.raises(DataError, match=": SBD folder without lists"):
         open_dataset(tmp_path)
 
 
