@@ -1,7 +1,7 @@
 """Transfer of a record of tensors to another process in one block of shared memory.
 
-torch sends every tensor through its own file descriptor: a hundred of them for sixteen images with masks, which the
-training process fetches one by one. Here all tensors of a record share one block, and the receiver restores them as
+torch sends every tensor through its own file descriptor, and the training process fetches them one by one. Sixteen
+images with masks need a hundred of them. Here all tensors of a record share one block, and the receiver restores them as
 views of it.
 """
 
