@@ -55,9 +55,9 @@ def random_scene(rng: np.random.Generator, kind: Kind, most: int) -> EvaluatedIm
         labels=labels,
         shapes=shapes_of(boxes, kind),
         ignored=(rng.random(count) < 0.2) | (labels == 3),
-        found_labels=np.where(rng.random(found) < 0.8, given, rng.integers(1, 5, found)),
-        found_scores=rng.integers(1, 7, found) / 6,
-        found_shapes=shapes_of(np.maximum(placed, 0), kind),
+        detected_labels=np.where(rng.random(found) < 0.8, given, rng.integers(1, 5, found)),
+        detected_scores=rng.integers(1, 7, found) / 6,
+        detected_shapes=shapes_of(np.maximum(placed, 0), kind),
     )
 
 
@@ -76,7 +76,7 @@ def test_the_same_figures(evaluator: str, kind: Kind) -> None:
         assert evaluate_coco(scenes, kind, NAMES) == pytest.approx(expected, abs=1e-12)
         assert run_evaluator({}, kind, evaluator) == {}
         seen.append(expected["ap"])
-        most = max(most, *(int(np.bincount(scene.found_labels).max(initial=0)) for scene in scenes.values()))
+        most = max(most, *(int(np.bincount(scene.detected_labels).max(initial=0)) for scene in scenes.values()))
         absent += "ap/a" not in expected
         assert not {"ap/c", "ap/d", "ap/e"} & set(expected)
     assert most > 100
