@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco_evaluators import MAX_DETECTIONS, Evaluator, check_evaluator, run_evaluator
-from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison, EvaluatedImage, Kind, compare_by_class
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison, EvaluatedImage, IoUType, compare_by_class
 
 # computed like pycocotools', so that the floating-point values are equal
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -25,13 +25,13 @@ class CocoAP:
     """Accumulator of images for COCO's average precision; a repeated image id counts once.
 
     Args:
-        kind: "bbox" for boxes or "segm" for masks.
+        iou_type: "bbox" for boxes or "segm" for masks.
         evaluator: the implementation of the protocol (`metrics.coco_evaluators`).
     """
 
-    def __init__(self, kind: Kind, evaluator: Evaluator = "built-in") -> None:
+    def __init__(self, iou_type: IoUType, evaluator: Evaluator = "built-in") -> None:
         check_evaluator(evaluator)
-        self.kind: Kind = kind
+        self.iou_type: IoUType = iou_type
         self.evaluator: Evaluator = evaluator
         self.images: dict[str, EvaluatedImage] = {}
 
@@ -41,7 +41,7 @@ class CocoAP:
 
     def compute(self, class_names: Sequence[str] = ()) -> dict[str, float]:
         """Return `evaluate_coco` of the images of all ranks, on every rank."""
-        evaluate = partial(evaluate_coco, kind=self.kind, class_names=class_names, evaluator=self.evaluator)
+        evaluate = partial(evaluate_coco, iou_type=self.iou_type, class_names=class_names, evaluator=self.evaluator)
         return evaluate_gathered(self.images, evaluate)
 
     def reset(self) -> None:
@@ -49,13 +49,16 @@ class CocoAP:
 
 
 def evaluate_coco(
-    images: Mapping[str, EvaluatedImage], kind: Kind, class_names: Sequence[str] = (), evaluator: Evaluator = "built-in"
+    images: Mapping[str, EvaluatedImage],
+    iou_type: IoUType,
+    class_names: Sequence[str] = (),
+    evaluator: Evaluator = "built-in",
 ) -> dict[str, float]:
     """Return `summarize_coco` of images that all hold boxes ("bbox") or all hold masks ("segm")."""
     if evaluator == "built-in":
         precision = {label: class_precision(comparisons) for label, comparisons in compare_by_class(images)}
     else:
-        precision = run_evaluator(images, kind, evaluator)
+        precision = run_evaluator(images, iou_type, evaluator)
     return summarize_coco(precision, class_names)
 
 

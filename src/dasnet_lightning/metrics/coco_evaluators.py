@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.metrics.matching import NOT_ANNOTATED, EvaluatedImage, Kind, Shapes
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, EvaluatedImage, IoUType, Shapes
 from dasnet_lightning.rle import areas, as_coco
 
 Evaluator = Literal["built-in", "pycocotools", "faster_coco_eval"]
@@ -33,7 +33,7 @@ def check_evaluator(evaluator: Evaluator) -> None:
 
 
 def run_evaluator(
-    images: Mapping[str, EvaluatedImage], kind: Kind, evaluator: Evaluator
+    images: Mapping[str, EvaluatedImage], iou_type: IoUType, evaluator: Evaluator
 ) -> dict[int, Float[np.ndarray, "t r"] | None]:
     """Return the precision of each class by IoU and recall threshold, None for a class without annotations."""
     check_evaluator(evaluator)
@@ -53,7 +53,7 @@ def run_evaluator(
             annotation["score"] = score
     with redirect_stdout(io.StringIO()):  # both packages print their progress
         indexed = [_fill_index(coco(), entries, labels, annotations) for annotations in (ground_truth, detections)]
-        evaluation = coco_eval(*indexed, kind)
+        evaluation = coco_eval(*indexed, iou_type)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [ALL_AREAS], ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.evaluate()

@@ -75,15 +75,15 @@ class InstanceAP:
 def _summarize(
     images: Mapping[str, EvaluatedImage], class_names: Sequence[str], evaluator: Evaluator
 ) -> dict[str, float]:
-    regions, precision = {}, {}
+    region_ap, precision = {}, {}
     for label, comparisons in compare_by_class(images):
-        regions[label] = class_region_ap(comparisons)
+        region_ap[label] = class_region_ap(comparisons)
         precision[label] = class_precision(comparisons) if evaluator == "built-in" else None
     if evaluator == "built-in":
         coco = summarize_coco(precision, class_names)
     else:
         coco = evaluate_coco(images, "segm", class_names, evaluator)
-    return summarize_regions(regions, class_names) | {f"coco_{name}": value for name, value in coco.items()}
+    return summarize_regions(region_ap, class_names) | {f"coco_{name}": value for name, value in coco.items()}
 
 
 def _evaluated_image(

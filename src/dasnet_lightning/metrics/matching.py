@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dasnet_lightning.rle import as_coco
 
-Kind = Literal["bbox", "segm"]
+IoUType = Literal["bbox", "segm"]
 Shapes = Float[np.ndarray, "n 4"] | tuple[bytes, ...]  # boxes xyxy, or the run-length counts of masks
 
 NOT_ANNOTATED = -1.0

@@ -1,6 +1,6 @@
 """Choice of the score threshold with the best F1 on images with known boxes.
 
-A fixed threshold fits no detector: softmax scores are low after a short training and high after a long one.
+A fixed threshold does not work: softmax scores are low after a short training and high after a long one.
 """
 
 from collections.abc import Sequence

@@ -108,7 +108,7 @@ def area_ap(true_positive: Bool[np.ndarray, " k"], num_objects: int) -> float:
 def eleven_point_ap(true_positive: Bool[np.ndarray, " k"], num_objects: int) -> float:
     """Return the mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC 2007)."""
     envelope, num_true = _precision_envelope(true_positive), np.cumsum(true_positive)
-    # in integers, because 3 / 10 >= 0.3 must hold
+    # in integers, so that 3 of 10 objects reach a recall of 0.3
     reached = [np.flatnonzero(10 * num_true >= tenth * num_objects)[:1] for tenth in range(11)]
     return sum(float(envelope[first].sum()) for first in reached) / 11
 

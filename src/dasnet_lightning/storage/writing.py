@@ -112,7 +112,7 @@ def _is_another_process(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it belongs to another user
+    except PermissionError:  # it runs as another user
         return True
     return True
 
