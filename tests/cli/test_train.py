@@ -126,7 +126,7 @@ def test_a_feature_cache_that_cannot_be_is_refused_before_training(shapes, tmp_p
     (tmp_path / "file").write_text("")
     arguments = ["train", str(shapes), "--out", str(tmp_path / "run"), *TINY]
     assert main([*arguments, "--feature-cache", str(tmp_path / "file")]) == 2
-    assert "file: is no folder and cannot be made one" in capsys.readouterr().err
+    assert "file: cannot create this folder" in capsys.readouterr().err
     assert main([*arguments, "--feature-cache", str(tmp_path / "new"), "--feature-cache-gb", "0"]) == 2
     assert "feature_cache_gb is 0.0, expected a number above 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

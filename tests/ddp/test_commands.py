@@ -67,15 +67,15 @@ import torch
 
 from dasnet_lightning.training import launch
 from dasnet_lightning.training.config import TrainerSettings
-from dasnet_lightning.distributed import is_first, rank, sum_over_processes
+from dasnet_lightning.distributed import is_rank_zero, rank, sum_over_ranks
 
 launch.GRACE = 1.0
 with launch.processes(TrainerSettings("cpu", 2, "ddp")):
-    total = sum_over_processes(torch.tensor(rank() + 1))
+    total = sum_over_ranks(torch.tensor(rank() + 1))
     Path(sys.argv[1], f"{rank()}.txt").write_text(str(int(total)))
-    if is_first():
+    if is_rank_zero():
         raise ArithmeticError("of the first process alone")
-    sum_over_processes(total)  # waits for the first
+    sum_over_ranks(total)  # waits for the first
 """
 
 

@@ -1,4 +1,4 @@
-"""Features from disk are those that were computed, bit by bit; whatever they depend on makes another file."""
+"""Cached features equal the computed ones bit by bit, and everything they depend on changes the file name."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from toy import ToyDetector
 
 
 class Pooling(ToyDetector):
-    """Pools its finest level and tells where the maxima stood."""
+    """Detector that pools its finest level and returns the switches."""
 
     def features(self, images: torch.Tensor) -> Pyramid:
         fine = self.stem(images)
@@ -208,7 +208,7 @@ def test_tensors_of_inference_mode_are_watched_by_their_bytes(tmp_path):
 
 
 def test_a_detector_that_may_learn_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"for a frozen detector \(FrozenDetector\), given: ToyDetector"):
+    with pytest.raises(ConfigError, match=r"requires a frozen detector \(FrozenDetector\), given: ToyDetector"):
         FeatureCache(tmp_path).features(ToyDetector(3), images(1))
 
 
@@ -241,14 +241,14 @@ def test_a_damaged_file_is_made_again_with_one_warning(damage, tmp_path):
 
 
 def test_a_bound_keeps_the_first_images_of_a_set_that_does_not_fit(tmp_path):
-    """Going through six images again and again with room for four: four are found, where the oldest had to go none would."""
+    """A loop over six images with room for four hits four; a pure LRU cache would hit none."""
     detector, batch = build(), images(6)
     one = FeatureCache(tmp_path / "one")
     one.features(detector, batch[:1])
     (path,) = (tmp_path / "one").iterdir()
     bound = 4 * path.stat().st_size + 10
     cache = FeatureCache(tmp_path / "four", bound)
-    with pytest.warns(UserWarning, match="what is in use, no more is kept"):
+    with pytest.warns(UserWarning, match="files in use fill its .* GB, no more are stored"):
         cache.features(detector, batch)
     assert_same(cache.features(detector, batch), detector.features(batch))
     assert (cache.hits, cache.misses) == (4, 8)
@@ -283,7 +283,7 @@ def test_a_bound_without_sense_is_refused(size, tmp_path):
 def test_what_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
-        with pytest.raises(ConfigError, match=f"{place}: is no folder and cannot be made one"):
+        with pytest.raises(ConfigError, match=f"{place}: cannot create this folder"):
             FeatureCache(tmp_path / place)
 
 

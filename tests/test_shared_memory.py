@@ -1,4 +1,4 @@
-"""Batches between processes: the same values, one block of memory, and nothing kept longer than it is wanted."""
+"""Transfer of batches between processes: the same values, one block of memory, and no reference kept too long."""
 
 import copy
 import multiprocessing
@@ -34,7 +34,7 @@ def make_batch(size: int = 160) -> Batch:
 
 
 def leaves(value: object) -> Iterator[object]:
-    """Everything in a record that is no record and no tuple, in order."""
+    """Yield all values of a record that are neither records nor tuples, in order."""
     if isinstance(value, tuple):
         for item in value:
             yield from leaves(item)
@@ -99,15 +99,15 @@ def test_what_a_worker_sends_lies_in_one_block():
         assert len({tensor.untyped_storage().data_ptr() for tensor in large}) == 1
 
 
-def _answer(batch: Batch, queue) -> None:
+def _put_sum(batch: Batch, queue) -> None:
     queue.put(float(batch.images.sum() + batch.targets[0].boxes.sum()))
 
 
 def test_a_batch_may_be_given_to_a_new_process():
-    """Its arguments are sent after they were pickled: a block that nothing holds would be gone."""
+    """Its arguments are sent after pickling: a block without an owner would be gone."""
     context = multiprocessing.get_context("spawn")
     queue, batch = context.Queue(), make_batch(8)
-    process = context.Process(target=_answer, args=(batch, queue))
+    process = context.Process(target=_put_sum, args=(batch, queue))
     process.start()
     assert queue.get(timeout=120) == pytest.approx(float(batch.images.sum() + batch.targets[0].boxes.sum()))
     process.join()

@@ -62,10 +62,10 @@ def test_mask_ap_is_that_of_pycocotools(tmp_path: Path, seed: int) -> None:
             crowd = int(image.crowd[k] or not image.has_mask[k])
             box = [0, 0, 1, 1]  # not used for masks
             truth.append({"image_id": number, "category_id": label, "iscrowd": crowd, "bbox": box, **row(mask)})
-        for k, label in enumerate(image.found_labels.tolist()):
-            mask = image.found_masks[k]
+        for k, label in enumerate(image.detected_labels.tolist()):
+            mask = image.detected_masks[k]
             if (mask & image.void).sum() * 2 <= mask.sum():
-                score = float(np.float32(image.found_scores[k]))
+                score = float(np.float32(image.detected_scores[k]))
                 found.append({"image_id": number, "category_id": label, "score": score, **row(mask & ~image.void)})
     expected = run_pycocotools(tmp_path, truth, found, len(images), "segm")
     values = metric.compute(NAMES)
@@ -83,9 +83,9 @@ def random_boxes(rng: np.random.Generator, images: int) -> list[tuple[Detections
         labels = rng.integers(1, 4, count)
         stray = np.sort(rng.uniform(0, 99, (wrong, 2, 2)), axis=1).reshape(-1, 4)
         found = np.concatenate([boxes + rng.normal(0, 1.5, boxes.shape), boxes + rng.normal(0, 4, boxes.shape), stray])
-        found_labels = np.concatenate([labels, labels, rng.integers(1, 4, wrong)])
+        detected_labels = np.concatenate([labels, labels, rng.integers(1, 4, wrong)])
         scores = torch.tensor(rng.uniform(0, 1, len(found)), dtype=torch.float32)
-        detections = Detections(torch.tensor(found, dtype=torch.float32), torch.tensor(found_labels), scores)
+        detections = Detections(torch.tensor(found, dtype=torch.float32), torch.tensor(detected_labels), scores)
         known, crowd = torch.zeros(count, dtype=torch.bool), torch.tensor(rng.random(count) < 0.15)
         target = Target(torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), known, crowd)
         pairs.append((detections, target))

@@ -1,4 +1,4 @@
-"""The bound holds, the files that nobody uses leave first, and processes that write at once do not harm each other."""
+"""The bound holds, the least recently used files leave first, and concurrent writers do not harm each other."""
 
 import hashlib
 import os
@@ -75,7 +75,7 @@ def test_files_in_use_stay_and_later_ones_are_not_kept(tmp_path):
     files = BoundedFolder(tmp_path, 450, ".bin")
     for number in range(4):
         files.write(name(number), bytes(100))
-    with pytest.warns(UserWarning, match=r"holds 0\.0 GB of what is in use, no more is kept"):
+    with pytest.warns(UserWarning, match=r"files in use fill its 0\.0 GB, no more are stored"):
         files.write(name(4), bytes(100))
     files.write(name(5), bytes(10))  # no second warning
     assert there(tmp_path, range(9)) == [0, 1, 2, 3]

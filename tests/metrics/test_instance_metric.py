@@ -19,7 +19,7 @@ from metric_scenes import (
 
 from dasnet_lightning.metrics.instance import InstanceAP, fill_box
 from dasnet_lightning.metrics.voc_ap import area_ap, eleven_point_ap
-from dasnet_lightning.rle import areas, decode, encode
+from dasnet_lightning.rle import decode, encode
 from dasnet_lightning.types import Target
 
 ONE, TWO, FAR = rectangle(2, 4, 12, 14), rectangle(15, 4, 25, 14), rectangle(2, 16, 12, 22)
@@ -44,11 +44,11 @@ def slow_hits(images: dict[str, Dense], label: int, threshold: float) -> tuple[l
         objects += sum(
             1 for k in range(len(image.labels)) if image.labels[k] == label and image.has_mask[k] and not image.crowd[k]
         )
-        for k in range(len(image.found_labels)):
-            mask = image.found_masks[k]
+        for k in range(len(image.detected_labels)):
+            mask = image.detected_masks[k]
             mostly_void = (mask & image.void).sum() * 2 > mask.sum()
-            if image.found_labels[k] == label and not mostly_void:
-                found.append((image.found_scores[k], image_id, mask & ~image.void))
+            if image.detected_labels[k] == label and not mostly_void:
+                found.append((image.detected_scores[k], image_id, mask & ~image.void))
     hits = []
     for _, image_id, mask in sorted(found, key=lambda item: -item[0]):
         image = images[image_id]
@@ -216,7 +216,7 @@ def test_an_unknown_image_is_skipped_and_a_repeated_one_counts_once() -> None:
 
 def test_masks_of_another_size_are_refused() -> None:
     small = make_prediction(torch.tensor([1]), torch.tensor([0.9]), torch.ones(1, 5, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"\(5, 5\) pixels for an image of \(24, 36\)"):
+    with pytest.raises(ValueError, match=r"masks have size \(5, 5\), expected the size of the image, \(24, 36\)"):
         InstanceAP().update(["x"], [small], [target_of(make_image([(1, ONE)], []))], INPUT_SIZE)
 
 
@@ -234,23 +234,6 @@ def test_only_run_lengths_are_kept() -> None:
         metric.update([str(number)], [prediction], [target], size)
     per_image = len(pickle.dumps(metric)) / 3
     assert per_image < 10_000 < masks.nbytes / 100
-
-
-def test_run_lengths_there_and_back() -> None:
-    masks = np.random.default_rng(0).random((4, 7, 9)) < 0.5
-    masks[0], masks[1] = False, True
-    for given in (masks, torch.from_numpy(masks), torch.from_numpy(masks.transpose(0, 2, 1).copy()).transpose(1, 2)):
-        np.testing.assert_array_equal(decode(encode(given), (7, 9)), masks)
-    assert encode(masks[:0]) == []
-    for odd in (masks[:, ::-1], masks[:, :, ::2], masks.transpose(0, 2, 1), masks[:, :1], masks[:, :, :1]):
-        np.testing.assert_array_equal(decode(encode(odd), odd.shape[1:]), odd)
-    assert decode([], (7, 9)).shape == (0, 7, 9)
-
-
-def test_areas_of_more_masks_than_a_byte_counts() -> None:
-    masks = np.random.default_rng(0).random((300, 5, 6)) < 0.5
-    assert areas(encode(masks), (5, 6)).tolist() == masks.sum(axis=(1, 2)).tolist()
-    assert areas([], (5, 6)).dtype == np.int64
 
 
 def test_a_box_covers_every_pixel_that_it_touches() -> None:
