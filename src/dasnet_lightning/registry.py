@@ -44,8 +44,8 @@ class Registry(Generic[Entry]):
             self._find_more(self, name)
         if name not in self._entries:
             closest = get_close_matches(name, self._entries, n=1)
-            hint = f", did you mean '{closest[0]}'?" if closest else "."
-            raise UnknownNameError(f"no {self.kind} is called '{name}'{hint} Known: {', '.join(self.names())}")
+            hint = f", did you mean '{closest[0]}'? Known" if closest else ", known"
+            raise UnknownNameError(f"no {self.kind} is called '{name}'{hint}: {', '.join(self.names())}")
         return self._entries[name]
 
     def has(self, name: object) -> bool:
