@@ -1,4 +1,4 @@
-"""Small VOC and COCO data sets on disk for the tests; every picture is made here."""
+"""Builders of small VOC, SBD and COCO data sets on disk."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ def annotation(number: int, image: int = 1, category: int = 1, **fields: Any) ->
 
 
 def square_polygon(x: float = 5, y: float = 5, side: float = 10) -> list[list[float]]:
-    """A polygon that nearly fills the usual box, with a corner cut so that it is no rectangle."""
+    """A polygon that nearly fills the usual box, with a corner cut so that it is not a rectangle."""
     return [[x, y, x + side, y, x + side, y + side, x + 2, y + side, x, y + side - 2]]
 
 

@@ -151,7 +151,7 @@ def test_validation_shows_everything_once(root: Path) -> None:
 
 
 class Tiny(LightningModule):
-    """Counts what it sees and learns a mean."""
+    """Module that records its batches and trains a mean."""
 
     def __init__(self) -> None:
         super().__init__()

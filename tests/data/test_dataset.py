@@ -107,7 +107,7 @@ def test_types_of_a_batch(tmp_path: Path) -> None:
     assert moved.targets[0].truth.masks == full.truth.masks
 
 
-def test_colours_and_places_survive(tmp_path: Path) -> None:
+def test_colors_and_places_survive(tmp_path: Path) -> None:
     source = make_source(tmp_path, [[P]])
     sample = build(source, "img0")[0, 0]
     assert sample.target.masks is not None

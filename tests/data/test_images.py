@@ -1,4 +1,4 @@
-"""Reading image files: every mode becomes RGB, everything that is no image is named and described."""
+"""Reading of image files: every mode becomes RGB, and errors describe files that are not images."""
 
 import io
 import logging
@@ -39,7 +39,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert image.flags.writeable
 
 
-def test_colours_survive_palette_alpha_and_cmyk(tmp_path: Path) -> None:
+def test_colors_survive_palette_alpha_and_cmyk(tmp_path: Path) -> None:
     for mode, name in (("P", "p.png"), ("RGBA", "a.png"), ("CMYK", "c.jpg")):
         photo().convert(mode).save(tmp_path / name)
         image = read_image(tmp_path / name).astype(int)

@@ -1,4 +1,4 @@
-"""The fast decoder of photographs: Pillow's pixels where the file is sound, and nothing where it is not."""
+"""Fast JPEG decoder: the same pixels as Pillow for a sound file, None for any other."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every annotation has its row, and every row says what became of its box and its mask."""
+"""Label audit: one row per annotation with the use of its box and its mask."""
 
 import csv
 from pathlib import Path

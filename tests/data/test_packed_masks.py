@@ -1,4 +1,4 @@
-"""Masks as bits: what goes in comes out, for any number of objects, overlapping or not."""
+"""Packed masks: packing and unpacking are lossless for any number of objects, overlapping or not."""
 
 import numpy as np
 import pytest

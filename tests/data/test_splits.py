@@ -1,4 +1,4 @@
-"""Mask budgets: every accepted form, and a drawing that is deterministic, nested, distinct and honest about shortages."""
+"""Mask budgets: all accepted forms, and a drawing that is deterministic, nested, distinct and reports shortages."""
 
 import json
 import random

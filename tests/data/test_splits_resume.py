@@ -1,4 +1,4 @@
-"""A training goes on with the masks that it began with, or not at all."""
+"""A training resumes only with the masks that it started with."""
 
 import lightning as L
 import pytest
@@ -17,7 +17,7 @@ def shapes(tmp_path_factory):
 
 
 class Mean(L.LightningModule):
-    """Takes our batches and learns one number."""
+    """Module that consumes batches and trains one parameter."""
 
     def __init__(self):
         super().__init__()

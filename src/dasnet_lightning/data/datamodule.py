@@ -186,11 +186,9 @@ class MixedSupervisionDataModule(LightningDataModule):
         """Load full batches only, in an order that depends only on the seed and on the draws taken before."""
         dataset, (rank, world_size) = self.train_set(), self._rank_and_world_size()
         draws = len(dataset) if self.samples_per_epoch is None else self.samples_per_epoch
-        whole_batches = max(1, draws // self._step_size()) * self._step_size()
+        num_draws = max(1, draws // self._step_size()) * self._step_size()
         taken = None if self.trainer is None else self._draws_taken
-        sampler = EpochSampler(
-            len(dataset), self.seed, True, whole_batches, rank=rank, world_size=world_size, taken=taken
-        )
+        sampler = EpochSampler(len(dataset), self.seed, True, num_draws, rank=rank, world_size=world_size, taken=taken)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:

@@ -135,12 +135,12 @@ def test_expand_fills_with_the_mean_and_marks_void() -> None:
         out = run(transform, image, boxes, masks, np.arange(2), void_in, seed)
         filled = (out.image == MEAN_COLOR).all(axis=2)
         assert out.void.sum() >= filled.sum() > 0
-        assert not (filled & ~out.void).sum() > 20  # a pixel of the image may have that colour by chance
+        assert not (filled & ~out.void).sum() > 20  # a pixel of the image may have that color by chance
         assert (out.void & ~filled).any()  # the void that came in
         assert not (out.masks & filled).any()
 
 
-def test_crop_keeps_centres_and_drops_the_rest() -> None:
+def test_crop_keeps_centers_and_drops_the_rest() -> None:
     transform = Transform([transforms.SSDWindow(SIZE, expand=0.0)])
     dropped = 0
     for seed in range(150):
@@ -173,7 +173,7 @@ def test_drawn_crops_satisfy_their_conditions() -> None:
 def reference_view(
     pixels: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int], fill: int
 ) -> np.ndarray:
-    """The nearest pixel by its definition, one by one."""
+    """Return the nearest pixels by definition, one by one."""
     x0, y0, x1, y1 = window
     result = np.full(size, fill, np.uint8)
     for row in range(size[0]):
@@ -192,7 +192,7 @@ def reference_view(
 def test_views(window: tuple[int, int, int, int], size: tuple[int, int]) -> None:
     mask = (np.add.outer(np.arange(30) // 7, np.arange(40) // 9) % 2 + 1).astype(np.uint8)
     view, reference = view_mask(mask, window, size, 5), reference_view(mask, window, size, 5)
-    assert (view != reference).mean() < 0.02  # pixel centres on a border may fall to either side
+    assert (view != reference).mean() < 0.02  # pixel centers on a border may fall to either side
     # a smooth ramp stays where it was: the image moves exactly as the mask does
     ramp = np.repeat((np.add.outer(2 * np.arange(30), 3 * np.arange(40)))[..., None], 3, axis=2).astype(np.uint8)
     rows = window[1] + (np.arange(size[0]) + 0.5) * (window[3] - window[1]) / size[0] - 0.5
@@ -253,7 +253,7 @@ class FixedCrop(transforms.SSDWindow):
 def test_rest_of_a_removed_object_is_void_only_in_boxes_of_its_class() -> None:
     transform = Transform([FixedCrop((90, 50))])
     image = np.zeros((90, 120, 3), np.uint8)
-    boxes = np.array([[0.0, 0, 50, 40], [40, 10, 100, 30], [40, 60, 100, 80]])  # only the first keeps its centre
+    boxes = np.array([[0.0, 0, 50, 40], [40, 10, 100, 30], [40, 60, 100, 80]])  # only the first keeps its center
     masks = np.zeros((2, 90, 120), bool)
     masks[0, 0:40, 0:45] = True
     masks[1, 12:28, 40:100] = True
@@ -306,11 +306,11 @@ def test_the_other_albumentations_is_refused() -> None:
 
 
 def test_photometric_distortion() -> None:
-    grey = np.full((4, 4, 3), 100, np.uint8)
-    np.testing.assert_array_equal(distort(grey, Distortion()), grey)
-    np.testing.assert_array_equal(distort(grey, Distortion(brightness=20)), grey + 20)
-    np.testing.assert_array_equal(distort(grey, Distortion(contrast=1.5)), grey + 50)
-    np.testing.assert_array_equal(distort(grey, Distortion(brightness=200, contrast=0.5)), np.full_like(grey, 128))
+    gray = np.full((4, 4, 3), 100, np.uint8)
+    np.testing.assert_array_equal(distort(gray, Distortion()), gray)
+    np.testing.assert_array_equal(distort(gray, Distortion(brightness=20)), gray + 20)
+    np.testing.assert_array_equal(distort(gray, Distortion(contrast=1.5)), gray + 50)
+    np.testing.assert_array_equal(distort(gray, Distortion(brightness=200, contrast=0.5)), np.full_like(gray, 128))
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 200
     turned = distort(red, Distortion(hue=60))  # yellow, up to the steps of 1.4 degrees

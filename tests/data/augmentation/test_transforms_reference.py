@@ -1,4 +1,4 @@
-"""The augmentations against a plain reading of them: dense masks moved one by one, decisions object by object.
+"""Augmentations against a plain reference: dense masks warped one by one, decisions object by object.
 
 The reference draws from the same two streams in the same order and uses the same windows and look-up tables; everything that
 is packed, cut short or left out for speed in the library is done at full length here. Results are equal bit for bit.
@@ -72,8 +72,8 @@ def reference(
         lost = item.mask is not None and not item.mask.any()
         item.gone = name != "none" and bool(item.cut or small or lost)
         if name == "none" and lost:
-            centre = (np.argwhere(masks[item.former]).mean(axis=0) + 0.5) / (height, width) * SIZE
-            item.mask[tuple(np.minimum(centre.astype(int), np.array(SIZE) - 1))] = True
+            center = (np.argwhere(masks[item.former]).mean(axis=0) + 0.5) / (height, width) * SIZE
+            item.mask[tuple(np.minimum(center.astype(int), np.array(SIZE) - 1))] = True
     kept = [item for item in moving if not item.gone]
     return picture, kept, ~known | unknown | leftovers(moving, kept, labels, bool(masks))
 

@@ -1,4 +1,4 @@
-"""COCO files: masks of all three writings, absent ones that stay absent, and a sentence for everything at fault."""
+"""COCO files: masks in all three encodings, absent masks that stay absent, and errors that name every faulty record."""
 
 import json
 from pathlib import Path
@@ -228,7 +228,7 @@ def test_boxes_partly_outside_are_clipped_and_listed(tmp_path: Path) -> None:
     assert "clipped" in [problem.action for problem in source.problems]
 
 
-def test_other_conventions_of_boxes_are_recognised(tmp_path: Path) -> None:
+def test_other_conventions_of_boxes_are_recognized(tmp_path: Path) -> None:
     corners = [annotation(n, bbox=box) for n, box in enumerate(([3, 4, 39, 29], [10, 12, 38, 28], [1, 1, 5, 5]))]
     refuse(tmp_path, coco_content(corners), r"\[x0, y0, x1, y1\]", fix="drop")
     refuse(tmp_path, coco_content([annotation(1, bbox=[0.1, 0.1, 0.5, 0.5])]), "normalized", fix="drop")

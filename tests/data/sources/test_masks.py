@@ -156,7 +156,7 @@ def test_objects_are_cut_out_by_their_index() -> None:
     assert check_indices(np.full(SIZE, 255, np.uint8), 0) == ""
 
 
-def test_rectangles_are_recognised() -> None:
+def test_rectangles_are_recognized() -> None:
     box = (5.0, 5.0, 15.0, 12.0)
     assert is_rectangle(MaskShape((np.array([5, 5, 15, 5, 15, 12, 5, 12.0]),)), box)
     assert is_rectangle(MaskShape((np.array([5, 5, 15, 5, 15, 12, 5, 12, 5, 5.0]),)), box)

@@ -1,4 +1,4 @@
-"""Opening a data set of whatever layout, or saying what it is and what is missing."""
+"""Opening of data sets in any supported layout, and errors that describe all others."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def write_pair(root: Path, places: tuple[str, str, str, str]) -> None:
 
 
 @pytest.mark.parametrize("places", PLACES)
-def test_coco_layouts_are_recognised(tmp_path: Path, places: tuple[str, str, str, str]) -> None:
+def test_coco_layouts_are_recognized(tmp_path: Path, places: tuple[str, str, str, str]) -> None:
     write_pair(tmp_path, places)
     data = open_dataset(tmp_path)
     assert (data.format, len(data.train.records), len(data.val.records)) == ("coco", 2, 1)
@@ -48,7 +48,7 @@ def test_coco_layouts_are_recognised(tmp_path: Path, places: tuple[str, str, str
 
 
 @pytest.mark.parametrize("below", ["", "VOC2012", "VOCdevkit/VOC2012"])
-def test_voc_is_recognised_at_any_level(tmp_path: Path, below: str) -> None:
+def test_voc_is_recognized_at_any_level(tmp_path: Path, below: str) -> None:
     root = make_voc(
         tmp_path / below, {"a": [CAT], "b": [CAT]}, ["a"], {"train": ["a"], "val": ["b"], "trainval": ["a", "b"]}
     )
@@ -157,7 +157,7 @@ def test_several_candidates_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path / "two")
 
 
-def test_yolo_is_recognised(tmp_path: Path) -> None:
+def test_yolo_is_recognized(tmp_path: Path) -> None:
     write_picture(tmp_path / "images" / "a.jpg")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")

@@ -1,4 +1,4 @@
-"""SBD: boxes come from the maps of objects, masks are cut out of them, every file at fault is named."""
+"""SBD: boxes and masks come from the index maps, and errors name every faulty file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Boxes, paths and class names that the sources check in the same way."""
+"""Checks of boxes, paths and class names that all sources share."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_a_box_inside_is_left_alone() -> None:
     assert check_box((0, 0, 40, 30), SIZE).box == (0, 0, 40, 30)
 
 
-def test_conventions_are_recognised_from_all_boxes() -> None:
+def test_conventions_are_recognized_from_all_boxes() -> None:
     assert "normalized" in box_hint([((0.1, 0.2, 0.5, 0.5), SIZE)] * 2)
     corners = [((10, 10, 35, 25), SIZE), ((3, 4, 10, 10), SIZE), ((20, 15, 39, 29), SIZE)]
     assert "[x0, y0, x1, y1]" in box_hint(corners)

@@ -1,4 +1,4 @@
-"""Unions of VOC, SBD and COCO: every image once, the best boxes and masks, nothing of the validation in the training."""
+"""Unions of VOC, SBD and COCO: every image once, the best boxes and masks, no validation image in training."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The list of parts: what it says is read, and what it must not say is named with its place."""
+"""YAML list of parts: all options are read, and errors name the file, the part and the key."""
 
 from pathlib import Path
 

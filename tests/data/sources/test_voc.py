@@ -1,4 +1,4 @@
-"""VOC data sets: boxes become edges, masks are opened only when asked for, everything at fault is named."""
+"""VOC data sets: boxes become edges, masks are opened only on request, and errors name every faulty record."""
 
 import sys
 from collections.abc import Iterator
@@ -98,7 +98,7 @@ def test_a_mask_picture_of_another_size_is_invalid(tmp_path: Path) -> None:
     assert "80x60 pixels, its image 40x30" in masks.reasons[0]
 
 
-def test_a_colour_picture_is_no_index_picture(tmp_path: Path) -> None:
+def test_a_color_picture_is_not_an_index_map(tmp_path: Path) -> None:
     root = make_voc(tmp_path, {"a": [CAT]})
     write_picture(root / "SegmentationObject" / "a.png")
     source = VOCSource(root, "train")
@@ -235,9 +235,9 @@ def test_boxes_partly_outside_are_clipped_and_listed(tmp_path: Path) -> None:
     assert [problem.action for problem in source.problems] == ["clipped"]
 
 
-def test_normalised_boxes_are_recognised(tmp_path: Path) -> None:
+def test_normalized_boxes_are_recognized(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": [VocObject("cat", (0.1, 0.2, 0.5, 0.6))] * 3})
-    with pytest.raises(DataError, match="normalised"):
+    with pytest.raises(DataError, match="seem to be normalized"):
         VOCSource(tmp_path, "train", fix="drop")
 
 

@@ -1,4 +1,4 @@
-"""The synthetic data: the same for one seed, labels that fit the pictures, and nobody's files overwritten."""
+"""Synthetic data: reproducible for a seed, labels that fit the images, and foreign files left alone."""
 
 from pathlib import Path
 
