@@ -83,7 +83,7 @@ def test_options_of_detect():
         assert len(detector.detect(answer(detector, wanted))[0].boxes) == number
 
 
-def test_features_normalise_the_images():
+def test_features_normalize_the_images():
     pyramid = one_level().features(torch.full((1, 3, 64, 32), 0.75))
     torch.testing.assert_close(pyramid.levels[0], torch.ones(1, 3, 4, 2))
 

@@ -55,8 +55,8 @@ def boxes_of_cells() -> list[list[float]]:
         sizes += [(scale * sqrt(2), scale / sqrt(2)), (scale / sqrt(2), scale * sqrt(2))]
         for y in range(cells):
             for x in range(cells):
-                centre = ((x + 0.5) / cells * 64, (y + 0.5) / cells * 64)
-                boxes += [corners(*centre, 64 * width, 64 * height) for width, height in sizes]
+                center = ((x + 0.5) / cells * 64, (y + 0.5) / cells * 64)
+                boxes += [corners(*center, 64 * width, 64 * height) for width, height in sizes]
     return boxes
 
 
@@ -64,7 +64,7 @@ def corners(x: float, y: float, width: float, height: float) -> list[float]:
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
-def centre_form(box: list[float]) -> tuple[float, float, float, float]:
+def center_form(box: list[float]) -> tuple[float, float, float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]
 
 
@@ -81,13 +81,13 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 def decode(offsets: list[float], anchor: list[float]) -> list[float]:
-    x, y, width, height = centre_form(anchor)
+    x, y, width, height = center_form(anchor)
     dx, dy, dw, dh = (offset * variance for offset, variance in zip(offsets, VARIANCES, strict=True))
     return corners(x + dx * width, y + dy * height, width * exp(dw), height * exp(dh))
 
 
 def encode(box: list[float], anchor: list[float]) -> list[float]:
-    (x, y, width, height), (ax, ay, aw, ah) = centre_form(box), centre_form(anchor)
+    (x, y, width, height), (ax, ay, aw, ah) = center_form(box), center_form(anchor)
     offsets = ((x - ax) / aw, (y - ay) / ah, log(width / aw), log(height / ah))
     return [offset / variance for offset, variance in zip(offsets, VARIANCES, strict=True)]
 
@@ -100,7 +100,7 @@ def slow_detect(rows, threshold: float, nms: float, top_k: int, keep: int) -> li
         chosen: list[list[float]] = []
         for score, a in scored:
             box = [min(max(edge, 0.0), 64.0) for edge in decode(rows[a][1], anchors[a])]
-            if min(centre_form(box)[2:]) <= 0.01:  # outside the image
+            if min(center_form(box)[2:]) <= 0.01:  # outside the image
                 continue
             if score > threshold and all(overlap(box, other) <= nms for other in chosen):
                 chosen.append(box)

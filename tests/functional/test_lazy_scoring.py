@@ -34,15 +34,15 @@ def setting(k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("at_once", [2**23, 1000])
-@pytest.mark.parametrize("most", [None, 6])
+@pytest.mark.parametrize("max_lines", [None, 6])
 @pytest.mark.parametrize("k", [1, 3, 7])
 @pytest.mark.parametrize("size", [MAPS, (96, 120), (50, 75), (17, 30), (11, 9)])
-def test_equals_reading_the_maps(size, k, most, at_once, monkeypatch):
+def test_equals_reading_the_maps(size, k, max_lines, at_once, monkeypatch):
     monkeypatch.setattr(lazy_scoring, "FEATURES_AT_ONCE", at_once)
     features, weight, bias = setting(k)
     boxes = random_boxes(30, size)
     rows = torch.randint(3, (len(boxes),))
-    grid = pixel_grid(boxes, size, most)
+    grid = pixel_grid(boxes, size, max_lines)
     expected = read_boxes(F.conv2d(features, weight, bias, padding=1), boxes, rows, grid, size, k)
     scores = score_boxes(whole_maps(features), rows, boxes, grid, size, weight, bias, k)
     assert scores.shape == expected.shape

@@ -111,7 +111,7 @@ def test_a_sparse_grid_reads_every_pixel_equally_often():
     boxes = torch.tensor([[0.0, 0, 15, 12], [2, 2, 5, 5]])
     seen = torch.zeros(15)
     for draw in torch.linspace(0, 1, 301)[:-1]:
-        grid = pixel_grid(boxes, SIZE, most=4, offset=draw.expand(2, 2))
+        grid = pixel_grid(boxes, SIZE, max_lines=4, offset=draw.expand(2, 2))
         assert grid.columns.shape == (2, 4)
         assert grid.column_valid.tolist() == [[True] * 4, [True] * 3 + [False]]
         assert grid.columns[1, :3].tolist() == [2, 3, 4]  # a small box is read whole

@@ -280,7 +280,7 @@ class TestUpsampling:
         assert features.shape == (1, model.decoder.out_channels, *size)
         assert isinstance(model.decoder, UpsamplingDecoder if pyramid.switches is None else UnpoolingDecoder)
 
-    def test_strides_of_16_and_more_follow_the_letter_and_are_normalised(self):
+    def test_strides_of_16_and_more_follow_the_letter_and_are_normalized(self):
         channels = (24, 32, 96, 1280, 512, 256)
         decoder = build_decoder("paper", channels, (4, 8, 16, 32, 64, 128))
         assert [block.widen[0].out_channels for block in decoder.coarse] == [512, 1280, 96]
@@ -319,7 +319,7 @@ class TestUpsampling:
             build_decoder("paper", (8, 12), (4, 8), out_stride=3)
 
 
-def test_one_cell_of_one_region_is_normalised_as_in_evaluation():
+def test_one_cell_of_one_region_is_normalized_as_in_evaluation():
     norm = CoarseNorm(3)
     nn.init.uniform_(norm.norm.running_mean)
     cell = torch.randn(1, 3, 1, 1)

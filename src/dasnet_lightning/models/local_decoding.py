@@ -67,7 +67,7 @@ class AttendedSkipFeatures(SkipFeatures):
         keep, images = self._attention((level.shape[2], level.shape[3])), self.regions.image_index[self.sources]
         if at is None or at.start is None:
             return torch.where(keep[self.sources], level[images], nothing)
-        kept = cut(keep, self.sources, at.start, at.size, beyond=0.0)
+        kept = cut(keep, self.sources, at.start, at.size, fill=0.0)
         return torch.where(kept, cut(level, images, at.start, at.size), nothing)
 
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:

@@ -70,7 +70,7 @@ def quick_init(monkeypatch):
 
 
 def raw_answers(name, ours, theirs, images):
-    """What the heads of both say of the same normalised images, as pairs of tensors."""
+    """What the heads of both say of the same normalized images, as pairs of tensors."""
     normal = theirs.transform.normalize(images)
     pyramid = ours.features(images)
     maps = theirs.backbone(normal)

@@ -57,10 +57,10 @@ def test_ignored_objects_are_neither_positives_nor_negatives(detector, pyramid):
     ignored = torch.tensor([70.0, 10.0, 128.0, 128.0])
     both = make_target([OBJECT, ignored.tolist()], [2, 3], [False, True])
     losses, after, _ = gradients(detector, pyramid, both)
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2
     small = (anchors[:, 2:] - anchors[:, :2]).max(dim=1).values < 40
-    inside = small & ((centre > ignored[:2] + 21) & (centre < ignored[2:] - 21)).all(dim=1)
-    outside = small & ((centre < ignored[:2] - 21) | (centre > ignored[2:] + 21)).any(dim=1)
+    inside = small & ((center > ignored[:2] + 21) & (center < ignored[2:] - 21)).all(dim=1)
+    outside = small & ((center < ignored[:2] - 21) | (center > ignored[2:] + 21)).any(dim=1)
     assert inside.sum() > 20
     assert (before[inside] > 0).all()  # negatives, which are pushed down
     assert (after[inside] == 0).all()

@@ -62,7 +62,7 @@ def transformers_labels(kept):
     return [first, {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}]
 
 
-def normalised(kind, images):
+def normalized(kind, images):
     if kind in RAW_PIXELS:
         return images
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -77,21 +77,21 @@ class TestAgainstTheWholeModel:
         with torch.no_grad():
             ignore = tuple(index not in kept for index in (0, 1))
             ours = detector.losses(detector.features(images), targets(ignore))
-            theirs = model(pixel_values=normalised(kind, images), labels=transformers_labels(kept)).loss
+            theirs = model(pixel_values=normalized(kind, images), labels=transformers_labels(kept)).loss
         assert float(ours["detection"]) == pytest.approx(float(theirs), rel=1e-5)
 
     def test_detections(self, kind, images, transformers):
         detector, model = build(kind, score_threshold=0.0).eval(), whole_model(transformers, kind).eval()
         with torch.no_grad():
             found = detector.detect(detector.features(images))
-            answer = model(pixel_values=normalised(kind, images))
+            answer = model(pixel_values=normalized(kind, images))
         for item, logits, boxes in zip(found, answer.logits, answer.pred_boxes, strict=True):
             scores = logits.softmax(dim=1)[:, :-1] if kind == "detr" else logits.sigmoid()
             assert scores.shape == (20, 3)
             assert float(item.scores[0]) == pytest.approx(float(scores.max()), rel=1e-5)
             query, label = divmod(int(scores.argmax()), 3)
-            centre_x, centre_y, width, height = boxes[query].tolist()
-            box = [centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2]
+            center_x, center_y, width, height = boxes[query].tolist()
+            box = [center_x - width / 2, center_y - height / 2, center_x + width / 2, center_y + height / 2]
             expected = [max(0.0, min(side, value * side)) for value, side in zip(box, (96, 64) * 2, strict=True)]
             assert item.boxes[0].tolist() == pytest.approx(expected, abs=1e-3)
             assert int(item.labels[0]) == label + 1

@@ -241,7 +241,7 @@ def test_far_boxes_of_a_region_are_decoded_apart_and_near_ones_together():
 
 
 class UsersDecoder(Decoder):
-    """Answers with the finest level, normalised over all of its cells: no window knows these."""
+    """Answers with the finest level, normalized over all of its cells: no window knows these."""
 
     out_channels, out_stride = 6, 4
 
