@@ -1,4 +1,4 @@
-"""The detector `boxes`: features and no boxes, through the whole library."""
+"""The detector `boxes`, which has features but no detections, in the whole library."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""transformers' models behind our protocol, compared with the models as they are. The conformance is tested elsewhere."""
+"""transformers' models as detectors, compared with the original models; test_conformance.py tests the contract."""
 
 import shutil
 import sys
@@ -42,7 +42,7 @@ def build(kind, num_classes=4, **options):
 
 
 def whole_model(transformers, kind, num_labels=3):
-    """The same numbers in the model as transformers builds it."""
+    """Load the same weights into the model as transformers builds it."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**TINY[kind])
     config.num_labels = num_labels
@@ -116,7 +116,7 @@ def test_a_backbone_of_timm_returns_what_it_returns(images):
 
 
 def test_what_was_detected_in_inference_mode_does_not_stop_training(images):
-    """Lightning validates in inference mode; transformers caches its anchors there."""
+    """Lightning validates in inference mode, in which transformers caches its anchors."""
     detector = build("rt_detr_v2").train()
     with torch.inference_mode():
         detector.detect(detector.features(images))
@@ -126,7 +126,7 @@ def test_what_was_detected_in_inference_mode_does_not_stop_training(images):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A pretrained model for five labels, as transformers saves it."""
+    """Save a pretrained model for five labels as transformers does."""
     transformers = pytest.importorskip("transformers")
     path = tmp_path_factory.mktemp("pretrained") / "model"
     whole_model(transformers, "rt_detr_v2", num_labels=5).save_pretrained(path)
@@ -151,7 +151,7 @@ def test_other_classes_start_untrained_and_the_rest_is_kept(folder, transformers
 
 
 def test_a_checkpoint_needs_no_folder(folder, images, tmp_path):
-    """Both stages, then inference, with the pretrained model's folder gone."""
+    """Run both stages, delete the folder of the pretrained model, then run inference."""
     gone = tmp_path / "model"
     shutil.copytree(folder, gone)
     options = {"model": str(gone), "image_size": list(SIZE)}

@@ -36,7 +36,7 @@ def test_graph_zero_gives_every_trainable_parameter_a_gradient():
 
 
 def test_objects_without_a_mask_teach_the_score_alone():
-    """Whatever their masks would say, the mask loss and its gradient are exactly zero."""
+    """The mask loss of an object without a mask and its gradient are exactly zero."""
     target = make_target(BOXES, [1, 1], has_mask=[False, False])
     samples = samples_of([target], [[0, 1]])
     assert samples.positive.any()

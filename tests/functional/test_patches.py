@@ -1,4 +1,4 @@
-"""Each operation on patches against the same on the whole map, with garbage beyond the map and at places of all kinds."""
+"""Each operation on patches compared with the whole map; patches cross borders and hold garbage beyond the map."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ SOURCE = torch.tensor([1, 0, 1, 0, 1])
 
 
 def cut_patches(maps: torch.Tensor) -> Patches:
-    """With huge values beyond the map."""
+    """Cut patches that hold huge values beyond the map."""
     return Patches(cut(maps, SOURCE, STARTS, SIZE, fill=1e4), STARTS, (maps.shape[2], maps.shape[3]))
 
 

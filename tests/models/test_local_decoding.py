@@ -1,4 +1,4 @@
-"""Decoding in windows against decoding whole maps: every shipped decoder, the pyramids of several detectors, hard boxes."""
+"""Decoding in windows gives the numbers of whole maps, for every decoder, several pyramids and difficult boxes."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ CASES = [(kind, name, False) for kind in PYRAMIDS for name in WIDTHS] + [
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's decoder with a few channels: the same layers, sizes and switches."""
+    """Give the paper's decoder few channels; layers, sizes and switches stay the same."""
     monkeypatch.setattr(unpooling, "STAGES", ((8, 8, 8), (8, 8, 6), (6, 6, 6), (6, 4), (4, 4)))
     monkeypatch.setattr(unpooling, "FC_WIDTHS", (8, 8))
     monkeypatch.setattr(unpooling, "CONV4_3", 6)
@@ -74,7 +74,7 @@ def build(kind: str, name: str, switched: bool, pyramid: Pyramid, **options) -> 
 
 
 def hard_boxes(size: tuple[int, int], number: int) -> Tensor:
-    """Random ones of all sizes, some beyond the border; one cell, the corners, one side, everything, without extent."""
+    """Return boxes of all sizes: random, across the border, one cell, corners, one side, the whole image, no extent."""
     height, width = size
     span = torch.tensor([width, height, width, height])
     low, extent = torch.rand(number, 2) * 1.1 - 0.1, torch.rand(number, 2) ** 2 * 0.7
@@ -87,7 +87,7 @@ def hard_boxes(size: tuple[int, int], number: int) -> Tensor:
 
 
 def make_regions(boxes: Tensor, images: int, grouped: bool) -> Regions:
-    """One region for each box, or for each three of them."""
+    """Make one region of each box, or of three boxes each."""
     owners = torch.arange(len(boxes)) // (3 if grouped else 1)
     number = int(owners.max()) + 1
     image = torch.arange(number) * images // number
@@ -95,13 +95,13 @@ def make_regions(boxes: Tensor, images: int, grouped: bool) -> Regions:
 
 
 def windows_of(regions: Regions, size: tuple[int, int]) -> list[Windows]:
-    """One list for each image, in input pixels."""
+    """Return the windows of each image's boxes, in input pixels."""
     images = regions.image_index[regions.region_index]
     return [box_windows(regions.boxes[images == image], size) for image in images.unique()]
 
 
 def compare(decoded_windows: list[DecodedWindows], whole: Tensor, regions: Regions) -> float:
-    """The largest difference on the map; every cell of the read windows is compared, and each window comes once."""
+    """Return the largest difference over all cells of the read windows, and check that each window occurs once."""
     worst = 0.0
     for decoded in decoded_windows:
         inside = decoded.patches.windows.clip()
@@ -168,7 +168,7 @@ def test_both_roundings_and_other_sizes_of_the_answer(rounding):
 
 @pytest.mark.parametrize(("kind", "name", "switched"), [(k, n, s) for k, n, s in CASES if k in ("vgg 320", "tiny")])
 def test_gradients_are_those_of_the_whole_map(kind, name, switched):
-    """In training mode, BatchNorm of the coarse blocks included: of what is read, to parameters and levels."""
+    """Gradients of the read cells to parameters and levels, in training mode, including BatchNorm of the coarse blocks."""
     torch.manual_seed(0)
     pyramid = make_pyramid(kind, 2, switched)
     model = build(kind, name, switched, pyramid).double().train()
@@ -207,7 +207,7 @@ def test_gradients_are_those_of_the_whole_map(kind, name, switched):
 
 
 def test_the_halo_comes_from_the_layers():
-    """design.md, section 6: 3 pixels at 320 (with the score layer), 2 at 160, 3 at 80, 3 at 40."""
+    """The halos of design.md section 6: 3 pixels at 320 (with the score layer), 2 at 160, 3 at 80, 3 at 40."""
     pyramid = make_pyramid("vgg 320", 1, True)
     model = build("vgg 320", "paper", True, pyramid)
     assert [halo(stage) for stage in model.decoder.stages] == [3, 3, 3, 2, 2]
@@ -249,7 +249,7 @@ def test_far_boxes_of_a_region_are_decoded_apart_and_near_ones_together():
 
 
 class UsersDecoder(Decoder):
-    """Answers with the finest level, normalized over all of its cells: no window knows these."""
+    """Returns the finest level normalized over all of its cells, which a window does not have."""
 
     out_channels, out_stride = 6, 4
 

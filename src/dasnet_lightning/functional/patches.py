@@ -134,7 +134,7 @@ def convolve(
 def double(
     patches: Patches, weight: Float[Tensor, "c c2 3 3"], bias: Float[Tensor, " c2"] | None, grid: Size
 ) -> Patches:
-    """Run a transposed convolution of stride 2 and padding 1 to maps of `grid` cells, which is 2 n - 1 or 2 n of n."""
+    """Run a transposed convolution of stride 2 and padding 1; `grid` must be 2 n - 1 or 2 n cells for maps of n cells."""
     if patches.start is None:
         output_padding = [target - 2 * n + 1 for target, n in zip(grid, patches.size, strict=True)]
         up = F.conv_transpose2d(patches.values, weight, bias, stride=2, padding=1, output_padding=output_padding)

@@ -56,8 +56,8 @@ def sample_boxes(
         around: indices of the objects to sample around.
         size: (H, W) of the image.
         generator: source of all random draws, on the CPU.
-        positives: boxes per object with an IoU above 0.5 with it and not more with any other object. If too few are found
-            (a tiny box, or one in a crowd), the object's own box fills up.
+        positives: boxes per object whose IoU with it exceeds 0.5 and is their largest with any object. If too few are
+            found (for a tiny box, or in a crowd), the object's own box fills up.
         negatives: boxes per object with an IoU below 0.5 with *every* box of `boxes` and at least `min_iou` with the
             object. They do not lie mostly inside a box of `ignored`. Fewer are returned if too few are found.
         min_iou: see `negatives` (FCIS: 0.1).

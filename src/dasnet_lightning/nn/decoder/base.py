@@ -152,7 +152,7 @@ def build_decoder(
         options: go to the builder, with the three arguments above.
 
     Raises:
-        UnknownNameError: nobody registered the name.
+        UnknownNameError: the name is not registered.
         ConfigError: the builder does not return a Decoder.
     """
     decoder = DECODERS.get(name)(in_channels=in_channels, strides=strides, pool_shapes=pool_shapes, **options)
