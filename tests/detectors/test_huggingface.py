@@ -198,9 +198,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("model", "message"),
         [
-            ({"model_type": "nonsense"}, "model of nonsense: Unrecognized model identifier"),
-            ({"model_type": "bert"}, "model of bert: Unrecognized configuration class"),
-            ({"d_model": 16}, "model of a configuration without model_type"),
+            ({"model_type": "nonsense"}, "model from nonsense: Unrecognized model identifier"),
+            ({"model_type": "bert"}, "model from bert: Unrecognized configuration class"),
+            ({"d_model": 16}, "model from a configuration without model_type"),
             ({"model_type": "yolos", "num_hidden_layers": 1}, "YolosForObjectDetection has no backbone of its own"),
         ],
     )
