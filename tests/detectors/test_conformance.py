@@ -1,7 +1,7 @@
-"""What every registered detector promises: a builder is tested by being registered.
+"""The contract of every registered detector; registering a builder is enough to have it tested.
 
-The big networks cost a second for each pass back through them, and as much to be drawn: each is built once, put back
-after a test that moved it, and copies are built without drawing. What concerns the heads alone goes back to the pyramid.
+Large networks take a second to initialize and a second for each backward pass. So each is built once, restored after a test
+that changed it, and copied without initialization. Tests of the heads run backward to the pyramid only.
 """
 
 import io
@@ -78,7 +78,7 @@ def make_target(size, number=2, ignore=False):
 
 
 def registered(name):
-    """The detector's name of a case."""
+    """Return the name of the detector of a case."""
     return name.partition(":")[0]
 
 
@@ -100,7 +100,7 @@ def size(name):
 
 @pytest.fixture(scope="module")
 def built(name):
-    """(the detector, its state to come back to)"""
+    """Return the detector and the state to restore."""
     torch.manual_seed(0)
     detector = build(name)
     return detector, {key: value.clone() for key, value in detector.state_dict().items()}
@@ -108,7 +108,7 @@ def built(name):
 
 @pytest.fixture
 def detector(built):
-    """As it was built, in training mode: a test may train it."""
+    """Return the detector in its initial state and in training mode; a test may train it."""
     detector, state = built
     detector.load_state_dict(state)
     detector.zero_grad()
@@ -122,7 +122,7 @@ def images(name, size):
 
 @pytest.fixture(scope="module")
 def pyramid(built, images):
-    """Of the detector as it was built, in evaluation mode."""
+    """Return the outputs of the detector in its initial state and in evaluation mode."""
     detector, state = built
     detector.load_state_dict(state)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def pyramid(built, images):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Builds without drawing numbers, for a network whose state is loaded or does not matter."""
+    """Build without initialization, for a network whose state is loaded or does not matter."""
     for function in ("normal_", "xavier_uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_"):
         monkeypatch.setattr(nn.init, function, lambda tensor, *_, **__: nn.init.constant_(tensor, 0.01))
 
@@ -148,7 +148,7 @@ def assert_gradients(detector):
 
 
 def assert_heads_learn(detector, pyramid, targets):
-    """Losses from a pyramid that stands by itself; every parameter outside the backbone gets a gradient."""
+    """Losses from a detached pyramid give a gradient to every parameter outside the backbone."""
     leaves = tuple(level.detach().clone().requires_grad_() for level in pyramid.levels)
     loss = total(detector.losses(replace(pyramid, levels=leaves), targets))
     loss.backward()

@@ -1,4 +1,4 @@
-"""The detector `boxes`: features and no boxes, through the whole library."""
+"""The detector `boxes`, which has features but no detections, in the whole library."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_answers_the_protocol_and_finds_nothing(backbone, images):
     assert all(p.grad is not None and not p.grad.any() for p in detector.parameters())
 
 
-def test_pixels_are_normalised_as_the_backbone_wants(images):
+def test_pixels_are_normalized_as_the_backbone_wants(images):
     detector = build_detector("boxes", 4, image_size=SIZE).eval()
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)

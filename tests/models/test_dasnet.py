@@ -24,7 +24,7 @@ def model() -> DASNet:
 
 
 class Foreground(Decoder):
-    """A decoder and head in one that calls every pixel foreground where its region's attended level is not zero."""
+    """Decoder and head in one; a pixel is foreground if the attended level of its region is not zero."""
 
     out_channels, out_stride = 1, 4
 
@@ -61,7 +61,7 @@ def test_one_backbone_pass_and_one_decode_answer_for_all_regions(model):
 
 
 def test_what_lies_outside_the_boxes_changes_nothing(model):
-    """The attention cuts it off: other features outside, the same logits."""
+    """Other features outside the boxes give the same logits."""
     images = make_batch(TARGETS[:1]).images
     pyramid = model.detector.features(images)
     regions = regions_by_class([found([[8.0, 8, 16, 16]], [1], [1.0])])
@@ -126,7 +126,7 @@ def test_soft_attention_decodes_twice_and_its_zero_is_the_attention_by_boxes(mod
 
 
 def test_the_second_decode_does_not_teach_the_first(model):
-    """What the first decode saw is detached: without its own loss it gets no gradient of its own."""
+    """The foreground of the first decode is detached, so only its own loss trains it."""
     soft = DASNet(model.detector, model.decoder, model.head, soft_attention=1.0)
     pyramid = model.detector.features(make_batch(TARGETS).images)
     regions = regions_by_class([ground_truth_detections(target) for target in TARGETS])

@@ -1,4 +1,4 @@
-"""Instance inference with a decoder that answers fixed maps: masks and boxes, scores and order, the options, the class map."""
+"""Instance inference with a decoder that returns fixed maps: masks, boxes, scores, order, options and class map."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ SIZES = [(32, 32), (57, 43), (20, 90), (375, 500)]
 
 
 class FixedMaps(Decoder):
-    """Answers every region with the same maps, moved by what the region shows, so that regions differ."""
+    """Returns the same maps for every region plus an offset from the region's features, so that regions differ."""
 
     out_channels, out_stride = 2 * K * K, 4
 
@@ -91,7 +91,7 @@ def test_masks_are_assembled_from_maps_brought_to_the_images_size(size, grouping
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_mask_never_leaves_its_box(size):
-    """Though every pixel is called inside; boxes with whole edges in the image's pixels fill their pixels exactly."""
+    """Every pixel is inside here, and boxes whose edges are whole pixels of the image are filled exactly."""
     model, (height, width) = build(constant_maps(5.0, -5.0)), size
     for x in range(1, width - 6, 7):
         box = torch.tensor([[x, x % (height - 4), x + 5, x % (height - 4) + 3]], dtype=torch.float32)

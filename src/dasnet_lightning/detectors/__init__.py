@@ -1,4 +1,4 @@
-"""Detectors: stage one trains them, stage two freezes them. Importing this package registers every builder."""
+"""Detectors, which stage one trains and stage two freezes. Importing this package registers every builder."""
 
 from dasnet_lightning.detectors import (  # noqa: F401  (imported to register)
     faster_rcnn_builders,

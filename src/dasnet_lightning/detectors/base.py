@@ -18,15 +18,15 @@ from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 
 class Detector(nn.Module, ABC):
-    """What stage one trains and stage two freezes.
+    """Computes features of images and detects boxes in them; stage one trains it, stage two freezes it.
 
     Attributes:
         num_classes: number of classes, background included.
         image_size: the (H, W) that the detector is made for.
         strides: stride of each level of the pyramid, finest first.
-        out_channels: channels of each level. The decoder is offered all levels, also those that the boxes do not need.
+        out_channels: channels of each level. The decoder gets all levels, also those that do not predict boxes.
         pool_shapes: the max-poolings whose switches the pyramid holds, finest first; None if it holds none.
-        learns_boxes: False if the boxes come from elsewhere, so that there is no stage one.
+        learns_boxes: False if the boxes come from elsewhere, so that stage one is skipped.
         portable_options: builder options that rebuild the detector without the files that it was made from.
     """
 
@@ -48,9 +48,9 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, pyramid: Pyramid, targets: Sequence[Target]) -> Mapping[str, Loss]:
-        """Return scalar losses by name; training minimizes their sum.
+        """Return scalar losses by name, connected to the graph even if no image has an object.
 
-        They must be connected to the graph even if no image shows an object.
+        Training minimizes their sum.
         """
 
 
@@ -66,7 +66,7 @@ def build_detector(name: str, num_classes: int, **options: Any) -> Detector:
         options: go to the builder. `backbone_weights` is None, torchvision's name, or the path of a local file.
 
     Raises:
-        UnknownNameError: nobody registered the name.
+        UnknownNameError: the name is not registered.
         ConfigError: the package of the builder cannot be loaded, or the builder does not return a Detector.
     """
     detector = DETECTORS.get(name)(num_classes=num_classes, **options)

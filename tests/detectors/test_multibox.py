@@ -38,7 +38,7 @@ def grid_anchors():
 
 
 def slow_match(anchors, target, threshold=0.5):
-    """The rule written out, one pair at a time: (label, object) of every anchor."""
+    """Match one pair at a time and return the label and object of every anchor."""
     labels, owners = [0] * len(anchors), [0] * len(anchors)
     real = [i for i in range(len(target.labels)) if not target.ignore[i]]
     iou = box_iou(target.boxes, anchors).tolist() if len(target.labels) else []

@@ -1,4 +1,4 @@
-"""What the network answers is the same whether it decodes windows or whole maps, at the sizes of the images."""
+"""Decoding in windows gives the predictions and the loss of whole maps, at the sizes of the images."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def build(decoder: str, head) -> tuple[DASNet, Pyramid]:
 
 
 def detect() -> list[Detections]:
-    """Many boxes of four classes, of all sizes; the second image has none."""
+    """Return many boxes of four classes and all sizes; the second image has none."""
     low, extent = torch.rand(40, 2) * 110, torch.rand(40, 2) ** 2 * 100 + 2
     boxes = torch.cat([low, low + extent], dim=1).clamp(max=128)
     labels, scores = torch.randint(1, 5, (40,)), torch.rand(40) * 0.7 + 0.3
@@ -95,7 +95,7 @@ def test_foreground_is_that_of_the_whole_decode_inside_of_the_boxes(decoder):
 
 @pytest.mark.parametrize("decoder", ["light", "paper"])
 def test_the_semantic_loss_and_its_gradients_are_those_of_whole_maps(decoder):
-    """In training mode, with regions of many overlapping boxes and one of boxes that cover the image."""
+    """In training mode, with regions of many overlapping boxes and one region that covers the image."""
     model, pyramid = build(decoder, SemanticHead)
     model.train()
     first, _, second = detect()

@@ -1,4 +1,4 @@
-"""Backbones by name: where their stages end, how their weights are loaded, what is said when it cannot be done."""
+"""Backbones by name: their stages, the loading of their weights, and the error messages."""
 
 import sys
 
@@ -8,7 +8,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from dasnet_lightning.detectors import build_detector
-from dasnet_lightning.detectors.backbones import build_staged
+from dasnet_lightning.detectors.backbones import build_backbone
 from dasnet_lightning.detectors.optional import import_extra
 from dasnet_lightning.errors import CheckpointError, ConfigError
 
@@ -32,7 +32,7 @@ def images():
     ],
 )
 def test_stages_of_torchvision_end_where_the_next_one_halves(name, channels, images):
-    backbone = build_staged(name, None, SIZE).eval()
+    backbone = build_backbone(name, None, SIZE).eval()
     with torch.no_grad():
         levels, switches = backbone(images)
     assert backbone.strides == (4, 8, 16, 32)
@@ -45,7 +45,7 @@ def test_stages_of_torchvision_end_where_the_next_one_halves(name, channels, ima
 
 def test_levels_are_those_of_the_network_itself(images):
     torch.manual_seed(0)
-    backbone = build_staged("resnet18", None, SIZE).eval()
+    backbone = build_backbone("resnet18", None, SIZE).eval()
     torch.manual_seed(0)
     network = torchvision.models.resnet18().eval()
     taps = []
@@ -61,17 +61,17 @@ def test_weights_of_torchvision_come_from_a_file(classifier, tmp_path, images):
     network = torchvision.models.mobilenet_v3_small().eval()
     state = {key: value for key, value in network.state_dict().items() if classifier or "classifier" not in key}
     torch.save(state, tmp_path / "weights.pth")
-    backbone = build_staged("mobilenet_v3_small", str(tmp_path / "weights.pth"), SIZE)
+    backbone = build_backbone("mobilenet_v3_small", str(tmp_path / "weights.pth"), SIZE)
     with torch.no_grad():
         assert torch.equal(backbone.eval()(images)[0][-1], network.features(images))
     with pytest.raises(CheckpointError, match=r"torchvision's resnet18.*missing: conv1.weight"):
-        build_staged("resnet18", str(tmp_path / "weights.pth"), SIZE)
+        build_backbone("resnet18", str(tmp_path / "weights.pth"), SIZE)
 
 
 def test_norm_is_held_where_weights_are_given(tmp_path, images):
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / "weights.pth")
     for freeze, moves in ((None, False), (False, True)):
-        backbone = build_staged("mobilenet_v3_small", str(tmp_path / "weights.pth"), SIZE, freeze).train()
+        backbone = build_backbone("mobilenet_v3_small", str(tmp_path / "weights.pth"), SIZE, freeze).train()
         before = {key: value.clone() for key, value in backbone.state_dict().items()}
         backbone(images.expand(2, -1, -1, -1))
         after = backbone.state_dict()
@@ -94,7 +94,7 @@ class TestTimm:
         ],
     )
     def test_levels(self, name, strides, channels, images):
-        backbone = build_staged(f"timm:{name}", None, SIZE).eval()
+        backbone = build_backbone(f"timm:{name}", None, SIZE).eval()
         assert backbone.strides == strides
         assert backbone.out_channels == channels
         with torch.no_grad():
@@ -106,21 +106,21 @@ class TestTimm:
     def test_weights_come_from_a_file_of_the_whole_network(self, timm, tmp_path, images):
         network = timm.create_model("test_resnet", num_classes=3).eval()
         save_file(network.state_dict(), tmp_path / "weights.safetensors")
-        backbone = build_staged("timm:test_resnet", str(tmp_path / "weights.safetensors"), SIZE).eval()
+        backbone = build_backbone("timm:test_resnet", str(tmp_path / "weights.safetensors"), SIZE).eval()
         with torch.no_grad():
             assert torch.allclose(backbone(images)[0][-1], network.forward_features(images), atol=1e-6)
-        assert len(backbone.held) > 0
+        assert len(backbone.frozen_norms) > 0
 
     def test_weights_that_do_not_fit_are_refused(self, tmp_path):
         save_file({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
         with pytest.raises(CheckpointError, match=r"timm's test_resnet; missing: conv1.*unexpected: conv.weight"):
-            build_staged("timm:test_resnet", str(tmp_path / "foreign.safetensors"), SIZE)
+            build_backbone("timm:test_resnet", str(tmp_path / "foreign.safetensors"), SIZE)
         with pytest.raises(CheckpointError, match="no such file"):
-            build_staged("timm:test_resnet", str(tmp_path / "nowhere.pth"), SIZE)
+            build_backbone("timm:test_resnet", str(tmp_path / "nowhere.pth"), SIZE)
 
     def test_an_unknown_name_answers_with_names_like_it(self):
-        with pytest.raises(ConfigError, match=r"no model 'resnet1', names like it: .*resnet18"):
-            build_staged("timm:resnet1", None, SIZE)
+        with pytest.raises(ConfigError, match=r"no model 'resnet1', similar names: .*resnet18"):
+            build_backbone("timm:resnet1", None, SIZE)
 
     def test_the_ssd_gets_extra_levels_up_to_six(self):
         detector = build_detector("ssd", 4, backbone="timm:test_vit", image_size=64)

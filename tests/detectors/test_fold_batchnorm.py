@@ -1,4 +1,4 @@
-"""Folded norms: the same features and detections, fewer layers; what must not be folded stays."""
+"""Folding keeps features and detections, removes layers, and leaves alone what must not be folded."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from dasnet_lightning.detectors.layers import FrozenBatchNorm
 
 
 def stir(module: nn.Module) -> None:
-    """Norms as after a training: statistics and scales of their own."""
+    """Give the norms random statistics and scales, as after training."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm):
             with torch.no_grad():

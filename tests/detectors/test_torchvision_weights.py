@@ -1,4 +1,4 @@
-"""The detectors that torchvision has as well: its whole state dicts load, and the answers are then its own."""
+"""Detectors that torchvision has too: its whole state dicts load, and the outputs are then the same."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_number_of_parameters_is_torchvisions(name):
 
 @pytest.fixture
 def quick_init(monkeypatch):
-    """Cheap random numbers instead of each layer's own: a whole detector is drawn in a fraction of the time."""
+    """Replace each layer's initializer by a cheap one, so that a whole detector is built in a fraction of the time."""
 
     def fill(tensor, *_, **__):
         with torch.no_grad():
@@ -70,7 +70,7 @@ def quick_init(monkeypatch):
 
 
 def raw_answers(name, ours, theirs, images):
-    """What the heads of both say of the same normalised images, as pairs of tensors."""
+    """Return the outputs of both models' heads for the same normalized images, as pairs of tensors."""
     normal = theirs.transform.normalize(images)
     pyramid = ours.features(images)
     maps = theirs.backbone(normal)
@@ -116,13 +116,11 @@ def test_only_another_number_of_classes_is_excused(tmp_path, quick_init):
     state = reference("ssdlite320_mobilenet_v3_large", 91).state_dict()
     key = "head.regression_head.module_list.2.1.weight"
     torch.save({**state, key: state[key][:8]}, tmp_path / "anchors.pth")
-    with pytest.raises(CheckpointError, match=r"of another shape: heads\.2\.regression\.1\.weight \(8, 512, 1, 1\)"):
+    with pytest.raises(CheckpointError, match=r"wrong shape: heads\.2\.regression\.1\.weight \(8, 512, 1, 1\)"):
         build_detector("ssdlite320_mobilenet_v3_large", 4, backbone_weights=str(tmp_path / "anchors.pth"))
     key = "head.classification_head.module_list.2.1.weight"
     torch.save({**state, key: state[key][:, :8]}, tmp_path / "width.pth")
-    with pytest.raises(
-        CheckpointError, match=r"of another shape: heads\.2\.classification\.1\.weight \(546, 8, 1, 1\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"wrong shape: heads\.2\.classification\.1\.weight \(546, 8, 1, 1\)"):
         build_detector("ssdlite320_mobilenet_v3_large", 4, backbone_weights=str(tmp_path / "width.pth"))
 
 
@@ -144,7 +142,7 @@ def test_other_classes_keep_their_own_predictors(name, tmp_path, quick_init):
 
 
 def test_ssd300_keeps_the_box_regression_for_other_classes(monkeypatch, quick_init):
-    """The class logits alone depend on the classes; the keys of the state dict are those of torchvision's file."""
+    """Only the class logits depend on the classes; the keys are those of torchvision's file."""
     theirs = reference("ssd300_vgg16", 91).state_dict()
     monkeypatch.setattr("dasnet_lightning.detectors.ssd.ssd300_vgg16.load_state", lambda *_: theirs)
     detector = build_detector("ssd300_vgg16", 4, backbone_weights="COCO_V1")
@@ -158,7 +156,7 @@ def test_ssd300_keeps_the_box_regression_for_other_classes(monkeypatch, quick_in
 
 
 def test_ssd300_takes_over_the_predictors_of_chosen_classes(monkeypatch, quick_init):
-    """COCO's detector detects some of its classes, in another order, without any training."""
+    """A detector with COCO weights detects some of its classes, in another order, without training."""
     torch.manual_seed(0)
     theirs = reference("ssd300_vgg16", 91).state_dict()
     monkeypatch.setattr("dasnet_lightning.detectors.ssd.ssd300_vgg16.load_state", lambda *_: theirs)
@@ -178,7 +176,7 @@ def test_ssd300_takes_over_the_predictors_of_chosen_classes(monkeypatch, quick_i
 
 
 def test_ssd300_has_torchvisions_anchors():
-    """torchvision's own builder's numbers; 38 to 1 cells, the shapes clipped to the image."""
+    """The anchors are those of torchvision's builder: 38 to 1 cells, shapes clipped to the image."""
     with torch.device("meta"):
         generator = reference("ssd300_vgg16", 4).anchor_generator
         layout = build_detector("ssd300_vgg16", 4).anchors

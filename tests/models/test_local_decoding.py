@@ -1,4 +1,4 @@
-"""Decoding in windows against decoding whole maps: every shipped decoder, the pyramids of several detectors, hard boxes."""
+"""Decoding in windows gives the numbers of whole maps, for every decoder, several pyramids and difficult boxes."""
 
 import pytest
 import torch
@@ -39,9 +39,9 @@ CASES = [(kind, name, False) for kind in PYRAMIDS for name in WIDTHS] + [
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's decoder with a few channels: the same layers, sizes and switches."""
+    """Give the paper's decoder few channels; layers, sizes and switches stay the same."""
     monkeypatch.setattr(unpooling, "STAGES", ((8, 8, 8), (8, 8, 6), (6, 6, 6), (6, 4), (4, 4)))
-    monkeypatch.setattr(unpooling, "FULLY", (8, 8))
+    monkeypatch.setattr(unpooling, "FC_WIDTHS", (8, 8))
     monkeypatch.setattr(unpooling, "CONV4_3", 6)
     monkeypatch.setattr(layers, "NARROWEST", 6)
 
@@ -74,7 +74,7 @@ def build(kind: str, name: str, switched: bool, pyramid: Pyramid, **options) -> 
 
 
 def hard_boxes(size: tuple[int, int], number: int) -> Tensor:
-    """Random ones of all sizes, some beyond the border; one cell, the corners, one side, everything, without extent."""
+    """Return boxes of all sizes: random, across the border, one cell, corners, one side, the whole image, no extent."""
     height, width = size
     span = torch.tensor([width, height, width, height])
     low, extent = torch.rand(number, 2) * 1.1 - 0.1, torch.rand(number, 2) ** 2 * 0.7
@@ -87,7 +87,7 @@ def hard_boxes(size: tuple[int, int], number: int) -> Tensor:
 
 
 def make_regions(boxes: Tensor, images: int, grouped: bool) -> Regions:
-    """One region for each box, or for each three of them."""
+    """Make one region of each box, or of three boxes each."""
     owners = torch.arange(len(boxes)) // (3 if grouped else 1)
     number = int(owners.max()) + 1
     image = torch.arange(number) * images // number
@@ -95,23 +95,25 @@ def make_regions(boxes: Tensor, images: int, grouped: bool) -> Regions:
 
 
 def windows_of(regions: Regions, size: tuple[int, int]) -> list[Windows]:
-    """One list for each image, in input pixels."""
+    """Return the windows of each image's boxes, in input pixels."""
     images = regions.image_index[regions.region_index]
     return [box_windows(regions.boxes[images == image], size) for image in images.unique()]
 
 
-def compare(pieces: list[DecodedWindows], whole: Tensor, regions: Regions) -> float:
-    """The largest difference on the map; every cell of the read windows is compared, and each window comes once."""
+def compare(decoded_windows: list[DecodedWindows], whole: Tensor, regions: Regions) -> float:
+    """Return the largest difference over all cells of the read windows, and check that each window occurs once."""
     worst = 0.0
-    for piece in pieces:
-        inside = piece.patches.windows.clip()
-        for number, row in zip(piece.numbers.tolist(), piece.rows.tolist(), strict=True):
-            expected, values = whole[regions.region_index[number]], piece.patches.values[row]
+    for decoded in decoded_windows:
+        inside = decoded.patches.windows.clip()
+        for number, row in zip(decoded.window_index.tolist(), decoded.patch_index.tolist(), strict=True):
+            expected, values = whole[regions.region_index[number]], decoded.patches.values[row]
             (top, left), (y1, x1) = inside.start[row].tolist(), inside.stop[row].tolist()
-            y0, x0 = piece.patches.windows.start[row].tolist()
+            y0, x0 = decoded.patches.windows.start[row].tolist()
             values = values[:, top - y0 : y1 - y0, left - x0 : x1 - x0]
             worst = max(worst, float((values - expected[:, top:y1, left:x1]).abs().max()))
-    assert sorted(torch.cat([piece.numbers for piece in pieces]).tolist()) == list(range(len(regions.boxes)))
+    assert sorted(torch.cat([decoded.window_index for decoded in decoded_windows]).tolist()) == list(
+        range(len(regions.boxes))
+    )
     return worst
 
 
@@ -124,11 +126,11 @@ def test_windows_are_decoded_as_the_whole_map_is(kind, name, switched, grouped):
     regions = make_regions(hard_boxes(pyramid.size, 28), 2, grouped)
     with torch.no_grad():
         whole = model.decoder.forward(attend(pyramid, regions))
-        pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 5))
+        decoded_windows = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 5))
     assert whole.std() > 0.01  # else nothing was compared
-    assert compare(pieces, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
-    decoded = sum(piece.patches.values[0, 0].numel() * len(piece.patches.values) for piece in pieces)
-    assert decoded < (0.8 if grouped else 0.4) * whole[:, 0].numel()
+    assert compare(decoded_windows, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
+    cells = sum(decoded.patches.values[0, 0].numel() * len(decoded.patches.values) for decoded in decoded_windows)
+    assert cells < (0.8 if grouped else 0.4) * whole[:, 0].numel()
 
 
 @pytest.mark.parametrize("out_stride", [16, 8, 4, 2])
@@ -141,8 +143,8 @@ def test_early_ends(kind, name, switched, out_stride):
     with torch.no_grad():
         whole = model.decoder.forward(attend(pyramid, regions))
         assert whole.shape[2:] == model.decoder.out_size(pyramid)
-        pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 3))
-    assert compare(pieces, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
+        decoded_windows = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 3))
+    assert compare(decoded_windows, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("rounding", ["cover", "inside"])
@@ -160,13 +162,13 @@ def test_both_roundings_and_other_sizes_of_the_answer(rounding):
         windows.append(box_windows(regions.boxes[images == image] * scale, size))
     with torch.no_grad():
         whole = model.decoder.forward(attend(pyramid, regions, rounding))
-        pieces = list(decode_windows(model, pyramid, regions, windows, 16))
-    assert compare(pieces, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
+        decoded_windows = list(decode_windows(model, pyramid, regions, windows, 16))
+    assert compare(decoded_windows, whole, regions) <= 1e-5 * max(1.0, float(whole.abs().max()))
 
 
 @pytest.mark.parametrize(("kind", "name", "switched"), [(k, n, s) for k, n, s in CASES if k in ("vgg 320", "tiny")])
 def test_gradients_are_those_of_the_whole_map(kind, name, switched):
-    """In training mode, BatchNorm of the coarse blocks included: of what is read, to parameters and levels."""
+    """Gradients of the read cells to parameters and levels, in training mode, including BatchNorm of the coarse blocks."""
     torch.manual_seed(0)
     pyramid = make_pyramid(kind, 2, switched)
     model = build(kind, name, switched, pyramid).double().train()
@@ -183,11 +185,11 @@ def test_gradients_are_those_of_the_whole_map(kind, name, switched):
         weights = torch.randn(1, 1, *grid, dtype=torch.double, generator=torch.Generator().manual_seed(1))
         total = torch.zeros((), dtype=torch.double)
         if local:
-            pieces = decode_windows(model, copy, regions, windows, len(regions))
+            decoded_windows = decode_windows(model, copy, regions, windows, len(regions))
             placed = [
-                (number, piece.patches.values[row], piece.patches.windows.start[row].tolist())
-                for piece in pieces
-                for number, row in zip(piece.numbers.tolist(), piece.rows.tolist(), strict=True)
+                (number, decoded.patches.values[row], decoded.patches.windows.start[row].tolist())
+                for decoded in decoded_windows
+                for number, row in zip(decoded.window_index.tolist(), decoded.patch_index.tolist(), strict=True)
             ]
         else:
             maps = model.decoder.forward(attend(copy, regions))
@@ -205,26 +207,28 @@ def test_gradients_are_those_of_the_whole_map(kind, name, switched):
 
 
 def test_the_halo_comes_from_the_layers():
-    """design.md, section 6: 3 pixels at 320 (with the score layer), 2 at 160, 3 at 80, 3 at 40."""
+    """The halos of design.md section 6: 3 pixels at 320 (with the score layer), 2 at 160, 3 at 80, 3 at 40."""
     pyramid = make_pyramid("vgg 320", 1, True)
     model = build("vgg 320", "paper", True, pyramid)
     assert [halo(stage) for stage in model.decoder.stages] == [3, 3, 3, 2, 2]
     assert halo(model.head) == 1
     window = Windows(torch.tensor([[100, 160]]), torch.tensor([[164, 200]]), (320, 320)).grow(1)
-    entry = model.decoder.needs(window, pyramid)
+    entry = model.decoder.input_windows(window, pyramid)
     # 97 -> 48 - 2 -> 23 - 3 -> 10 - 3 -> 3;  167 -> 84 + 2 -> 43 + 3 -> 23 + 3 -> 13
     assert (entry.start[0, 0], entry.stop[0, 0], entry.grid) == (3, 13, (20, 20))
     model.decoder.stages[4].append(nn.Conv2d(4, 4, 3, padding=16, dilation=16))
-    assert model.decoder.needs(window, pyramid).start[0, 0] < 3
+    assert model.decoder.input_windows(window, pyramid).start[0, 0] < 3
 
 
-def test_a_layer_that_looks_further_than_it_says_is_noticed(monkeypatch):
+def test_a_layer_that_reads_further_than_it_declares_is_reported(monkeypatch):
     pyramid = make_pyramid("tiny", 1, False)
     model = build("tiny", "light", False, pyramid)
     regions = make_regions(torch.tensor([[40.0, 40, 60, 60]]), 1, False)
-    needs = model.decoder.needs
-    monkeypatch.setattr(model.decoder, "needs", lambda windows, pyramid: needs(windows.grow(-4), pyramid))
-    with pytest.raises(AssertionError, match="looks further"):
+    input_windows = model.decoder.input_windows
+    monkeypatch.setattr(
+        model.decoder, "input_windows", lambda windows, pyramid: input_windows(windows.grow(-4), pyramid)
+    )
+    with pytest.raises(AssertionError, match="reads further"):
         list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 1))
 
 
@@ -234,14 +238,18 @@ def test_far_boxes_of_a_region_are_decoded_apart_and_near_ones_together():
     model = build("mobilenet 320", "light", False, pyramid)
     boxes = torch.tensor([[0.0, 0, 40, 40], [270, 270, 310, 310], [20, 10, 50, 50], [275, 270, 312, 310]])
     regions = Regions(boxes, torch.zeros(4, dtype=torch.int64), torch.tensor([0]), torch.tensor([1]))
-    pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 16))
-    assert sum(len(piece.patches.values) for piece in pieces) == 2
-    together = [piece.numbers[piece.rows == row].tolist() for piece in pieces for row in piece.rows.unique()]
+    decoded_windows = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 16))
+    assert sum(len(decoded.patches.values) for decoded in decoded_windows) == 2
+    together = [
+        decoded.window_index[decoded.patch_index == row].tolist()
+        for decoded in decoded_windows
+        for row in decoded.patch_index.unique()
+    ]
     assert sorted(together) == [[0, 2], [1, 3]]
 
 
 class UsersDecoder(Decoder):
-    """Answers with the finest level, normalised over all of its cells: no window knows these."""
+    """Returns the finest level normalized over all of its cells, which a window does not have."""
 
     out_channels, out_stride = 6, 4
 
@@ -262,14 +270,16 @@ def test_what_cannot_be_decoded_in_windows_says_so_and_is_decoded_whole(reason):
     assert not decodes_locally(model)
     regions = make_regions(hard_boxes(pyramid.size, 4), 2, True)
     with torch.no_grad():
-        pieces = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 2))
-        scores = torch.cat([model.head(piece.patches.values) for piece in pieces])
+        decoded_windows = list(decode_windows(model, pyramid, regions, windows_of(regions, pyramid.size), 2))
+        scores = torch.cat([model.head(decoded.patches.values) for decoded in decoded_windows])
         assert torch.allclose(scores, model.score(pyramid, regions), atol=1e-5)
-    assert all(piece.patches.whole for piece in pieces)
-    assert torch.equal(torch.cat([piece.numbers for piece in pieces]), torch.arange(len(regions.boxes)))
+    assert all(decoded.patches.whole for decoded in decoded_windows)
+    assert torch.equal(
+        torch.cat([decoded.window_index for decoded in decoded_windows]), torch.arange(len(regions.boxes))
+    )
 
 
-def test_no_regions_are_no_pieces():
+def test_without_regions_nothing_is_decoded():
     pyramid = make_pyramid("tiny", 2, False)
     model = build("tiny", "light", False, pyramid)
     nothing = Regions(torch.zeros(0, 4), *[torch.zeros(0, dtype=torch.int64)] * 3)

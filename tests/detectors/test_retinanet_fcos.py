@@ -16,7 +16,7 @@ def detector(request):
 
 @pytest.fixture(scope="module")
 def pyramid(detector):
-    """Any features at all: the backbone is not needed here."""
+    """Return arbitrary features; these tests do not need the backbone."""
     generator = torch.Generator().manual_seed(0)
     levels = tuple(torch.rand(2, 256, 128 // s, 128 // s, generator=generator) for s in detector.strides)
     return Pyramid(levels=levels, strides=detector.strides, size=(128, 128))
@@ -35,7 +35,7 @@ OBJECT = [20.0, 20.0, 60.0, 70.0]
 
 
 def gradients(detector, pyramid, target):
-    """(losses, what the class logits of each level's cells gain from a change)."""
+    """Return the losses and the gradient of the class logits of each level's cells."""
     outputs, anchors, counts = detector.predict(pyramid)
     outputs = {key: value.detach().requires_grad_() for key, value in outputs.items()}
     losses = detector.model.compute_loss([split_ignored(target)] * 2, outputs, anchors, counts)
@@ -52,15 +52,15 @@ def test_targets_are_split():
 
 
 def test_ignored_objects_are_neither_positives_nor_negatives(detector, pyramid):
-    """Of all answers only those mostly inside the ignored object lose their gradient, and none becomes a positive."""
+    """Only predictions mostly inside the ignored object lose their gradient, and none becomes a positive."""
     plain, before, anchors = gradients(detector, pyramid, make_target([OBJECT], [2], [False]))
     ignored = torch.tensor([70.0, 10.0, 128.0, 128.0])
     both = make_target([OBJECT, ignored.tolist()], [2, 3], [False, True])
     losses, after, _ = gradients(detector, pyramid, both)
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2
     small = (anchors[:, 2:] - anchors[:, :2]).max(dim=1).values < 40
-    inside = small & ((centre > ignored[:2] + 21) & (centre < ignored[2:] - 21)).all(dim=1)
-    outside = small & ((centre < ignored[:2] - 21) | (centre > ignored[2:] + 21)).any(dim=1)
+    inside = small & ((center > ignored[:2] + 21) & (center < ignored[2:] - 21)).all(dim=1)
+    outside = small & ((center < ignored[:2] - 21) | (center > ignored[2:] + 21)).any(dim=1)
     assert inside.sum() > 20
     assert (before[inside] > 0).all()  # negatives, which are pushed down
     assert (after[inside] == 0).all()
@@ -86,7 +86,7 @@ def test_images_without_real_objects_give_finite_losses(detector, pyramid):
 
 
 def test_the_background_is_no_answer_and_boxes_have_an_area(detector, pyramid, monkeypatch):
-    """However sure the head is of torchvision's class 0."""
+    """Class 0 is never detected, whatever its logit."""
 
     def answer(levels):
         counts = [level.shape[-2] * level.shape[-1] for level in levels]

@@ -1,9 +1,9 @@
-import dataclasses
-
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
-from dasnet_lightning.functional.losses import instance_losses, mean_over_ranks
+from dasnet_lightning.functional.losses import graph_zero, instance_losses, mean_over_ranks, semantic_loss
 from toy import make_target
 
 BOXES = [[2.0, 2, 14, 14], [16, 16, 30, 28]]
@@ -12,26 +12,31 @@ SIZE = (32, 32)
 
 def samples_of(targets, drawn, **options):
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(targets))]
-    chosen = [torch.tensor(one, dtype=torch.int64) for one in drawn]
-    return draw_samples(targets, chosen, generators, SIZE, SamplingOptions(**options))
+    indices = [torch.tensor(objects, dtype=torch.int64) for objects in drawn]
+    return draw_samples(targets, indices, generators, SIZE, SamplingOptions(**options))
 
 
-def test_labels_are_the_masks_of_the_matched_objects():
-    target = make_target(BOXES, [1, 1])
-    samples = samples_of([make_target([], []), target], [[], [0, 1]], pixels=None)
-    assert samples.region_index.unique().tolist() == [0]  # the image without objects is no region
-    assert (samples.labels[~samples.positive] == 255).all()
-    for index in samples.positive.nonzero()[:, 0].tolist():
-        source = 0 if samples.boxes[index, ::2].mean() < 15 else 1  # jitter does not reach the other object
-        rows, columns = samples.grid.rows[index], samples.grid.columns[index]
-        valid = samples.grid.valid[index]
-        expected = target.masks[source][rows[:, None], columns[None, :]].long()
-        assert torch.equal(samples.labels[index][valid], expected[valid])
-        assert (samples.labels[index][~valid] == 255).all()
+def test_loss_is_the_mean_over_counted_pixels_and_zero_without_any():
+    logits = torch.randn(3, 2, 5, 6, requires_grad=True)
+    labels = torch.randint(0, 2, (3, 5, 6))
+    labels[torch.rand(3, 5, 6) < 0.4] = 255
+    mean = mean_over_ranks({"mask": semantic_loss(logits, labels)})["mask"]
+    assert torch.allclose(mean, F.cross_entropy(logits, labels, ignore_index=255))
+    nothing = mean_over_ranks({"mask": semantic_loss(logits, torch.full((3, 5, 6), 255))})["mask"]
+    nothing.backward()
+    assert nothing == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_graph_zero_gives_every_trainable_parameter_a_gradient():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1).requires_grad_(False))
+    graph_zero(module.parameters()).backward()
+    assert torch.equal(module[0].weight.grad, torch.zeros(3, 2))
+    assert module[1].weight.grad is None
 
 
 def test_objects_without_a_mask_teach_the_score_alone():
-    """Whatever their masks would say, the mask loss and its gradient are exactly zero."""
+    """The mask loss of an object without a mask and its gradient are exactly zero."""
     target = make_target(BOXES, [1, 1], has_mask=[False, False])
     samples = samples_of([target], [[0, 1]])
     assert samples.positive.any()
@@ -52,18 +57,6 @@ def test_objects_without_a_mask_teach_the_score_alone():
     scores = torch.randn(len(samples.boxes), 2, *samples.labels.shape[1:], requires_grad=True)
     gradient = torch.autograd.grad(instance_losses(scores, samples)["mask"].total, scores)[0]
     assert not gradient[(~known)[:, None].expand_as(gradient)].any()
-
-
-def test_void_pixels_are_ignored():
-    void = torch.zeros(SIZE, dtype=torch.bool)
-    void[:8] = True
-    target = dataclasses.replace(make_target(BOXES[:1], [1]), void=void)
-    samples = samples_of([target], [[0]], pixels=None)
-    positives = samples.positive.nonzero()[:, 0].tolist()
-    for index in positives:
-        in_void = void[samples.grid.rows[index]].any(dim=1)
-        assert (samples.labels[index][in_void] == 255).all()
-        assert (samples.labels[index][~in_void] != 255).any()
 
 
 def test_losses_are_means_of_cross_entropies():
@@ -87,10 +80,3 @@ def test_nothing_drawn_is_no_loss():
     samples = samples_of([make_target([], [])], [[]])
     losses = mean_over_ranks(instance_losses(torch.zeros(0, 2, *samples.labels.shape[1:]), samples))
     assert losses == {"score": 0, "mask": 0}
-
-
-def test_samples_follow_the_generators():
-    target = make_target(BOXES, [1, 1])
-    one, other = samples_of([target], [[0, 1]]), samples_of([target], [[0, 1]])
-    assert torch.equal(one.boxes, other.boxes)
-    assert torch.equal(one.grid.rows, other.grid.rows)

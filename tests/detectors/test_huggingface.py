@@ -1,4 +1,4 @@
-"""transformers' models behind our protocol, compared with the models as they are. The conformance is tested elsewhere."""
+"""transformers' models as detectors, compared with the original models; test_conformance.py tests the contract."""
 
 import shutil
 import sys
@@ -42,7 +42,7 @@ def build(kind, num_classes=4, **options):
 
 
 def whole_model(transformers, kind, num_labels=3):
-    """The same numbers in the model as transformers builds it."""
+    """Load the same weights into the model as transformers builds it."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**TINY[kind])
     config.num_labels = num_labels
@@ -62,7 +62,7 @@ def transformers_labels(kept):
     return [first, {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}]
 
 
-def normalised(kind, images):
+def normalized(kind, images):
     if kind in RAW_PIXELS:
         return images
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -77,21 +77,21 @@ class TestAgainstTheWholeModel:
         with torch.no_grad():
             ignore = tuple(index not in kept for index in (0, 1))
             ours = detector.losses(detector.features(images), targets(ignore))
-            theirs = model(pixel_values=normalised(kind, images), labels=transformers_labels(kept)).loss
+            theirs = model(pixel_values=normalized(kind, images), labels=transformers_labels(kept)).loss
         assert float(ours["detection"]) == pytest.approx(float(theirs), rel=1e-5)
 
     def test_detections(self, kind, images, transformers):
         detector, model = build(kind, score_threshold=0.0).eval(), whole_model(transformers, kind).eval()
         with torch.no_grad():
             found = detector.detect(detector.features(images))
-            answer = model(pixel_values=normalised(kind, images))
+            answer = model(pixel_values=normalized(kind, images))
         for item, logits, boxes in zip(found, answer.logits, answer.pred_boxes, strict=True):
             scores = logits.softmax(dim=1)[:, :-1] if kind == "detr" else logits.sigmoid()
             assert scores.shape == (20, 3)
             assert float(item.scores[0]) == pytest.approx(float(scores.max()), rel=1e-5)
             query, label = divmod(int(scores.argmax()), 3)
-            centre_x, centre_y, width, height = boxes[query].tolist()
-            box = [centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2]
+            center_x, center_y, width, height = boxes[query].tolist()
+            box = [center_x - width / 2, center_y - height / 2, center_x + width / 2, center_y + height / 2]
             expected = [max(0.0, min(side, value * side)) for value, side in zip(box, (96, 64) * 2, strict=True)]
             assert item.boxes[0].tolist() == pytest.approx(expected, abs=1e-3)
             assert int(item.labels[0]) == label + 1
@@ -116,7 +116,7 @@ def test_a_backbone_of_timm_returns_what_it_returns(images):
 
 
 def test_what_was_detected_in_inference_mode_does_not_stop_training(images):
-    """Lightning validates in inference mode; transformers caches its anchors there."""
+    """Lightning validates in inference mode, in which transformers caches its anchors."""
     detector = build("rt_detr_v2").train()
     with torch.inference_mode():
         detector.detect(detector.features(images))
@@ -126,7 +126,7 @@ def test_what_was_detected_in_inference_mode_does_not_stop_training(images):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A pretrained model for five labels, as transformers saves it."""
+    """Save a pretrained model for five labels as transformers does."""
     transformers = pytest.importorskip("transformers")
     path = tmp_path_factory.mktemp("pretrained") / "model"
     whole_model(transformers, "rt_detr_v2", num_labels=5).save_pretrained(path)
@@ -151,7 +151,7 @@ def test_other_classes_start_untrained_and_the_rest_is_kept(folder, transformers
 
 
 def test_a_checkpoint_needs_no_folder(folder, images, tmp_path):
-    """Both stages, then inference, with the pretrained model's folder gone."""
+    """Run both stages, delete the folder of the pretrained model, then run inference."""
     gone = tmp_path / "model"
     shutil.copytree(folder, gone)
     options = {"model": str(gone), "image_size": list(SIZE)}
@@ -198,9 +198,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("model", "message"),
         [
-            ({"model_type": "nonsense"}, "model of nonsense: Unrecognized model identifier"),
-            ({"model_type": "bert"}, "model of bert: Unrecognized configuration class"),
-            ({"d_model": 16}, "model of a configuration without model_type"),
+            ({"model_type": "nonsense"}, "model from nonsense: Unrecognized model identifier"),
+            ({"model_type": "bert"}, "model from bert: Unrecognized configuration class"),
+            ({"d_model": 16}, "model from a configuration without model_type"),
             ({"model_type": "yolos", "num_hidden_layers": 1}, "YolosForObjectDetection has no backbone of its own"),
         ],
     )
