@@ -97,7 +97,9 @@ def test_a_run_that_lacks_only_its_end_is_measured(finished, shapes, capsys):
     assert main(command) == 2
     said = capsys.readouterr().err
     assert "last.ckpt: truncated or damaged" in said
-    assert "last.previous.ckpt: not a checkpoint, it is empty (zero bytes); none is left to continue from, delete" in said
+    assert (
+        "last.previous.ckpt: not a checkpoint, it is empty (zero bytes); none is left to continue from, delete" in said
+    )
 
     (stage / "good").rename(previous)
     assert main(command) == 0
