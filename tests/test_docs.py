@@ -26,7 +26,8 @@ from dasnet_lightning.cli.main import COMMANDS, main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "api").glob("*.md"))]
+SITE = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "api").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *SITE]
 LANGUAGES = {"bash", "python", "yaml", "toml", "text", "bibtex"}
 SHORT_RUN = {
     "image_size": 64,
@@ -194,9 +195,24 @@ def test_links_lead_to_files(page):
             assert (page.parent / target).exists(), f"{page.name}: {target} does not exist"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    text = page.read_text().replace("$c/", "experiments/configs/paper/")
+    for name in re.findall(r"(?:experiments|src|tests|notebooks)/[\w./-]*\w", text):
+        if not name.startswith("experiments/data/") or name.endswith(".yaml"):  # else the user's own data
+            assert (ROOT / name).exists() or name.endswith("/ROW.yaml"), f"{page.name}: {name} does not exist"
+
+
+def test_the_api_reference_names_what_exists():
+    for name in re.findall(r"^::: (\S+)", "".join(page.read_text() for page in SITE), re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        path = ROOT / "src" / f"{name.replace('.', '/')}.py"
+        assert path.is_file() or hasattr(import_module(module), attribute), f"{name} does not exist"
+
+
 def test_every_page_is_in_the_navigation():
     navigation = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    for page in PAGES[1:]:
+    for page in SITE:
         assert f"'{page.relative_to(ROOT / 'docs')}'" in navigation
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"'notebooks/{notebook.name}'" in navigation
