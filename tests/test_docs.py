@@ -143,7 +143,11 @@ def run_python(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
         train = getattr(dasnet_lightning, "train", None)
         if train is None:
             pytest.skip("dasnet_lightning.train does not exist yet")
-        monkeypatch.setattr(dasnet_lightning, "train", lambda *data, **options: train(*data, **(options | SHORT_RUN)))
+
+        def short_train(*data, **options):
+            return train(*data, **{"detector": "ssd_tiny", **options, **SHORT_RUN})
+
+        monkeypatch.setattr(dasnet_lightning, "train", short_train)
     exec(compile(block.text, block.name, "exec"), {"__name__": "docs"})
 
 
