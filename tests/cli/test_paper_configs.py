@@ -35,7 +35,7 @@ SBD_CAT, SBD_DOG = (8, (5, 5, 15, 14)), (12, (20, 10, 35, 25))
 
 def command(row: str) -> list[str]:
     """What the row's comment tells to type, as arguments of `main`."""
-    (line,) = re.findall(r"^# dasnet (fit .*)$", ROWS[row].read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^# uv run dasnet (fit .*)$", ROWS[row].read_text(), re.MULTILINE)
     return [str(REPOSITORY / word) if word.endswith(".yaml") else word for word in line.split()]
 
 
@@ -249,7 +249,7 @@ def test_a_row_without_the_common_part_is_refused(capsys):
 def test_the_readme_has_the_command_of_each_row():
     readme = (REPOSITORY / "experiments" / "README.md").read_text()
     for row in ROWS:
-        (line,) = re.findall(r"^# (dasnet fit .*)$", ROWS[row].read_text(), re.MULTILINE)
+        (line,) = re.findall(r"^# (uv run dasnet fit .*)$", ROWS[row].read_text(), re.MULTILINE)
         assert f"`{line}`" in readme
         assert line.endswith(f" --config experiments/configs/paper/{row}.yaml")
     assert set(re.findall(r"paper/([\w.]+)\.yaml", readme)) == {*ROWS, "ROW"}
