@@ -13,6 +13,7 @@ from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.types import Detections, Pyramid
 from toy import ToyDetector, make_batch, make_target
@@ -134,7 +135,9 @@ def test_a_training_starts_from_a_checkpoint_of_the_other_sort(kind, joint_first
     first = build_task(kind, joint=joint_first)
     path = save(first, tmp_path / "first.ckpt", tmp_path)
     torch.manual_seed(1)
-    second = TASKS[kind](3, detector="toy", joint=not joint_first, initial_checkpoint=str(path))
+    second = TASKS[kind](
+        3, network=NetworkConfig("toy"), recipe=RecipeConfig(joint=not joint_first, initial_checkpoint=str(path))
+    )
     trained = network(first)
     assert not torch.equal(network(second)["head.score.weight"], trained["head.score.weight"])
     second.setup("fit")
@@ -146,7 +149,7 @@ def test_a_training_starts_from_a_checkpoint_of_the_other_sort(kind, joint_first
 
 def test_a_checkpoint_of_the_other_task_is_refused(tmp_path):
     path = save(build_task("semantic"), tmp_path / "semantic.ckpt", tmp_path)
-    other = TASKS["instance"](3, detector="toy", initial_checkpoint=str(path))
+    other = build_task("instance", initial_checkpoint=str(path))
     with pytest.raises(CheckpointError, match=r"semantic\.ckpt: does not fit"):
         other.setup("fit")
 

@@ -24,6 +24,7 @@ from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
+from dasnet_lightning.tasks.config import NetworkConfig, restore_options
 from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
 
 EVERY = 10**9
@@ -54,15 +55,11 @@ def load(
     state = sub_state(content["state_dict"], "model.")
     if not state:
         raise CheckpointError(f"{checkpoint}: holds a detector without a decoder, train stage two with it first")
-    names = ("num_classes", "detector", "decoder", "rounding")
     instances = saved.get("task") == "instance"
-    model = build_dasnet(
-        **{name: saved[name] for name in names},
-        detector_options=without_weights(saved["detector_options"]),
-        decoder_options=saved["decoder_options"],
-        soft_attention=saved.get("soft_attention", 0.0),
-        head=partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead,
-    )
+    network = restore_options(NetworkConfig, saved["network"])
+    network = replace(network, detector_options=without_weights(network.detector_options))
+    head = partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead
+    model = build_dasnet(saved["num_classes"], **vars(network), head=head)
     load_network(model, state, checkpoint, content)
     if fold:
         fold_norms(model.detector)
