@@ -98,7 +98,7 @@ def find_last(trainer: L.Trainer) -> Path:
     A logger numbers the folders of its trainings, so all of them are searched.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or none can be read.
+        CheckpointError: no training left such a file, or none can be read.
     """
     dirpath, logger = getattr(trainer.checkpoint_callback, "dirpath", None), trainer.logger
     if dirpath is not None:
