@@ -3,23 +3,14 @@ import torch
 
 from dasnet_lightning.callbacks import NaNGuard
 from dasnet_lightning.callbacks.nan_guard import describe_step, replay_step
-from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.errors import CheckpointError, TrainingError
 from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.semantic import SemanticTask
-from toy import ToyDetector, make_batch, make_target
+from toy import make_batch, make_target
 
 TARGETS = [make_target([[2.0, 2, 14, 14], [16, 16, 30, 28]], [1, 2]), make_target([], [])]
-
-
-@pytest.fixture(autouse=True)
-def _toy(monkeypatch):
-    def build(num_classes: int, backbone_weights: None = None) -> ToyDetector:
-        return ToyDetector(num_classes)
-
-    monkeypatch.setitem(DETECTORS._entries, "toy", build)
 
 
 class Poisoned(torch.utils.data.Dataset):

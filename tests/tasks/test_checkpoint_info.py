@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from task_builders import TARGETS, TASKS, build_task, loader, trainer
 
 from dasnet_lightning.callbacks.nan_guard import describe_step, replay_step
 from dasnet_lightning.inference.segmenter import load
@@ -20,6 +19,7 @@ from dasnet_lightning.tasks.checkpoint_info import (
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint
 from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
+from task_builders import TARGETS, TASKS, build_task, loader, trainer
 from toy import make_batch
 
 ARCHIVE = Path(__file__).parents[1] / "assets" / "run_0.1.0.tar.xz"

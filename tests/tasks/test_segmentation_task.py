@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 import lightning as L
 import pytest
 import torch
-from task_builders import BOXES, NAMES, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
 
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.functional.instance_targets import SamplingOptions
@@ -15,6 +14,7 @@ from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
+from task_builders import BOXES, NAMES, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
 from toy import make_batch, make_target, make_truth
 
 FIGURES = {"miou", "apr50_area", "apr70_area", "apr75_area", "apr50_11point", "coco_ap", "coco_ap50", "coco_ap75"}
