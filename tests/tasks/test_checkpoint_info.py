@@ -105,6 +105,18 @@ def test_a_flat_step_is_replayed(kind, tmp_path):
     assert all(torch.equal(losses[name], again[name]) for name in losses)
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_version_0_1_0_recognizes_a_checkpoint_and_finds_its_format_too_new(kind, tmp_path):
+    """It took a checkpoint for one of ours by these two entries, and for one to be updated for by its format."""
+    batches, fitter = loader([make_batch([TARGETS["all masks"]])]), trainer(tmp_path, 1)
+    fitter.fit(build_task(kind), batches, batches)
+    fitter.save_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert {"detector", "num_classes"} <= set(content["hyper_parameters"])
+    assert content[KEY]["format"] > 1
+    assert "detector" not in read_checkpoint(tmp_path / "a.ckpt")["hyper_parameters"]
+
+
 def test_upgrading_leaves_what_is_as_it_should_be():
     task = build_task("instance", **OPTIONS)
     assert upgrade_hyper_parameters(task.hparams) == dict(task.hparams)

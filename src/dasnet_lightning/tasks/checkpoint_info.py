@@ -67,7 +67,10 @@ def upgrade_hyper_parameters(saved: Mapping[str, Any]) -> dict[str, Any]:
     Up to format 1 the arguments of `network` and `recipe` stood among the others. Those of a detector never changed.
     """
     upgraded = dict(saved)
-    if "network" in saved or "decoder" not in saved:
+    if "network" in saved:
+        upgraded.pop("detector", None)  # written for version 0.1.0, see `write_info`
+        return upgraded
+    if "decoder" not in saved:
         return upgraded
     for group, names in FLAT_BEFORE_FORMAT_2.items():
         upgraded[group] = {name: upgraded.pop(name) for name in names if name in upgraded}

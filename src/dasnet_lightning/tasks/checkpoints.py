@@ -180,6 +180,10 @@ def without_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
 def write_info(info: CheckpointInfo, checkpoint: dict[str, Any]) -> None:
     """Write the description of a task into its checkpoint."""
     checkpoint[KEY] = info.to_dict()
+    saved = checkpoint.get("hyper_parameters", {})
+    if "network" in saved:
+        # version 0.1.0 recognizes only checkpoints with this entry; then it reads the format and asks for an update
+        checkpoint["hyper_parameters"] = {**saved, "detector": info.detector}
 
 
 def check_loaded(task: L.LightningModule, own: CheckpointInfo, checkpoint: dict[str, Any]) -> None:
