@@ -18,6 +18,7 @@ from dasnet_lightning.data.sources.union_parts import VOC_NAMES
 from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.data.splits import parse_budget
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.config import NetworkConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.semantic import SemanticTask
@@ -97,12 +98,12 @@ def save(task: torch.nn.Module, path: Path) -> None:
 def make_earlier_stages(row: str, detector: str, decoder: str) -> None:
     """Untrained checkpoints where the row expects those of the rows before it."""
     arguments = yaml.safe_load(ROWS[row].read_text()).get("model", {}).get("init_args", {})
-    network = {"num_classes": len(VOC_CLASSES), "class_names": VOC_CLASSES, "detector": detector}
-    if "detector_checkpoint" in arguments:
-        save(DetectionTask(**network), Path(arguments["detector_checkpoint"]))
-    if "initial_checkpoint" in arguments:
+    recipe, classes = arguments.get("recipe", {}), (len(VOC_CLASSES), VOC_CLASSES)
+    if "detector_checkpoint" in recipe:
+        save(DetectionTask(*classes, detector=detector), Path(recipe["detector_checkpoint"]))
+    if "initial_checkpoint" in recipe:
         task = SemanticTask if row.startswith("semantic") else InstanceTask
-        save(task(**network, decoder=decoder), Path(arguments["initial_checkpoint"]))
+        save(task(*classes, network=NetworkConfig(detector, decoder=decoder)), Path(recipe["initial_checkpoint"]))
 
 
 def data_root(row: str, data: Path) -> list[str]:
@@ -126,9 +127,10 @@ def test_each_row_takes_a_step(row, data):
 
 def small(row: str) -> list[str]:
     """A small network, and small images, in the place of the row's own."""
-    decoder = [] if row.startswith("detection") else ["--model.init_args.decoder", "light"]
-    options = ["--model.init_args.detector", "ssd_tiny", "--model.init_args.detector_options", "null"]
-    return [*options, *decoder, "--data.image_size", "160"]
+    stage_one = row.startswith("detection")
+    group = "--model.init_args" if stage_one else "--model.init_args.network"
+    decoder = [] if stage_one else [f"{group}.decoder", "light"]
+    return [f"{group}.detector", "ssd_tiny", f"{group}.detector_options", "{}", *decoder, "--data.image_size", "160"]
 
 
 def last(row: str) -> str:
@@ -204,13 +206,13 @@ def test_the_recipes_are_the_papers(row, capsys):
         assert data["supervision"] == "boxes"
         return
     assert data["supervision"] == "masks"
-    assert model["decoder"] == "paper"
-    assert model["detector"] == ("ssd300_vgg16" if "ssd300" in row else "ssd320_vgg16")
+    assert model["network"]["decoder"] == "paper"
+    assert model["network"]["detector"] == ("ssd300_vgg16" if "ssd300" in row else "ssd320_vgg16")
     lr, (step,), steps = lengths
     assert 2 * step == steps
     if not row.endswith("finetune"):
         assert (lr, steps) == (0.01 if row.startswith("semantic") else 0.02, 30_000)
-    assert model["joint"] == (row.split("_")[-1] in ("joint", "finetune"))
+    assert model["recipe"] is None or model["recipe"]["joint"] == (row.split("_")[-1] in ("joint", "finetune"))
     inference = model["inference"]
     if row.startswith("semantic"):
         names = ("score_threshold", "max_classes", "foreground_threshold", "box_margin", "weight_by_score")
@@ -226,7 +228,8 @@ def test_the_recipes_are_the_papers(row, capsys):
 @pytest.mark.parametrize("row", [row for row in ROWS if "ssd300" in row])
 def test_the_released_detector_answers_for_vocs_classes(row, capsys):
     names = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1.meta["categories"]
-    options = resolved(row, capsys)["model"]["init_args"]["detector_options"]
+    arguments = resolved(row, capsys)["model"]["init_args"]
+    options = arguments.get("network", arguments)["detector_options"]  # flat in stage one
     chosen = [names[place] for place in options["predictor_classes"]]
     assert [VOC_NAMES.get(name, name) for name in chosen] == ["__background__", *VOC_CLASSES[1:]]
 

@@ -89,7 +89,15 @@ def test_a_run_starts_its_processes_and_none_outlives_an_error(tmp_path):
 
 def test_fit_runs_over_two_processes(shapes, tmp_path):
     arguments = [
-        *("fit", "--model", "SemanticTask", "--model.init_args.detector", "ssd_tiny", "--data.data_root", str(shapes)),
+        *(
+            "fit",
+            "--model",
+            "SemanticTask",
+            "--model.init_args.network.detector",
+            "ssd_tiny",
+            "--data.data_root",
+            str(shapes),
+        ),
         *(
             "--data.image_size",
             "64",

@@ -16,6 +16,7 @@ from dasnet_lightning.detectors.huggingface_builders import RAW_PIXELS
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.semantic import SemanticTask
 from toy import make_batch, make_target
@@ -171,7 +172,9 @@ def test_a_checkpoint_needs_no_folder(folder, images, tmp_path):
     assert str(gone) not in repr(saved)
     stage_one = str(tmp_path / "detector.ckpt")
     fit(
-        SemanticTask(4, names, detector="transformers", detector_options=saved, detector_checkpoint=stage_one),
+        SemanticTask(
+            4, names, network=NetworkConfig("transformers", saved), recipe=RecipeConfig(detector_checkpoint=stage_one)
+        ),
         "model.ckpt",
     )
     segmenter = load(tmp_path / "model.ckpt")

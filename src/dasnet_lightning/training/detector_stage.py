@@ -17,6 +17,7 @@ from dasnet_lightning.distributed import evaluate_gathered, is_rank_zero, run_on
 from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
 from dasnet_lightning.storage.atomic import write_json
+from dasnet_lightning.tasks.checkpoint_info import saved_detector
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
@@ -37,7 +38,8 @@ def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str
         options |= {"backbone_weights": config.backbone_weights} if config.backbone_weights else {}
     else:
         saved = read_checkpoint(config.detector_checkpoint)["hyper_parameters"]
-        name, options = saved["detector"], dict(saved["detector_options"] or {}) | options
+        name, saved_options = saved_detector(saved)
+        options = saved_options | options
         if saved["num_classes"] != num_classes:
             raise CheckpointError(
                 f"{config.detector_checkpoint}: detects {saved['num_classes'] - 1} classes, the data set has {num_classes - 1}"

@@ -1,6 +1,7 @@
 """What the tests of the tasks share: toy targets, both tasks of stage two by name, a quiet trainer."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dasnet_lightning.callbacks import AtomicCheckpointIO
+from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
@@ -25,12 +27,19 @@ TARGETS = {
 }
 NAMES = ("background", "a", "b")
 TASKS: dict[str, Callable[..., SegmentationTask]] = {"semantic": SemanticTask, "instance": InstanceTask}
+CONFIGS = {"network": NetworkConfig, "recipe": RecipeConfig, "evaluation": EvaluationConfig}
 ADAM = OptimizerConfig("adamw", lr=3e-3, schedule="constant", double_bias=False)
 
 
 def build_task(kind: str, **options: Any) -> SegmentationTask:
+    """A task of the toy detector; options of network, recipe and evaluation are given by their own names."""
     torch.manual_seed(0)
-    return TASKS[kind](3, NAMES, **{"detector": "toy", "optimizer": ADAM} | options)
+    options = {"detector": "toy", "optimizer": ADAM} | options
+    configs = {
+        group: config_class(**{f.name: options.pop(f.name) for f in fields(config_class) if f.name in options})
+        for group, config_class in CONFIGS.items()
+    }
+    return TASKS[kind](3, NAMES, **configs, **options)
 
 
 def quiet(task: SegmentationTask) -> SegmentationTask:

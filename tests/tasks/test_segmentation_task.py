@@ -4,17 +4,17 @@ from dataclasses import asdict, replace
 import lightning as L
 import pytest
 import torch
-from task_builders import BOXES, NAMES, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
 
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.functional.instance_targets import SamplingOptions
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
-from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
+from task_builders import BOXES, NAMES, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
 from toy import make_batch, make_target, make_truth
 
 FIGURES = {"miou", "apr50_area", "apr70_area", "apr75_area", "apr50_11point", "coco_ap", "coco_ap50", "coco_ap75"}
@@ -90,24 +90,19 @@ def test_hyper_parameters_are_the_arguments_with_their_defaults(kind, tmp_path):
     fitter.fit(task, loader([make_batch([TARGETS["all masks"]])]), loader([make_batch([TARGETS["all masks"]])]))
     fitter.save_checkpoint(tmp_path / "task.ckpt")
     saved = read_checkpoint(tmp_path / "task.ckpt")["hyper_parameters"]
-    expected = {}
-    for owner in (SegmentationTask, TASKS[kind]):
-        arguments = inspect.signature(owner.__init__).parameters
-        expected |= {name: a.default for name, a in arguments.items() if name not in ("self", "network", "head")}
-    for name in ("optimizer", "feature_cache", "feature_cache_gb", "coco_evaluator"):  # a training's or a machine's
-        del expected[name]
-    expected |= {
-        "num_classes": 3,
-        "class_names": NAMES,
-        "detector": "toy",
-        "rounding": "inside",
-        "box_loss_weight": 0.5,
-    }
+    arguments = inspect.signature(TASKS[kind].__init__).parameters
+    kept = [name for name in arguments if name not in ("self", "optimizer", "evaluation")]  # a training's, a machine's
+    expected = {name: arguments[name].default for name in kept}
+    expected |= {"num_classes": 3, "class_names": NAMES}
+    expected["network"] = asdict(NetworkConfig("toy", rounding="inside"))
+    expected["recipe"] = asdict(RecipeConfig(box_loss_weight=0.5))
     expected["inference"] = asdict(SemanticOptions() if kind == "semantic" else InstanceOptions())
     expected |= {"sampling": asdict(SamplingOptions())} if kind == "instance" else {}
     assert saved == expected
     assert saved["task"] == kind
-    assert {"decoder", "joint", "detector_options", "initial_checkpoint", "subset"} <= set(saved)
+    assert type(saved["network"]) is type(saved["recipe"]) is dict
+    again = TASKS[kind](**saved)  # mappings are accepted
+    assert (again.recipe, again.hparams) == (task.recipe, task.hparams)
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -130,7 +125,7 @@ def test_validation_with_a_feature_cache_gives_the_same_figures(kind, tmp_path):
 
 
 def test_a_feature_cache_is_for_a_frozen_detector(tmp_path):
-    with pytest.raises(ConfigError, match="feature_cache is for a frozen detector"):
+    with pytest.raises(ConfigError, match="feature_cache needs a frozen detector"):
         build_task("semantic", joint=True, feature_cache=str(tmp_path))
 
 
@@ -180,7 +175,9 @@ def test_stage_two_starts_from_a_checkpoint_of_stage_one(kind, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
     torch.manual_seed(0)
-    other = TASKS[kind](4, detector="toy", detector_checkpoint=str(tmp_path / "one.ckpt"))
+    other = TASKS[kind](
+        4, network=NetworkConfig("toy"), recipe=RecipeConfig(detector_checkpoint=str(tmp_path / "one.ckpt"))
+    )
     with pytest.raises(CheckpointError, match=r"one\.ckpt: "):
         trainer(tmp_path, 1).fit(other, masked, masked)
 
@@ -192,14 +189,14 @@ def test_stage_two_starts_from_a_checkpoint_of_stage_one(kind, tmp_path):
 
 
 def test_onecycle_needs_to_know_where_it_ends(tmp_path):
-    task = SemanticTask(3, NAMES, detector="toy", optimizer=OptimizerConfig("adamw", schedule="onecycle"))
+    task = SemanticTask(3, NAMES, network=NetworkConfig("toy"), optimizer=OptimizerConfig("adamw", schedule="onecycle"))
     task.trainer = trainer(tmp_path, -1)
     with pytest.raises(ConfigError, match="max_steps"):
         task.configure_optimizers()
 
 
 def test_the_papers_recipe_doubles_the_rate_of_biases_without_decay():
-    task = SemanticTask(3, NAMES, detector="toy")
+    task = SemanticTask(3, NAMES, network=NetworkConfig("toy"))
     task.trainer = L.Trainer(accelerator="cpu", max_steps=3, logger=False, enable_checkpointing=False)
     built = task.configure_optimizers()
     weights, biases = built["optimizer"].param_groups

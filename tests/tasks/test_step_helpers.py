@@ -1,13 +1,12 @@
-"""What a task does for other processes, as far as one process can show it; tests/ddp has the others."""
+"""Helpers of the steps, as far as one process can show; tests/ddp has the others."""
 
 import pytest
 import torch
-from task_builders import TARGETS, build_task
 from torch import nn
 
-from dasnet_lightning.callbacks.progress import takes_own_statistics
 from dasnet_lightning.functional.regions import object_regions
 from dasnet_lightning.tasks.step_helpers import average_values, has_active_sync_batchnorm
+from task_builders import TARGETS, build_task
 from toy import make_batch
 
 
@@ -37,11 +36,3 @@ def test_under_sync_batchnorm_a_batch_without_regions_runs_the_decoder_on_nothin
 def test_without_other_processes_nothing_waits_and_values_stay():
     assert not has_active_sync_batchnorm(nn.SyncBatchNorm(3))
     assert average_values({"a": torch.tensor(2.0, requires_grad=True), "b": torch.tensor(3)}) == {"a": 2, "b": 3}
-
-
-def test_only_batchnorm_that_trains_takes_statistics_of_its_own():
-    assert takes_own_statistics(nn.Sequential(nn.BatchNorm2d(3)))
-    assert not takes_own_statistics(nn.Sequential(nn.BatchNorm2d(3)).eval())
-    assert not takes_own_statistics(nn.SyncBatchNorm(3))
-    assert not takes_own_statistics(build_task("semantic"))
-    assert takes_own_statistics(build_task("semantic", joint=True))

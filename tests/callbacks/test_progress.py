@@ -1,4 +1,4 @@
-"""What a validation costs is logged, and who computes COCO's figures is chosen by an argument."""
+"""The cost of a validation is logged, and BatchNorm layers that see one rank's images are found."""
 
 import csv
 import re
@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 from lightning.pytorch.loggers import CSVLogger
-from task_builders import TARGETS, TASKS, build_task, loader, trainer
+from torch import nn
 
 from dasnet_lightning.callbacks import ValidationTime
 from dasnet_lightning.callbacks import progress as module
-from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.tasks.detection import DetectionTask
+from dasnet_lightning.callbacks.progress import takes_own_statistics
+from task_builders import TARGETS, build_task, loader
 from toy import make_batch
 
 
@@ -36,7 +36,7 @@ def test_the_time_of_a_validation_is_logged_beside_that_of_an_epoch(tmp_path, mo
     )
     fitter.fit(task, loader(batches), loader(batches[:1]))
     # the second validation is called by hand: its times are the last of the clock
-    (callback,) = (each for each in fitter.callbacks if isinstance(each, ValidationTime))
+    (callback,) = (item for item in fitter.callbacks if isinstance(item, ValidationTime))
     callback.on_validation_start(fitter, task)
     callback.on_validation_end(fitter, task)
     logger.save()
@@ -49,16 +49,9 @@ def test_the_time_of_a_validation_is_logged_beside_that_of_an_epoch(tmp_path, mo
     assert re.search(r"validation: 6\.0 s, 3% of the time of 100 training batches", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("kind", [*TASKS, "detection"])
-def test_another_evaluator_gives_the_same_figures_and_stays_out_of_the_checkpoint(kind, tmp_path):
-    batch, figures = make_batch([TARGETS["all masks"], TARGETS["one mask"]]), []
-    for evaluator in ("built-in", "pycocotools"):
-        options = {"coco_evaluator": evaluator}
-        task = DetectionTask(3, detector="toy", **options) if kind == "detection" else build_task(kind, **options)
-        assert "coco_evaluator" not in task.hparams
-        trainer(tmp_path, 1).validate(task, loader([batch]), verbose=False)
-        figures.append(task.metrics)
-    assert figures[0] == pytest.approx(figures[1], abs=1e-12, nan_ok=True)
-    assert any("coco_ap" in name or "box_ap" in name for name in figures[0])
-    with pytest.raises(ConfigError, match="no evaluator 'mine'"):
-        DetectionTask(3, detector="toy", coco_evaluator="mine")
+def test_only_batchnorm_that_trains_takes_statistics_of_its_own():
+    assert takes_own_statistics(nn.Sequential(nn.BatchNorm2d(3)))
+    assert not takes_own_statistics(nn.Sequential(nn.BatchNorm2d(3)).eval())
+    assert not takes_own_statistics(nn.SyncBatchNorm(3))
+    assert not takes_own_statistics(build_task("semantic"))
+    assert takes_own_statistics(build_task("semantic", joint=True))

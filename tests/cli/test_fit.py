@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.storage.checksum import Seal, check_seal
+from dasnet_lightning.storage.reading import SEALED
+from dasnet_lightning.tasks.checkpoint_info import FLAT_BEFORE_FORMAT_2
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -47,7 +51,7 @@ def test_there_are_configs():
 
 def common(task, shapes):
     return [
-        *("--model", task, "--model.init_args.detector", "ssd_tiny"),
+        *("--model", task, "--model.init_args.network.detector", "ssd_tiny"),
         *("--data.data_root", str(shapes), "--data.image_size", "64", "--data.batch_size", "2"),
         *("--data.supervision", "masks", "--data.mask_budget", "2", "--trainer.max_steps", "2"),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
@@ -56,7 +60,7 @@ def common(task, shapes):
 
 @pytest.mark.parametrize("task", ["SemanticTask", "InstanceTask"])
 def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys):
-    cache = ["--model.init_args.feature_cache", str(tmp_path / "features")]
+    cache = ["--model.init_args.evaluation.feature_cache", str(tmp_path / "features")]
     assert main(["fit", *common(task, shapes), *cache]) == 0
     assert len(list((tmp_path / "features").iterdir())) == 2
     (checkpoint,) = tmp_path.rglob("epoch*.ckpt")  # beside last.ckpt
@@ -67,7 +71,7 @@ def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys)
     assert "val/coco_ap_detected_boxes" in printed
     assert main(["test", *common(task, shapes)]) == 0
 
-    assert "feature_cache" not in read_checkpoint(checkpoint)["hyper_parameters"]
+    assert "evaluation" not in read_checkpoint(checkpoint)["hyper_parameters"]
     # the checkpoint's hyper-parameters are arguments: all three commands take it, and so does load()
     for command in ("validate", "test"):
         assert main([command, *common(task, shapes), "--ckpt_path", str(checkpoint)]) == 0
@@ -75,6 +79,28 @@ def test_fit_validate_and_test_work_on_one_stage(task, shapes, tmp_path, capsys)
     assert {read_checkpoint(path)["global_step"] for path in tmp_path.rglob("*.ckpt")} == {2, 3}
     options = load(checkpoint).options
     assert options == (InstanceOptions() if task == "InstanceTask" else SemanticOptions())
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+@pytest.mark.parametrize("task", ["SemanticTask", "InstanceTask"])
+def test_a_flat_checkpoint_is_continued_and_validated(task, shapes, tmp_path):
+    """Format 1, as version 0.1.0 wrote it from `dasnet fit` and, without LightningCLI's keys, from `dasnet train`."""
+    assert main(["fit", *common(task, shapes), "--model.init_args.network.rounding", "inside"]) == 0
+    (checkpoint,) = tmp_path.rglob("epoch*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    saved = content["hyper_parameters"]
+    for group in FLAT_BEFORE_FORMAT_2:
+        saved |= saved.pop(group)
+    content["dasnet_lightning"]["format"] = 1
+    assert "_class_path" in saved
+    for name, keys in (("fit", set(saved)), ("train", {key for key in saved if key[0] != "_"})):
+        old = tmp_path / f"{name}.ckpt"
+        torch.save(content | {"hyper_parameters": {key: saved[key] for key in keys}, SEALED: False}, old)
+        assert main(["validate", *common(task, shapes), "--ckpt_path", str(old)]) == 0
+        out = ["--trainer.max_steps", "3", "--trainer.default_root_dir", str(tmp_path / name)]
+        assert main(["fit", *common(task, shapes), *out, "--ckpt_path", str(old)]) == 0
+        (continued,) = (tmp_path / name).rglob("epoch*.ckpt")
+        assert read_checkpoint(continued)["hyper_parameters"]["network"]["rounding"] == "inside"
 
 
 def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(shapes, tmp_path, capsys):
@@ -110,14 +136,15 @@ def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(shapes, tmp_path, caps
 
 @pytest.mark.parametrize("task", ["SemanticTask", "InstanceTask"])
 def test_print_config_shows_every_option(task, capsys):
+    given = ["--model.init_args.network.detector", "ssd_tiny", "--model.init_args.recipe.joint", "true"]
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--model", task, "--print_config"])
+        main(["fit", "--model", task, *given, "--print_config"])
     assert stop.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     arguments = shown["model"]["init_args"]
-    assert arguments["decoder"] == "light"
-    shared = {"detector", "detector_options", "detector_checkpoint", "decoder_options", "rounding", "optimizer"}
-    assert shared | {"initial_checkpoint", "joint", "box_loss_weight", "subset", "inference"} <= set(arguments)
+    assert arguments["network"] == asdict(NetworkConfig("ssd_tiny"))
+    assert arguments["recipe"] == asdict(RecipeConfig(joint=True))
+    assert {"evaluation", "optimizer", "subset", "inference"} <= set(arguments)
     assert ({"cells", "sampling"} <= set(arguments)) == (task == "InstanceTask")
     assert "head" not in arguments  # the final class chooses it
     assert shown["data"]["mask_budget"] == "all"
@@ -127,14 +154,14 @@ def test_options_of_the_tasks_can_be_set_on_the_command_line(shapes, tmp_path):
     chosen = [
         *("--model.init_args.cells", "3", "--model.init_args.sampling.negatives", "1"),
         *("--model.init_args.inference.grouping", "class", "--model.init_args.optimizer.lr", "0.5"),
-        *("--model.init_args.joint", "true", "--model.init_args.decoder_options", "{widths: [8, 8, 8]}"),
+        *("--model.init_args.recipe.joint", "true", "--model.init_args.network.decoder_options", "{widths: [8, 8, 8]}"),
     ]
     assert main(["fit", *common("InstanceTask", shapes), *chosen, "--trainer.max_steps", "1"]) == 0
     (checkpoint,) = tmp_path.rglob("epoch*.ckpt")  # beside last.ckpt
     content = read_checkpoint(checkpoint)
     saved = content["hyper_parameters"]
     assert saved["cells"] == 3
-    assert saved["joint"] is True
+    assert saved["recipe"]["joint"] is True
     assert saved["sampling"] == {"positives": 2, "negatives": 1, "min_iou": 0.0, "pixels": 40}
     rates = {group["initial_lr"] for group in content["optimizer_states"][0]["param_groups"]}
     assert rates == {0.5, 1.0, 0.05, 0.1}  # biases at twice the rate, the detector at a tenth
