@@ -7,7 +7,7 @@ default:
 
 # Run the tests; arguments go to pytest: `just test tests/data`, `just test -m "not slow"`
 test *arguments:
-    OMP_NUM_THREADS=1 uv run pytest -n auto "$@"
+    OMP_NUM_THREADS=1 uv run pytest -n auto --dist loadfile "$@"
 
 # Check style and format
 lint:
