@@ -1,4 +1,4 @@
-"""The software that a run was started with: versions and the commit of the library's checkout."""
+"""The software that a run was started with: versions and the commit of the library's checkout. Imports torch on use only."""
 
 import os
 import platform
@@ -7,9 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-
 import dasnet_lightning
 
 PACKAGE = Path(dasnet_lightning.__file__).parent
@@ -17,6 +14,9 @@ PACKAGE = Path(dasnet_lightning.__file__).parent
 
 def describe_start() -> dict[str, Any]:
     """Return the time, the versions and the commit of this start, as `run.json` holds them."""
+    import lightning
+    import torch
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "dasnet_lightning": dasnet_lightning.__version__,
