@@ -199,7 +199,7 @@ def test_the_newest_good_checkpoint_is_found_and_a_damaged_one_is_told(semantic)
 
     previous_of(last).write_bytes(b"")
     last.write_bytes(b"<html>")
-    both = r"last\.ckpt: not a checkpoint, it is an HTML.*last\.previous\.ckpt: not a checkpoint, it is empty.*to start anew"
+    both = r"last\.ckpt: not a checkpoint, it is an HTML.*last\.previous\.ckpt: not a checkpoint, it is empty.*to start again"
     with pytest.raises(CheckpointError, match=both):
         newest_good(last, said.append)
     last.unlink()

@@ -11,6 +11,7 @@ from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.options import replace_options
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.hardware import default_precision, default_workers
+from dasnet_lightning.training.provenance import describe_start
 
 
 def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
@@ -201,18 +202,17 @@ FREE_TO_CHANGE = ("out", "num_workers", "feature_cache", "feature_cache_gb", "tr
 
 
 def claim_folder(config: RunConfig) -> None:
-    """Write the settings into a new run folder, or compare them with the settings there.
+    """Write the settings into `run.json`, or compare them with those of an earlier start, and add a line on this start.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: if a setting differs. Another version of the library or of torch is not a setting.
     """
     path = config.folder / "run.json"
     settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
     settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
-        if changed:
-            differences = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
-            raise ConfigError(f"{config.folder}: holds a run with other settings ({differences}); choose another --out")
-    write_json(path, settings)
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
+    if changed:
+        what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
+        raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")
+    write_json(path, {**settings, "provenance": [*before.get("provenance", []), describe_start()]})
