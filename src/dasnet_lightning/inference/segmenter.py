@@ -26,8 +26,6 @@ from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
 
-EVERY = 10**9
-
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
 InferenceOptions = SemanticOptions | InstanceOptions
 
@@ -114,11 +112,11 @@ class Segmenter:
         pyramid = self._features(resized.permute(2, 0, 1)[None].float() / 255)
         if boxes is None:
             found = self.model.detector.detect(pyramid)[0]
-            answer = self._answer(pyramid, found, size, self.options.score_threshold)
+            answer = self._answer(pyramid, found, size)
             corners = restore_boxes(answer.detections.boxes, self.image_size, size)
         else:
             found = self._given(boxes, labels, size)
-            answer = self._answer(pyramid, found, size, None)
+            answer = self._answer(pyramid, found, size, given=True)
             corners = _corners(boxes)  # all of them are segmented, in their order
         scores = answer.detections.scores.cpu()
         # the instance score has its say only after the detector's order was made; given boxes keep theirs
@@ -140,17 +138,14 @@ class Segmenter:
         return self.feature_cache.features(self.model.detector, images)
 
     def _answer(
-        self, pyramid: Pyramid, found: Detections, size: tuple[int, int], threshold: float | None
+        self, pyramid: Pyramid, found: Detections, size: tuple[int, int], given: bool = False
     ) -> Prediction:
-        """Segment the detections from a score on; None segments all of them."""
-        options, lowest = self.options, 0.0 if threshold is None else threshold
+        """Segment the detections from the score threshold on, or all of them if they are given boxes."""
+        options = self.options
         if isinstance(options, InstanceOptions):
-            most = EVERY if threshold is None else options.max_detections
-            options = replace(options, score_threshold=lowest, lowest_score=lowest, max_detections=most)
-            return segment_instances(self.model, pyramid, [found], [size], options)[0]
-        most = EVERY if threshold is None else options.max_classes
-        options = replace(options, score_threshold=lowest, max_classes=most)
-        return segment_semantic(self.model, pyramid, [found], [size], options)[0]
+            options = replace(options, lowest_score=options.score_threshold)
+            return segment_instances(self.model, pyramid, [found], [size], options, given)[0]
+        return segment_semantic(self.model, pyramid, [found], [size], options, given)[0]
 
     def _given(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:
         device = next(self.model.parameters()).device
@@ -165,9 +160,10 @@ class Segmenter:
         return Detections(scale_boxes(corners, size, self.image_size), indices, torch.ones_like(corners[:, 0]))
 
     def _label(self, label: int | str) -> int:
-        index = self.class_names.index(label) if label in self.class_names else label
+        names = self.class_names[1:]  # label 0 cannot be segmented, whatever it is called
+        index = 1 + names.index(label) if label in names else label
         if isinstance(index, str) or not 0 < int(index) < len(self.class_names):
-            raise ConfigError(f"no class {label!r}; known: {', '.join(self.class_names[1:])}")
+            raise ConfigError(f"no class {label!r}; known: {', '.join(names)}")
         return int(index)
 
 

@@ -1,7 +1,7 @@
 """Instance inference (paper section 5): one decode per detected box, one mask inside it; and a class map made of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -71,9 +71,17 @@ def segment_instances(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: InstanceOptions,
+    given: bool = False,
 ) -> tuple[Prediction, ...]:
-    """One mask for each detection at `sizes` (height, width), from boxes in input pixels."""
-    kept = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
+    """One mask for each detection at `sizes` (height, width), from boxes in input pixels.
+
+    With `given` boxes, annotated ones for example, neither a score threshold nor `max_detections` applies.
+    """
+    kept = list(detections)
+    if given:
+        options = replace(options, score_threshold=0.0)
+    else:
+        kept = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
     by_instance = options.grouping == "instance"
     # a box decoded by itself shows no class: found as several classes it is decoded once
     drawn = [_distinct_boxes(item) if by_instance else (item, list(range(len(item.labels)))) for item in kept]

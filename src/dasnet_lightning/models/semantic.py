@@ -59,13 +59,16 @@ def segment_semantic(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: SemanticOptions,
+    given: bool = False,
 ) -> tuple[Prediction, ...]:
     """The class map of each image at `sizes` (height, width), from boxes in input pixels.
 
-    An object's mask is what the class map shows of its class inside its box: touching objects of a class are not told
+    With `given` boxes, annotated ones for example, neither the score threshold nor `max_classes` applies. An object's mask is what the class map shows of its class inside its box: touching objects of a class are not told
     apart.
     """
-    kept = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
+    kept = list(detections)
+    if not given:
+        kept = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
     regions = regions_by_class(kept)
     windows = _read_windows(regions, pyramid.size, sizes, options.box_margin)
     foreground = decode_foreground(model, pyramid, regions, windows, options.regions_at_once)

@@ -61,6 +61,6 @@ class InstanceTask(SegmentationTask):
         return {name: mean_over_passes([each[name] for each in losses]) for name in losses[0]}, len(regions)
 
     def answer(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
-        return segment_instances(self.model, pyramid, detections, sizes, self.inference)
+        return segment_instances(self.model, pyramid, detections, sizes, self.inference, given)

@@ -120,9 +120,9 @@ class SegmentationTask(L.LightningModule, ABC):
 
     @abstractmethod
     def answer(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
-        """Masks and class map of each image at its size, for boxes in input pixels."""
+        """Masks and class map of each image at its size, for boxes in input pixels; all boxes count if `given`."""
 
     def setup(self, stage: str) -> None:
         # lightning warns of every module in evaluation mode; the frozen detector is so on purpose
@@ -182,7 +182,7 @@ class SegmentationTask(L.LightningModule, ABC):
         truth = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
         for kind, boxes in zip(BOX_KINDS, (annotated, self.model.detector.detect(pyramid)), strict=True):
-            predictions = self.answer(pyramid, boxes, sizes)
+            predictions = self.answer(pyramid, boxes, sizes, given=kind == "ground_truth_boxes")
             self.mask_ap[kind].update(batch.image_ids, predictions, batch.targets, pyramid.size)
             for prediction, true_map in zip(predictions, truth, strict=True):
                 self._iou(kind).update(prediction.semantic, true_map)
