@@ -1,6 +1,11 @@
 """Exceptions of the library. A message says what was given, what was expected and what to do."""
 
 
+def one_line(text: str) -> str:
+    """Escape line breaks and other control characters of names from files, for messages and tables."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class DasnetError(Exception):
     """Base class of all errors that a user can cause and fix."""
 

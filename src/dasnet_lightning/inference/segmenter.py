@@ -137,9 +137,7 @@ class Segmenter:
             return self.model.detector.features(images)
         return self.feature_cache.features(self.model.detector, images)
 
-    def _answer(
-        self, pyramid: Pyramid, found: Detections, size: tuple[int, int], given: bool = False
-    ) -> Prediction:
+    def _answer(self, pyramid: Pyramid, found: Detections, size: tuple[int, int], given: bool = False) -> Prediction:
         """Segment the detections from the score threshold on, or all of them if they are given boxes."""
         options = self.options
         if isinstance(options, InstanceOptions):

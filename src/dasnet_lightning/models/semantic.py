@@ -63,8 +63,8 @@ def segment_semantic(
 ) -> tuple[Prediction, ...]:
     """The class map of each image at `sizes` (height, width), from boxes in input pixels.
 
-    With `given` boxes, annotated ones for example, neither the score threshold nor `max_classes` applies. An object's mask is what the class map shows of its class inside its box: touching objects of a class are not told
-    apart.
+    An object's mask is what the class map shows of its class inside its box: touching objects of a class are not told
+    apart. With `given` boxes, annotated ones for example, neither the score threshold nor `max_classes` applies.
     """
     kept = list(detections)
     if not given:

@@ -12,7 +12,8 @@ from pathlib import Path
 from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, join_names
 from dasnet_lightning.data.sources.coco import COCOSource
-from dasnet_lightning.data.sources.coco_json import CocoFile, choose_image_root, read_coco
+from dasnet_lightning.data.sources.coco_images import choose_image_root
+from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, find_coco, image_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
 from dasnet_lightning.data.sources.union import open_union

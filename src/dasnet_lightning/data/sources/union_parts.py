@@ -11,7 +11,8 @@ from pathlib import Path
 from dasnet_lightning.data.records import Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, join_names
 from dasnet_lightning.data.sources.coco import COCOSource
-from dasnet_lightning.data.sources.coco_json import CocoFile, choose_image_root, read_coco
+from dasnet_lightning.data.sources.coco_images import choose_image_root
+from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_layout import describe_folder, find_coco_split, image_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root
 from dasnet_lightning.data.sources.union_yaml import PartSpec
@@ -133,7 +134,9 @@ def choose_voc_classes(file: CocoFile, keep_empty: bool) -> tuple[CocoFile, Prob
         f"{empty} of {len(file.images)} images show none of VOC's classes and are "
         f"{'kept without objects' if keep_empty else 'left out'}"
     )
-    return CocoFile(file.path, images, annotations, categories), Problem(file.path, "categories", message, "warning")
+    return CocoFile(file.path, images, annotations, categories, file.notes), Problem(
+        file.path, "categories", message, "warning"
+    )
 
 
 def _open_voc_part(spec: PartSpec, class_names: Sequence[str] | None, allow_missing: bool, fix: Fix) -> Part:

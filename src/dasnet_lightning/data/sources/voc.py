@@ -13,10 +13,10 @@ from PIL import Image
 from dasnet_lightning.data.images import describe_file, image_size
 from dasnet_lightning.data.packed_masks import empty_masks, pack_index_map
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
+from dasnet_lightning.data.sources.box_convention import XYXY, find_other_convention, written_boxes
 from dasnet_lightning.data.sources.checks import (
     Fix,
     RecordsError,
-    box_hint,
     check_class_names,
     check_fix,
     join_names,
@@ -149,10 +149,16 @@ def _unknown_class(name: str, class_names: Sequence[str]) -> str:
 
 
 def _check_box_convention(list_file: Path, images: Sequence[RawImage]) -> None:
-    """Raise DataError if all boxes are normalized."""
-    boxes = [(item.box, image.size) for image in images for item in image.objects if item.box is not None]
-    as_written = [((x0 + 1, y0 + 1, x1, y1), size) for (x0, y0, x1, y1), size in boxes]
-    hint = box_hint(as_written) if all(max(box) <= 1 for box, _ in as_written) else ""
+    """Raise DataError if most boxes follow another convention."""
+    boxes = [
+        (item.box, image.size)
+        for image in images
+        if image.path is not None
+        for item in image.objects
+        if item.box is not None
+    ]
+    as_written = [(x0 + 1, y0 + 1, x1, y1) for (x0, y0, x1, y1), _ in boxes]
+    hint = find_other_convention(written_boxes(as_written, [size for _, size in boxes]), XYXY)
     if hint:
         raise DataError(f"{list_file}: {hint}; correct the XML files")
 
