@@ -17,7 +17,14 @@ from dasnet_lightning.data.sources.coco_layout import describe_folder, find_coco
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root
 from dasnet_lightning.data.sources.union_yaml import PartSpec
 from dasnet_lightning.data.sources.voc import VOCSource
-from dasnet_lightning.data.sources.voc_xml import LISTS, VOC_CLASSES, find_voc_roots
+from dasnet_lightning.data.sources.voc_lists import LISTS
+from dasnet_lightning.data.sources.voc_xml import (
+    VOC_CLASSES,
+    find_voc_root,
+    find_voc_roots,
+    is_voc_itself,
+    read_class_names,
+)
 from dasnet_lightning.errors import DataError
 
 # COCO's names of VOC's classes, where they differ
@@ -64,6 +71,18 @@ def open_parts(
 def needs_voc_classes(specs: Sequence[PartSpec]) -> bool:
     """Return whether one of the parts can only have VOC's 20 classes."""
     return any(spec.voc_classes or detect_format(spec) == "sbd" for spec in specs)
+
+
+def common_voc_classes(specs: Sequence[PartSpec]) -> tuple[str, ...] | None:
+    """Return the classes of several VOC folders that have only some of VOC's 20, in VOC's order; None for other parts."""
+    roots = dict.fromkeys(spec.root for spec in specs)
+    if len(roots) < 2 or any(detect_format(spec) != "voc" for spec in specs):
+        return None
+    names: set[str] = set()
+    for root in roots:
+        folder = find_voc_root(root)
+        names |= set(VOC_CLASSES) if is_voc_itself(folder) else set(read_class_names(folder))
+    return tuple(name for name in VOC_CLASSES if name in names) if names <= set(VOC_CLASSES) else None
 
 
 def detect_format(spec: PartSpec) -> str:

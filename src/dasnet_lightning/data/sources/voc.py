@@ -24,18 +24,19 @@ from dasnet_lightning.data.sources.checks import (
 )
 from dasnet_lightning.data.sources.masks import VOID_INDEX, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
+from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, read_split_list
 from dasnet_lightning.data.sources.voc_xml import (
-    LISTS,
     VOC_CLASSES,
     XmlImage,
     choose_classes,
     find_images,
     find_masks,
     find_voc_root,
-    read_split_list,
     read_xml,
 )
 from dasnet_lightning.errors import DataError
+
+TOO_MANY = f"an index map holds at most {VOID_INDEX - 1} objects"
 
 __all__ = ["VOC_CLASSES", "VOCSource", "find_voc_root"]
 
@@ -46,8 +47,8 @@ class VOCSource(Source):
     Args:
         root: the folder with Annotations, or one above it.
         split: name of a list file.
-        class_names: names by label, background first. None means VOC's 20 classes, or the sorted names of all XML files
-            if others occur.
+        class_names: names by label, background first. None means VOC's 20 classes if the XML files name PASCAL VOC as
+            their source, else the classes of a class file in the root and all that occur.
         allow_missing: leave out images without image or annotation file and report them as problems.
         fix: "drop" leaves out objects that cannot be used and reports them as problems.
         lists: folders of ImageSets to search for the list file, in this order.
@@ -79,12 +80,14 @@ class VOCSource(Source):
             for image_id in image_ids
             if _xml_file(self.root, image_id).is_file()
         }
-        self.class_names = choose_classes(self.root, class_names, list(xmls.values()))
+        self.class_names, notes = choose_classes(self.root, class_names, list(xmls.values()))
+        notes += [*check_lines(list_file, image_ids), *check_class_names(self.root, self.class_names[1:])]
+        notes += _warn_of_polygons(self.root, list(xmls.values()))
         images = _build_raw_images(self.root, xmls, paths, self.class_names)
         _check_box_convention(list_file, images)
         records, problems = read_images(images, self.class_names, "object", fix)
         self.records = tuple(records)
-        self.problems = (*check_class_names(self.root, self.class_names[1:]), *missing, *problems)
+        self.problems = (*notes, *missing, *problems)
         self._object_counts = {image.image_id: len(image.objects) for image in images}
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
@@ -97,7 +100,9 @@ class VOCSource(Source):
         # an object id ends in the object's number in the XML, which refused objects do not shift
         numbers = [int(record.objects[index].object_id.rsplit("/", 1)[1]) for index in indices]
         reason = check_indices(index_map, self._object_counts[record.image_id])
-        return collect_masks(pack_index_map(index_map, numbers, VOID_INDEX), boxes, [reason] * len(indices))
+        reasons = [reason or ("" if number < VOID_INDEX else TOO_MANY) for number in numbers]
+        shown = [number if number < VOID_INDEX else 0 for number in numbers]  # the void is not object 255
+        return collect_masks(pack_index_map(index_map, shown, VOID_INDEX), boxes, reasons)
 
 
 def _xml_file(root: Path, image_id: str) -> Path:
@@ -146,6 +151,12 @@ def _unknown_class(name: str, class_names: Sequence[str]) -> str:
     near = get_close_matches(name, class_names[1:], n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {join_names(class_names[1:])}"
     return f"class '{name}' is unknown, {hint}"
+
+
+def _warn_of_polygons(root: Path, images: Sequence[XmlImage]) -> list[Problem]:
+    count = sum(image.polygons for image in images)
+    text = f"{count:,} objects have a <polygon>, which is not read; masks come from SegmentationObject only"
+    return [Problem(root / "Annotations", "polygons", text, "warning")] if count else []
 
 
 def _check_box_convention(list_file: Path, images: Sequence[RawImage]) -> None:
