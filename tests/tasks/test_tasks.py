@@ -2,12 +2,14 @@ import inspect
 from dataclasses import asdict, replace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from task_builders import BOXES, NAMES, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
 
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.functional.instance_targets import SamplingOptions
+from dasnet_lightning.inference.segmenter import Segmenter
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
@@ -232,3 +234,19 @@ def test_ground_truth_boxes_are_never_capped_in_validation(kind):
     quiet(task.eval()).validation_step(make_batch([TARGETS["all masks"]]), 0)
     assert {given: len(calls) for given, calls in seen.items()} == {True: 1, False: 1}
     assert seen[True][0][0].labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_segmenter_segments_all_given_boxes_and_knows_classes_by_their_names_only(kind):
+    task = build_task(kind)
+    options = SemanticOptions(max_classes=1) if kind == "semantic" else InstanceOptions(max_detections=1)
+    segmenter = Segmenter(task.model, ("background", "background", "void"), replace(options, score_threshold=0.9))
+    image = np.zeros((32, 32, 3), np.uint8)
+    boxes = [[4.0 * n, 4.0 * n, 4.0 * n + 4, 4.0 * n + 4] for n in range(6)]
+    found = segmenter.segment(image, boxes=boxes, labels=["background", "void", 1, 2, 1, 2])
+    assert found.labels.tolist() == [1, 2, 1, 2, 1, 2]
+    assert found.boxes.tolist() == boxes
+    segmenter.class_names = ("background", "a", "b")
+    for label in ("background", 0, 3, "3"):
+        with pytest.raises(ConfigError, match=f"no class {label!r}; known: a, b"):
+            segmenter.segment(image, boxes=boxes[:1], labels=[label])

@@ -255,12 +255,13 @@ def test_an_unused_background_category_is_the_background(tmp_path: Path) -> None
 def test_reserved_names_of_classes_get_a_suffix(tmp_path: Path, name: str, other: str) -> None:
     source = write(tmp_path, coco_content([annotation(1)], categories=((1, name), (2, "void"))))
     assert source.class_names == ("background", other, "void")
-    assert f"renamed, because the names are reserved: '{name}' as '{other}'" in notes(source)
+    assert f"renamed, because the names are reserved or hold control characters: '{name}' as '{other}'" in notes(source)
     assert source.category_ids == {1: 1, 2: 2}
 
 
 def test_numbers_as_class_names_and_line_breaks_stay_on_one_line(tmp_path: Path) -> None:
     rows = [annotation(1, bbox=[30, 10, 50, 10], category=2)]
     source = write(tmp_path, coco_content(rows, categories=((1, 7), (2, "line\nbreak"))))  # type: ignore[arg-type]
-    assert source.class_names == ("background", "7", "line\nbreak")
+    assert source.class_names == ("background", "7", "line break")
+    assert r"'line\nbreak' as 'line break'" in notes(source)
     assert all("\n" not in str(problem) for problem in source.problems)

@@ -155,7 +155,7 @@ def test_a_class_called_background_is_renamed_with_a_note(tmp_path: Path) -> Non
     make_voc(tmp_path, {"a": [VocObject("background", CAT.box), VocObject("void", CAT.box)]}, database="")
     source = VOCSource(tmp_path, "train")
     assert source.class_names == ("background", "background (class)", "void")
-    assert "renamed, because the names are reserved: background (class)" in notes(source)
+    assert "control characters: 'background' as 'background (class)'" in notes(source)
 
 
 def test_polygons_in_the_xml_are_counted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from dasnet_lightning.data.images import read_image as read_image
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.errors import ConfigError, DataError
+from dasnet_lightning.errors import CONTROL_CHARACTERS, ConfigError, DataError
 
 Fix = Literal["error", "drop"]
 ObjectNoun = Literal["annotation", "object"]  # what COCO and VOC call an annotated object
@@ -142,8 +142,18 @@ def locate_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], d
 
 
 def rename_class(name: str) -> str:
-    """Return the name of a class; one that equals a reserved name gets a suffix."""
+    """Return the name of a class without line breaks and, if it equals a reserved name, with a suffix.
+
+    Names become keys of metrics, rows of tables and lines of messages.
+    """
+    name = CONTROL_CHARACTERS.sub(" ", name)
     return f"{name} (class)" if name == TOTAL or name.strip().casefold() == BACKGROUND else name
+
+
+def describe_renamed(changes: Iterable[tuple[str, str]]) -> str:
+    """Describe renamed classes, given as (old, new), for a message; "" if there are none."""
+    names = [f"'{old}' as '{new}'" for old, new in changes if old != new]
+    return f"renamed, because the names are reserved or hold control characters: {join_names(names)}" if names else ""
 
 
 def check_class_names(file: Path, names: Sequence[str]) -> list[Problem]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.data.sources.checks import join_names, rename_class
+from dasnet_lightning.data.sources.checks import describe_renamed, join_names, rename_class
 
 Rows = list[dict[str, Any]]
 
@@ -20,13 +20,12 @@ def clean_categories(path: Path, categories: Rows, annotations: Sequence[dict[st
     parents = _drop(categories, [row for row in categories if row["id"] not in used and _is_parent(row, categories)])
     background = _drop(parents, [row for row in parents if row["id"] not in used and _is_background(row["name"])])
     renamed = [{**row, "name": rename_class(row["name"])} for row in background]
-    changes = [(old["name"], new["name"]) for old, new in zip(background, renamed, strict=True) if old != new]
     texts = (
-        (_names_of_dropped(categories, parents), "dropped supercategories without annotations"),
-        (_names_of_dropped(parents, background), "dropped the background, which has no annotations"),
-        ([f"'{old}' as '{new}'" for old, new in changes], "renamed, because the names are reserved"),
+        _describe_dropped("supercategories without annotations", categories, parents),
+        _describe_dropped("the background, which has no annotations", parents, background),
+        describe_renamed((old["name"], new["name"]) for old, new in zip(background, renamed, strict=True)),
     )
-    notes = [Problem(path, "categories", f"{text}: {join_names(names)}", "warning") for names, text in texts if names]
+    notes = [Problem(path, "categories", text, "warning") for text in texts if text]
     return renamed, notes
 
 
@@ -36,9 +35,10 @@ def _drop(categories: Rows, dropped: Rows) -> Rows:
     return kept or categories
 
 
-def _names_of_dropped(before: Rows, after: Rows) -> list[str]:
+def _describe_dropped(reason: str, before: Rows, after: Rows) -> str:
     kept = {id(row) for row in after}
-    return [f"'{row['name']}' (id {row['id']})" for row in before if id(row) not in kept]
+    names = [f"'{row['name']}' (id {row['id']})" for row in before if id(row) not in kept]
+    return f"dropped {reason}: {join_names(names)}" if names else ""
 
 
 def _is_parent(category: dict[str, Any], categories: Rows) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.data.sources.checks import BACKGROUND, TOTAL, Box, join_names, rename_class
+from dasnet_lightning.data.sources.checks import BACKGROUND, Box, describe_renamed, join_names, rename_class
 from dasnet_lightning.data.sources.coco_values import to_flag, to_side
 from dasnet_lightning.data.sources.voc_lists import IMAGE_SUFFIXES
 from dasnet_lightning.errors import DataError
@@ -30,12 +30,21 @@ _VOC_DATABASE = re.compile(r"VOC\s*20\d\d")
 
 @dataclass(frozen=True, eq=False)
 class XmlObject:
-    """One <object>: `shown` is its box as written in the file, `box` the same as edges, or None if it cannot be read."""
+    """One <object>.
+
+    Attributes:
+        name: name of its class.
+        box: xyxy edges, or None if they cannot be read.
+        shown: the box as written in the file.
+        difficult: whether it is marked as difficult.
+        written_name: name of its class as written in the file.
+    """
 
     name: str
     box: Box | None
     shown: str
     difficult: bool
+    written_name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +137,8 @@ def choose_classes(
     if class_names is not None:
         return tuple(class_names), []
     used = {item.name for image in images for item in image.objects}
-    reserved = sorted(used & {rename_class(name) for name in (BACKGROUND, TOTAL)})
-    text = f"renamed, because the names are reserved: {join_names(reserved)}"
-    notes = [Problem(root, "classes", text, "warning")] if reserved else []
+    text = describe_renamed(sorted({(item.written_name, item.name) for image in images for item in image.objects}))
+    notes = [Problem(root, "classes", text, "warning")] if text else []
     within_voc = used <= set(VOC_CLASSES[1:])
     if within_voc and 2 * sum(image.of_voc for image in images) > len(images):
         return VOC_CLASSES, []
@@ -214,9 +222,11 @@ def _read_object(file: Path, number: int, item: ET.Element) -> XmlObject:
     difficult = 0 if text.casefold() == "unspecified" else to_flag(text)
     if difficult is None:
         raise DataError(f"{file}: object {number}: 'difficult' is '{text}', expected 0 or 1; correct it")
+    name = item.findtext("name", "").strip()
     return XmlObject(
-        name=rename_class(item.findtext("name", "").strip()),
+        name=rename_class(name),
         box=box,
         shown=f"[{', '.join(texts)}]",
         difficult=bool(difficult),
+        written_name=name,
     )
