@@ -18,11 +18,11 @@ from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.data.sampler import EpochSampler
-from dasnet_lightning.data.sources.checks import MAX_LISTED
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import (
     Split,
     check_same_split,
+    describe_short,
     make_split,
     mask_labels,
     parse_budget,
@@ -261,13 +261,8 @@ class MixedSupervisionDataModule(LightningDataModule):
         if self.split_file is not None:
             return _read_split_of(self.split_file, records)
         split = make_split(*mask_labels(records), parse_budget(self.mask_budget), self.split_seed, len(class_names))
-        for label, (wanted, available) in list(split.short.items())[:MAX_LISTED]:
-            _logger.warning(
-                "%s: class '%s' has %d images with masks, the budget '%s' asks for %d of each class",
-                *(self.data_root, class_names[label], available, split.budget, wanted),
-            )
-        if len(split.short) > MAX_LISTED:
-            _logger.warning("%s: and %d more classes", self.data_root, len(split.short) - MAX_LISTED)
+        for text in describe_short(split, class_names):
+            _logger.warning("%s: %s", self.data_root, text)
         return split
 
 
