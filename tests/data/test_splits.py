@@ -179,7 +179,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_short_classes_are_described_up_to_a_limit() -> None:
-    short = {label: (5, 0) for label in range(1, 301)}
+    short = dict.fromkeys(range(1, 301), (5, 0))
     split = Split((), budget="5/class", seed=0, candidates=0, short=short)
     names = ["background", *(f"part {label}" for label in short)]
     texts = describe_short(split, names)
