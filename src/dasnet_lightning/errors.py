@@ -1,5 +1,14 @@
 """Exceptions of the library. A message says what was given, what was expected and what to do."""
 
+import re
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """Escape line breaks and other control characters of names from files, for messages and tables."""
+    return CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], text)
+
 
 class DasnetError(Exception):
     """Base class of all errors that a user can cause and fix."""

@@ -2,7 +2,8 @@
 
 Axes: b images, n objects, r regions, H W input pixels, h w feature cells, H0 W0 pixels of the original image.
 
-Boxes are xyxy in absolute pixels of the network input. Labels are 1..num_classes-1; 0 is background and 255 is ignored.
+Boxes are xyxy in absolute pixels of the network input. Labels are 1..num_classes-1 and 0 is background. Class maps
+have -1 where the class is unknown, because 255 can be a class.
 Images are RGB float in 0..1 and not normalized: normalization belongs to the detector.
 """
 
@@ -12,12 +13,13 @@ from multiprocessing.context import get_spawning_popen
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
 from torch import Tensor
 
 from dasnet_lightning.shared_memory import pack, unpack
 
-IGNORE_INDEX = 255
+IGNORE_INDEX = 255  # in labels of regions, which are 0, 1 or unknown
+VOID = -1  # in class maps
 
 Images = Float[Tensor, "b 3 H W"]
 Boxes = Float[Tensor, "n 4"]
@@ -45,13 +47,13 @@ class GroundTruth:
     """Ground truth of one image for evaluation, in the H0 x W0 pixels of the original image.
 
     Attributes:
-        semantic: class map, 0 for background and 255 for unknown pixels.
+        semantic: class map (int16 from our datasets), 0 for background and VOID for unknown pixels.
         masks: COCO's compressed run-length counts for each object of the target, in its order; None for an object
             without a mask.
         void: run-length counts of the pixels that no metric may read (VOC's 255), or None if the format has none.
     """
 
-    semantic: UInt8[Tensor, "H0 W0"]
+    semantic: Integer[Tensor, "H0 W0"]
     masks: tuple[bytes | None, ...]
     void: bytes | None = None
 

@@ -120,7 +120,7 @@ def test_fit_runs_over_two_processes(shapes, tmp_path):
 
 
 def test_strategies_of_one_stage_are_refused_with_a_hint(monkeypatch):
-    with pytest.raises(ConfigError, match="strategy 'ddp_fork': a run has several stages"):
+    with pytest.raises(ConfigError, match="strategy 'ddp_fork': a run starts the processes"):
         check_strategy(TrainerSettings(devices=2, strategy="ddp_fork"))
     monkeypatch.setattr("dasnet_lightning.training.launch._IS_INTERACTIVE", True)
     with pytest.raises(ConfigError, match=r"2 devices: a notebook .* `!dasnet train"):

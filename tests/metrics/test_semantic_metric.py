@@ -32,3 +32,12 @@ def test_a_class_only_in_the_prediction_harms_the_true_class_alone():
     metric = SemanticIoU(3)
     metric.update(torch.tensor([[1, 1, 2, 0]]), torch.tensor([[1, 1, 1, 0]]))
     assert float(metric.compute().nanmean()) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_class_255_is_a_class_among_300_and_void_is_apart():
+    metric = SemanticIoU(301)
+    target = torch.tensor([[255, 255, 256, 300, -1, -1]], dtype=torch.int16)
+    metric.update(torch.tensor([[255, 256, 256, 300, 255, 7]]), target)
+    by_class = metric.compute()
+    assert by_class[[255, 256, 300]].tolist() == pytest.approx([1 / 2, 1 / 2, 1])
+    assert int(metric.confusion.sum()) == 4

@@ -149,3 +149,15 @@ def test_the_foreground_of_position_sensitive_maps_is_the_best_of_all_boxes():
         inside = assemble(maps[region], box, 3).softmax(dim=0)[0]
         expected[region, y0:y1, x0:x1] = torch.maximum(expected[region, y0:y1, x0:x1], inside)
     assert torch.allclose(head.foreground(maps, regions, size), expected, atol=1e-6)
+
+
+def test_given_boxes_are_segmented_whole_whatever_the_options_say():
+    model, batch = everywhere(), make_batch(TARGETS[:1])
+    pyramid = model.detector.features(batch.images)
+    corners = [[4.0 * n, 4.0 * n, 4.0 * n + 4, 4.0 * n + 4] for n in range(8)]
+    boxes = [found(corners, list(range(1, 9)), [0.1] * 8)]
+    options = SemanticOptions(max_classes=5, score_threshold=0.5)
+    answer = segment_semantic(model, pyramid, boxes, [(32, 32)], options, given=True)[0]
+    assert answer.detections.labels.tolist() == list(range(1, 9))
+    assert set(answer.semantic.unique().tolist()) == set(range(9))
+    assert len(segment_semantic(model, pyramid, boxes, [(32, 32)], options)[0].masks) == 0

@@ -264,3 +264,15 @@ def test_a_box_of_several_classes_is_decoded_once_and_answers_are_those_of_each_
             (expected,) = segment_instances(model, one, [alone], [sizes[image]], options)
             assert torch.equal(answer.masks[k], expected.masks[0])
             assert answer.detections.scores[k] == pytest.approx(float(expected.detections.scores[0]), rel=1e-6)
+
+
+def test_given_boxes_are_segmented_whole_whatever_the_options_say():
+    model = build(random_maps(), visible=1.0)
+    pyramid = model.detector.features(make_batch([make_target([], [])]).images)
+    boxes = [found([FRACTIONAL[0], FRACTIONAL[1], FRACTIONAL[2]], labels=[3, 1, 2], scores=[0.1, 0.3, 0.2])]
+    options = replace(EVERYTHING, lowest_score=0.25, score_threshold=0.9, max_detections=1)
+    answer = segment_instances(model, pyramid, boxes, [(32, 32)], options, given=True)[0]
+    assert answer.detections.labels.tolist() == [3, 1, 2]
+    assert answer.masks.flatten(1).any(dim=1).tolist() == [True] * 3
+    assert answer.semantic.any()
+    assert len(segment_instances(model, pyramid, boxes, [(32, 32)], options)[0].masks) == 1

@@ -2,11 +2,13 @@ import inspect
 from dataclasses import asdict, replace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.functional.instance_targets import SamplingOptions
+from dasnet_lightning.inference.segmenter import Segmenter
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
@@ -14,6 +16,7 @@ from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.semantic import SemanticTask
+from dasnet_lightning.types import Detections
 from task_builders import BOXES, NAMES, TARGETS, TASKS, build_task, gradients, loader, quiet, trainer
 from toy import make_batch, make_target, make_truth
 
@@ -204,3 +207,43 @@ def test_the_papers_recipe_doubles_the_rate_of_biases_without_decay():
     assert (biases["lr"], biases["weight_decay"]) == (0.02, 0.0)
     trained = {id(p) for group in (weights, biases) for p in group["params"]}
     assert trained == {id(p) for p in task.model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_ground_truth_boxes_are_never_capped_in_validation(kind):
+    """Seven classes of true boxes in a picture are all segmented; detected boxes keep the caps of the options."""
+    task = build_task(kind)
+    options = {"max_classes": 1} if kind == "semantic" else {"max_detections": 1}
+    task.inference = replace(task.inference, score_threshold=0.0, **options)
+    corners = [[4.0 * n, 4.0 * n, 4.0 * n + 4, 4.0 * n + 4] for n in range(7)]
+    boxes = Detections(torch.tensor(corners), torch.tensor([1, 2, 1, 2, 1, 2, 1]), torch.ones(7))
+    pyramid = task.model.detector.features(torch.rand(1, 3, 32, 32))
+    assert len(task.answer(pyramid, [boxes], [(32, 32)], given=True)[0].masks) == 7
+    assert len(task.answer(pyramid, [boxes], [(32, 32)])[0].masks) < 7
+    seen = {}
+    answer = task.answer
+
+    def watch(pyramid, detections, sizes, given=False):
+        seen.setdefault(given, []).append(detections)
+        return answer(pyramid, detections, sizes, given)
+
+    task.answer = watch
+    quiet(task.eval()).validation_step(make_batch([TARGETS["all masks"]]), 0)
+    assert {given: len(calls) for given, calls in seen.items()} == {True: 1, False: 1}
+    assert seen[True][0][0].labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_segmenter_segments_all_given_boxes_and_knows_classes_by_their_names_only(kind):
+    task = build_task(kind)
+    options = SemanticOptions(max_classes=1) if kind == "semantic" else InstanceOptions(max_detections=1)
+    segmenter = Segmenter(task.model, ("background", "background", "void"), replace(options, score_threshold=0.9))
+    image = np.zeros((32, 32, 3), np.uint8)
+    boxes = [[4.0 * n, 4.0 * n, 4.0 * n + 4, 4.0 * n + 4] for n in range(6)]
+    found = segmenter.segment(image, boxes=boxes, labels=["background", "void", 1, 2, 1, 2])
+    assert found.labels.tolist() == [1, 2, 1, 2, 1, 2]
+    assert found.boxes.tolist() == boxes
+    segmenter.class_names = ("background", "a", "b")
+    for label in ("background", 0, 3, "3"):
+        with pytest.raises(ConfigError, match=f"no class {label!r}; known: a, b"):
+            segmenter.segment(image, boxes=boxes[:1], labels=[label])

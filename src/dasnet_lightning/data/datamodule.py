@@ -22,6 +22,7 @@ from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import (
     Split,
     check_same_split,
+    describe_short,
     make_split,
     mask_labels,
     parse_budget,
@@ -258,11 +259,8 @@ class MixedSupervisionDataModule(LightningDataModule):
         if self.split_file is not None:
             return _read_split_of(self.split_file, records)
         split = make_split(*mask_labels(records), parse_budget(self.mask_budget), self.split_seed, len(class_names))
-        for label, (wanted, available) in split.short.items():
-            _logger.warning(
-                "%s: class '%s' has %d images with masks, the budget '%s' asks for %d of each class",
-                *(self.data_root, class_names[label], available, split.budget, wanted),
-            )
+        for text in describe_short(split, class_names):
+            _logger.warning("%s: %s", self.data_root, text)
         return split
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int16, Int64
 from torch.utils.data import Dataset
 
 from dasnet_lightning.data.augmentation.objects import Augmented
@@ -21,7 +21,7 @@ from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sampler import Key, sample_seed
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.rle import encode_mask
-from dasnet_lightning.types import IGNORE_INDEX, GroundTruth, Target
+from dasnet_lightning.types import VOID, GroundTruth, Target
 
 BoolMap = Bool[np.ndarray, "H W"]
 
@@ -138,8 +138,8 @@ def paint_semantic(
     ignore: Sequence[bool],
     masks: Sequence[BoolMap | None],
     void: BoolMap | None = None,
-) -> UInt8[np.ndarray, "H W"]:
-    """Paint the objects of one image into a class map: 0 is background, 255 is unknown.
+) -> Int16[np.ndarray, "H W"]:
+    """Paint the objects of one image into a class map: 0 is background, VOID is unknown.
 
     Where masks overlap, the smaller object lies on top.
 
@@ -147,19 +147,19 @@ def paint_semantic(
         size: (height, width) of the map.
         boxes: xyxy in pixels of the map.
         labels: class of each object.
-        ignore: objects whose mask is painted as 255.
-        masks: mask of each object, or None if unknown. The box of such an object is 255 where no known mask covers it.
-        void: pixels that are 255 in any case.
+        ignore: objects whose mask is painted as VOID.
+        masks: mask of each object, or None if unknown. The box of such an object is VOID where no known mask covers it.
+        void: pixels that are VOID in any case.
     """
-    semantic = np.zeros(size, dtype=np.uint8)
+    semantic = np.zeros(size, dtype=np.int16)
     for box, mask in zip(boxes, masks, strict=True):
         if mask is None:
-            semantic[pixel_window(box, size)] = IGNORE_INDEX
+            semantic[pixel_window(box, size)] = VOID
     known = [(mask, label, skip) for mask, label, skip in zip(masks, labels, ignore, strict=True) if mask is not None]
     for mask, label, skip in sorted(known, key=lambda item: -int(np.count_nonzero(item[0]))):
-        semantic[mask] = IGNORE_INDEX if skip else label
+        semantic[mask] = VOID if skip else label
     if void is not None:
-        semantic[void] = IGNORE_INDEX
+        semantic[void] = VOID
     return semantic
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from dasnet_lightning.data.packed_masks import PackedMasks, unpack_masks, unpack_void
+from dasnet_lightning.errors import one_line
 
 
 class MaskState(StrEnum):
@@ -78,7 +79,7 @@ class Problem:
     action: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.record}: {self.message}"
+        return one_line(f"{self.file}: {self.record}: {self.message}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,6 +126,16 @@ def write_split(split: Split, path: Path) -> None:
     write_text(path, json.dumps({"format": FORMAT, "version": VERSION, **asdict(split)}, indent=1, ensure_ascii=False))
 
 
+def describe_short(split: Split, class_names: Sequence[str], limit: int = 20) -> list[str]:
+    """Return a sentence for each class with fewer images than the budget asks for, and a count of those beyond `limit`."""
+    texts = [
+        f"class '{class_names[label]}' has {available} images with masks, the budget '{split.budget}' asks for {wanted} "
+        "of each class"
+        for label, (wanted, available) in split.short.items()
+    ]
+    return texts[:limit] + ([f"and {len(texts) - limit} more such classes"] if len(texts) > limit else [])
+
+
 def read_split(path: Path) -> Split:
     """Read a split that `write_split` wrote. Raises DataError for every other file."""
     try:

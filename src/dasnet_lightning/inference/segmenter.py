@@ -27,8 +27,6 @@ from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, su
 from dasnet_lightning.tasks.config import NetworkConfig, restore_options
 from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
 
-UNLIMITED = 10**9
-
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
 InferenceOptions = SemanticOptions | InstanceOptions
 
@@ -135,10 +133,10 @@ class Segmenter:
         pyramid = self._features(resized.permute(2, 0, 1)[None].float() / 255)
         if boxes is None:
             detections = self.model.detector.detect(pyramid)[0]
-            prediction = self._predict(pyramid, detections, size, self.options.score_threshold)
+            prediction = self._predict(pyramid, detections, size)
             image_boxes = restore_boxes(prediction.detections.boxes, self.image_size, size)
         else:
-            prediction = self._predict(pyramid, self._to_detections(boxes, labels, size), size, None)
+            prediction = self._predict(pyramid, self._to_detections(boxes, labels, size), size, given=True)
             image_boxes = _to_boxes(boxes)
         scores = prediction.detections.scores.cpu()
         # the instance score changes the order of the detector; given boxes keep their order
@@ -160,17 +158,14 @@ class Segmenter:
         return self.feature_cache.features(self.model.detector, images)
 
     def _predict(
-        self, pyramid: Pyramid, detections: Detections, size: tuple[int, int], threshold: float | None
+        self, pyramid: Pyramid, detections: Detections, size: tuple[int, int], given: bool = False
     ) -> Prediction:
-        """Segment the detections whose score reaches the threshold; None segments all, without limits."""
-        options, min_score = self.options, 0.0 if threshold is None else threshold
+        """Segment the detections whose score reaches the threshold, or all of them if they are given boxes."""
+        options = self.options
         if isinstance(options, InstanceOptions):
-            limit = UNLIMITED if threshold is None else options.max_detections
-            options = replace(options, score_threshold=min_score, lowest_score=min_score, max_detections=limit)
-            return segment_instances(self.model, pyramid, [detections], [size], options)[0]
-        limit = UNLIMITED if threshold is None else options.max_classes
-        options = replace(options, score_threshold=min_score, max_classes=limit)
-        return segment_semantic(self.model, pyramid, [detections], [size], options)[0]
+            options = replace(options, lowest_score=options.score_threshold)
+            return segment_instances(self.model, pyramid, [detections], [size], options, given)[0]
+        return segment_semantic(self.model, pyramid, [detections], [size], options, given)[0]
 
     def _to_detections(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:
         """Return given boxes as detections of score 1 in input pixels; `size` is the (H, W) of the image."""
@@ -187,9 +182,10 @@ class Segmenter:
         return Detections(input_boxes, indices, torch.ones_like(input_boxes[:, 0]))
 
     def _to_index(self, label: int | str) -> int:
-        index = self.class_names.index(label) if label in self.class_names else label
+        names = self.class_names[1:]  # the background cannot be segmented
+        index = 1 + names.index(label) if label in names else label
         if isinstance(index, str) or not 0 < int(index) < len(self.class_names):
-            raise ConfigError(f"no class {label!r}; known: {', '.join(self.class_names[1:])}")
+            raise ConfigError(f"no class {label!r}; known: {', '.join(names)}")
         return int(index)
 
 

@@ -1,4 +1,4 @@
-"""PASCAL VOC's mean intersection over union from one confusion matrix over the whole set; 255 is void.
+"""PASCAL VOC's mean intersection over union from one confusion matrix over the whole set, without void pixels.
 
 The mean covers the background and the classes that occur in the ground truth, on the whole of VOC all 21.
 """
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from dasnet_lightning.types import IGNORE_INDEX
+VOC_VOID = 255
 
 
 class SemanticIoU(Metric):
@@ -31,8 +31,15 @@ class SemanticIoU(Metric):
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add an image: prediction Int64 [H W] and target UInt8 or Int64 [H W], 255 for void."""
-        counted = target != IGNORE_INDEX
+        """Add an image.
+
+        Args:
+            prediction: class map [H, W].
+            target: class map [H, W] of any integer type. Void is negative; so is 255 if it cannot be a class.
+        """
+        counted = target >= 0
+        if self.num_classes <= VOC_VOID:
+            counted &= target != VOC_VOID
         index = target[counted].long() * self.num_classes + prediction[counted].long()
         counts = torch.bincount(index, minlength=self.num_classes**2).reshape(self.confusion.shape)
         self.confusion = self.confusion + counts  # not in place: the state can be an inference tensor

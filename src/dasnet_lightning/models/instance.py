@@ -1,7 +1,7 @@
 """Instance inference (paper section 5): a mask for each detected box, and a class map made of the masks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -84,6 +84,7 @@ def segment_instances(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: InstanceOptions,
+    given: bool = False,
 ) -> tuple[Prediction, ...]:
     """Predict one mask for each detection.
 
@@ -93,8 +94,13 @@ def segment_instances(
         detections: the detections of each image, boxes in input pixels.
         sizes: (height, width) of each image's masks.
         options: options of inference.
+        given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
     """
-    selected = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
+    selected = list(detections)
+    if given:
+        options = replace(options, score_threshold=0.0)
+    else:
+        selected = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
     by_instance = options.grouping == "instance"
     # A decode of a single box does not depend on its class, so a box that was detected as several classes is decoded once.
     decoded = [_distinct_boxes(item) if by_instance else (item, list(range(len(item.labels)))) for item in selected]

@@ -61,6 +61,7 @@ def segment_semantic(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: SemanticOptions,
+    given: bool = False,
 ) -> tuple[Prediction, ...]:
     """Predict the class map of each image.
 
@@ -73,8 +74,11 @@ def segment_semantic(
         detections: the detections of each image, boxes in input pixels.
         sizes: (height, width) of each image's class map.
         options: options of inference.
+        given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
     """
-    selected = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
+    selected = list(detections)
+    if not given:
+        selected = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
     regions = regions_by_class(selected)
     windows = _read_windows(regions, pyramid.size, sizes, options.box_margin)
     foreground = decode_foreground(model, pyramid, regions, windows, options.regions_at_once)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
+from dasnet_lightning.errors import one_line
+
 Value = str | int | float | None
 Point = tuple[float, float]
 
@@ -103,7 +105,7 @@ def format_value(value: Value) -> str:
 
 def format_text_table(table: Table) -> str:
     """Format a table for the terminal in aligned columns, numbers on the right."""
-    cells = [[format_value(value) for value in row] for row in table.rows]
+    cells = [[one_line(format_value(value)) for value in row] for row in table.rows]
     widths = [max(len(row[column]) for row in [list(table.header), *cells]) for column in range(len(table.header))]
     is_number = number_columns(table)
 

@@ -84,7 +84,7 @@ class InstanceTask(SegmentationTask):
         return {name: mean_over_passes([item[name] for item in losses]) for name in losses[0]}, len(regions)
 
     def answer(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
         """Predict one mask for each detection, see `SegmentationTask.answer`."""
-        return segment_instances(self.model, pyramid, detections, sizes, self.inference)
+        return segment_instances(self.model, pyramid, detections, sizes, self.inference, given)

@@ -132,7 +132,7 @@ class SegmentationTask(L.LightningModule, ABC):
 
     @abstractmethod
     def answer(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
         """Predict masks and class map of each image.
 
@@ -140,6 +140,7 @@ class SegmentationTask(L.LightningModule, ABC):
             pyramid: features of the images.
             detections: boxes of each image, in input pixels.
             sizes: the (H, W) of each image, at which it is answered.
+            given: the boxes are given: all of them count.
         """
 
     def setup(self, stage: str) -> None:
@@ -209,7 +210,7 @@ class SegmentationTask(L.LightningModule, ABC):
         true_maps = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
         for source, boxes in zip(BOX_SOURCES, (annotated, self.model.detector.detect(pyramid)), strict=True):
-            predictions = self.answer(pyramid, boxes, sizes)
+            predictions = self.answer(pyramid, boxes, sizes, given=boxes is annotated)
             self.mask_ap[source].update(batch.image_ids, predictions, batch.targets, pyramid.size)
             for prediction, true_map in zip(predictions, true_maps, strict=True):
                 self._iou(source).update(prediction.semantic, true_map)

@@ -71,7 +71,7 @@ class SemanticTask(SegmentationTask):
         return {"mask": mean_over_passes([semantic_loss(logits, labels) for logits in logits_by_pass])}, len(regions)
 
     def answer(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
         """Predict with one region for each class, see `SegmentationTask.answer`."""
-        return segment_semantic(self.model, pyramid, detections, sizes, self.inference)
+        return segment_semantic(self.model, pyramid, detections, sizes, self.inference, given)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_builders import SIZE, annotation, coco_content, make_coco, square_polygon
+from data_builders import SIZE, annotation, coco_content, make_coco, square_polygon, write_picture
 from pycocotools import mask as coco_mask
 
 from dasnet_lightning.data.records import MaskState
@@ -153,10 +153,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("table", "row", "words"),
     [
         ("images", {"id": 3, "height": 5, "width": 5}, r"images\[2\]: has no 'file_name'"),
-        ("images", {"id": 3, "file_name": "x.jpg"}, "has no 'height', 'width'"),
-        ("images", {"id": 3, "file_name": "x.jpg", "height": 0, "width": 5}, "wrong type"),
-        ("images", {"id": True, "file_name": "x.jpg", "height": 5, "width": 5}, "wrong type"),
-        ("images", {"id": 3, "file_name": "x.jpg", "height": 2**80, "width": 5}, "wrong type or out of range"),
+        ("images", {"id": 3, "file_name": "x.jpg"}, "1 of 3 images are missing"),
+        ("images", {"id": 3, "file_name": "x.jpg", "height": -5, "width": 5}, "'height' is -5, expected a number of"),
+        ("images", {"id": 3, "file_name": "x.jpg", "height": 5, "width": "wide"}, "'width' is 'wide', expected"),
+        ("images", {"id": 3, "file_name": "x.jpg", "height": 5.5, "width": 5}, "'height' is 5.5, expected"),
+        ("images", {"id": True, "file_name": "x.jpg", "height": 5, "width": 5}, "'id' is True, expected an id"),
+        ("images", {"id": 3, "file_name": 7, "height": 5, "width": 5}, "'file_name' is 7, expected text"),
+        (
+            "images",
+            {"id": 3, "file_name": "x.jpg", "height": 2**80, "width": 5},
+            "'height' is 1208925819614629174706176",
+        ),
         ("images", {"id": "1", "file_name": "x.jpg", "height": 5, "width": 5}, "image id '1': occurs 2 times"),
         ("images", {"id": 1, "file_name": "x.jpg", "height": 5, "width": 5}, "image id '1': occurs 2 times"),
         ("images", {"id": 3, "file_name": "a1.jpg", "height": 5, "width": 5}, "image file 'a1.jpg': occurs 2 times"),
@@ -166,10 +173,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("annotations", annotation(1), "annotation id '1': occurs 2 times"),
         ("annotations", annotation(5, image=99), "annotation 5: refers to the unknown image 99"),
         ("annotations", annotation(5, category=99), "annotation 5: refers to the unknown category 99"),
-        ("annotations", annotation(5, image=[]), "wrong type"),  # type: ignore[arg-type]
+        ("annotations", annotation(5, image=[]), "'image_id' is .., expected an id"),  # type: ignore[arg-type]
+        ("annotations", annotation(5, iscrowd="maybe"), r"annotations\[1\]: 'iscrowd' is 'maybe', expected 0 or 1"),
+        ("annotations", annotation(5, iscrowd=2), "'iscrowd' is 2, expected 0 or 1"),
+        ("annotations", annotation(5, iscrowd=[0, 1]), "'iscrowd' is .0, 1., expected 0 or 1"),
         ("categories", {"id": 2, "name": "ant"}, "category id '2': occurs"),
         ("categories", {"id": 3, "name": "cat"}, "category name 'cat': occurs"),
+        ("categories", {"id": "2", "name": "ant"}, "category id '2': occurs"),
         ("categories", {"id": 3}, "has no 'name'"),
+        ("categories", {"id": 3, "name": " "}, "'name' is ' ', expected text"),
     ],
 )
 def test_records_at_fault_are_listed(tmp_path: Path, table: str, row: Any, words: str) -> None:
@@ -177,12 +189,19 @@ def test_records_at_fault_are_listed(tmp_path: Path, table: str, row: Any, words
     refuse(tmp_path, {**content, table: [*content[table], row]}, words)
 
 
-@pytest.mark.parametrize("name", ["/etc/hosts", "../a1.jpg", "C:\\a1.jpg"])
+@pytest.mark.parametrize(
+    "name", ["/etc/hosts", "../secret.jpg", "C:\\secret.jpg", "%2e%2e/secret.jpg", "..%5csecret.jpg"]
+)
 @pytest.mark.parametrize("allow_missing", [False, True])
 def test_paths_out_of_the_image_root_are_refused(tmp_path: Path, name: str, allow_missing: bool) -> None:
     content = coco_content([])
     content["images"][0]["file_name"] = name
-    refuse(tmp_path, content, "file names are refused", allow_missing=allow_missing)
+    write_picture(tmp_path / "secret.jpg")
+    if "%" not in name:
+        refuse(tmp_path, content, "file names are refused", allow_missing=allow_missing)
+    else:
+        source = open_coco(tmp_path, content, allow_missing=allow_missing)
+        assert all(record.path.resolve().is_relative_to(tmp_path / "train") for record in source.records)
 
 
 def test_all_missing_images_are_listed_at_once_or_left_out(tmp_path: Path) -> None:
@@ -209,7 +228,10 @@ def test_all_missing_images_are_listed_at_once_or_left_out(tmp_path: Path) -> No
         ([1, float("inf"), 5, 5], "not finite"),
         ([100, 10, 5, 5], "outside the image"),
         ([1, 2, 3], "not a list of four numbers"),
-        ([1, 2, 3, "4"], "not a list of four numbers"),
+        ([1, 2, 3, "4x"], "not a list of four numbers"),
+        ([1, 2, 3, 4, 30.0], "not a list of four numbers, five may be a rotated box"),
+        ({"x": 1, "y": 2}, "not a list of four numbers"),
+        ([], "no mask shows its extent"),
         (None, "not a list of four numbers"),
     ],
 )

@@ -8,7 +8,6 @@ from data_builders import write_picture
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import (
     RecordsError,
-    box_hint,
     check_box,
     check_class_names,
     check_fix,
@@ -57,15 +56,6 @@ def test_rounding_noise_is_clipped_but_not_listed() -> None:
 
 def test_a_box_inside_is_left_alone() -> None:
     assert check_box((0, 0, 40, 30), SIZE).box == (0, 0, 40, 30)
-
-
-def test_conventions_are_recognized_from_all_boxes() -> None:
-    assert "normalized" in box_hint([((0.1, 0.2, 0.5, 0.5), SIZE)] * 2)
-    corners = [((10, 10, 35, 25), SIZE), ((3, 4, 10, 10), SIZE), ((20, 15, 39, 29), SIZE)]
-    assert "[x0, y0, x1, y1]" in box_hint(corners)
-    assert box_hint([((5, 5, 10, 10), SIZE), ((20, 10, 10, 10), SIZE), ((0, 0, 40, 30), SIZE)]) == ""
-    assert box_hint([]) == ""
-    assert box_hint([((NAN, 0, 1, 1), SIZE)]) == ""
 
 
 @pytest.mark.parametrize(

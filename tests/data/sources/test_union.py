@@ -25,6 +25,7 @@ from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.sources.union import box_iou
 from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.errors import DataError
+from dasnet_lightning.types import VOID
 
 CAT = VocObject("cat", (6, 6, 15, 15))  # the edges 5, 5, 15, 15
 DOG = VocObject("dog", (21, 11, 35, 25))
@@ -326,7 +327,7 @@ def test_a_data_module_trains_on_a_union(tmp_path: Path) -> None:
     assert {sample.image_id for sample in samples if sample.target.has_mask.any()} == set(data.mask_ids)
     (value,) = [data.val_set()[(0, index)] for index in range(len(data.val_set()))]
     assert value.target.truth is not None
-    assert set(np.unique(value.target.truth.semantic)) == {0, VOC_CLASSES.index("cat"), 255}
+    assert set(np.unique(value.target.truth.semantic)) == {0, VOC_CLASSES.index("cat"), VOID}
     assert data.category_ids == ()
 
 

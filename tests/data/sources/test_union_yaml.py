@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dasnet_lightning.data.sources.union_yaml import read_union
-from dasnet_lightning.data.sources.voc_xml import LISTS
+from dasnet_lightning.data.sources.voc_lists import LISTS
 from dasnet_lightning.data.splits import NAMED_BUDGETS
 from dasnet_lightning.errors import DataError
 

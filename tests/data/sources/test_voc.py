@@ -235,12 +235,6 @@ def test_boxes_partly_outside_are_clipped_and_listed(tmp_path: Path) -> None:
     assert [problem.action for problem in source.problems] == ["clipped"]
 
 
-def test_normalized_boxes_are_recognized(tmp_path: Path) -> None:
-    make_voc(tmp_path, {"a": [VocObject("cat", (0.1, 0.2, 0.5, 0.6))] * 3})
-    with pytest.raises(DataError, match="seem to be normalized"):
-        VOCSource(tmp_path, "train", fix="drop")
-
-
 def test_the_size_comes_from_the_image_where_the_file_does_not_say_it(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": [CAT]})
     (tmp_path / "Annotations" / "a.xml").write_text(xml_text([CAT], size=None))

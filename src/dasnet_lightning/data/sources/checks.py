@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, get_args
+from urllib.parse import unquote
 
 from dasnet_lightning.data.images import read_image as read_image
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.errors import ConfigError, DataError
+from dasnet_lightning.errors import CONTROL_CHARACTERS, ConfigError, DataError
 
 Fix = Literal["error", "drop"]
 ObjectNoun = Literal["annotation", "object"]  # what COCO and VOC call an annotated object
 Box = tuple[float, float, float, float]
 
+BACKGROUND = "background"  # name of label 0
+TOTAL = "all"  # row of the totals in tables and JSON files
 MAX_LISTED = 20  # records or names in one message
 MAX_SIDE = 65_535  # pixels, JPEG's limit; a mask of an invented size would fill the memory
 ROUNDING = 0.01  # pixels; a smaller overhang comes from writing numbers as text
@@ -101,30 +104,6 @@ def check_box(box: Box, size: tuple[int, int], shown: object = None) -> CheckedB
     return CheckedBox(clipped)
 
 
-def box_hint(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> str:
-    """Detect a different box convention from all boxes of a file; return "" if there is none.
-
-    A single wrong box is a slip. If all boxes are wrong in the same way, the file has another convention, which clipping
-    would hide.
-
-    Args:
-        boxes: boxes as (x, y, width, height), each with the (height, width) of its image.
-    """
-    finite = [(box, size) for box, size in boxes if all(map(math.isfinite, box))]
-    if not finite:
-        return ""
-    if all(max(box) <= 1 and min(size) > 8 for box, size in finite):
-        return "all boxes lie within 0..1 and seem to be normalized, expected absolute pixels"
-    width_exceeds_x = all(box[2] > box[0] and box[3] > box[1] for box, _ in finite)
-    beyond = sum(box[0] + box[2] > size[1] + 1 or box[1] + box[3] > size[0] + 1 for box, size in finite)
-    if len(finite) >= 3 and width_exceeds_x and beyond >= 0.3 * len(finite):
-        return (
-            f"{beyond} of {len(finite)} boxes extend beyond their images and every width exceeds its x, so they seem to "
-            "be [x0, y0, x1, y1], expected [x, y, width, height]"
-        )
-    return ""
-
-
 def unsafe_path(name: str) -> str:
     """Return why a file name from an annotation file must not be followed; "" if it is safe."""
     if not name:
@@ -139,7 +118,7 @@ def unsafe_path(name: str) -> str:
 
 
 def locate_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Find files by their names relative to a folder.
+    """Find files by their names relative to a folder; a name may be percent-encoded, as in a URL.
 
     Every folder is listed once, which is much faster than a query per file. Links are followed only inside the folder.
 
@@ -160,6 +139,21 @@ def locate_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], d
         else:
             paths[name] = path
     return paths, faults
+
+
+def rename_class(name: str) -> str:
+    """Return the name of a class without line breaks and, if it equals a reserved name, with a suffix.
+
+    Names become keys of metrics, rows of tables and lines of messages.
+    """
+    name = CONTROL_CHARACTERS.sub(" ", name)
+    return f"{name} (class)" if name == TOTAL or name.strip().casefold() == BACKGROUND else name
+
+
+def describe_renamed(changes: Iterable[tuple[str, str]]) -> str:
+    """Describe renamed classes, given as (old, new), for a message; "" if there are none."""
+    names = [f"'{old}' as '{new}'" for old, new in changes if old != new]
+    return f"renamed, because the names are reserved or hold control characters: {join_names(names)}" if names else ""
 
 
 def check_class_names(file: Path, names: Sequence[str]) -> list[Problem]:
@@ -185,7 +179,16 @@ def group_by(items: Iterable[str], key: Callable[[str], str]) -> list[list[str]]
 
 
 def _find_file(folder: Path, name: str, listings: dict[Path, dict[str, bool]]) -> Path | None:
-    for spelling in dict.fromkeys((name, name.replace("\\", "/"))):  # Windows tools write backslashes
+    unquoted = unquote(name) if "%" in name else name
+    spellings = (
+        name,
+        name.replace("\\", "/"),
+        unquoted,
+        unquoted.replace("\\", "/"),
+    )  # Windows tools write backslashes
+    for spelling in dict.fromkeys(spellings):
+        if unsafe_path(spelling):
+            continue
         path = folder / spelling
         if path.name in _list_folder(path.parent, listings):
             return path

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
+from dasnet_lightning.data.sources.box_convention import XYWH, find_other_convention, written_boxes
 from dasnet_lightning.data.sources.checks import (
     Box,
     Fix,
-    RecordsError,
-    box_hint,
     check_class_names,
     check_fix,
     join_names,
-    locate_files,
-    unsafe_path,
 )
+from dasnet_lightning.data.sources.coco_images import ImageFiles, locate_images
 from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
+from dasnet_lightning.data.sources.coco_values import Conversions, is_missing_box, to_box, to_segmentation
 from dasnet_lightning.data.sources.masks import (
     CheckedShape,
     check_segmentation,
     collect_masks,
+    find_extent,
     is_rectangle,
     pack_shapes,
 )
@@ -32,6 +32,7 @@ from dasnet_lightning.errors import DataError
 
 BoxById = Mapping[str, Box | None]  # xyxy edges by annotation id; None if unreadable
 ShapeById = Mapping[str, CheckedShape]
+MAX_OUTLINES = 2000  # masks that are compared with their boxes to find the convention of the boxes
 MAX_RECTANGLES = 0.5  # a larger share of masks equal to their boxes means that boxes were exported as polygons
 
 
@@ -66,14 +67,16 @@ class COCOSource(Source):
         file = read_coco(self.annotation_file) if content is None else content
         self.class_names, labels = _map_categories(file, class_names)
         self.category_ids = {label: category_id for category_id, label in labels.items()}
-        paths, missing = _locate_images(file, self.root, allow_missing)
-        boxes = {str(row["id"]): _parse_box(row) for row in file.annotations}
-        _check_box_convention(file, boxes)
-        shapes = _check_shapes(file)
-        images = _build_raw_images(file, paths, labels, shapes, boxes)
+        files = locate_images(file, self.root, allow_missing)
+        conversions = Conversions()
+        shapes = _check_shapes(file, files, conversions)
+        boxes = _read_boxes(file, files, shapes, conversions)
+        images = _build_raw_images(file, files, labels, shapes, boxes)
         records, problems = read_images(images, self.class_names, "annotation", fix)
         self.records = tuple(records)
-        self.problems = (*_file_warnings(file, self.class_names, shapes, boxes), *missing, *problems)
+        warnings = _file_warnings(file, self.class_names, shapes, boxes)
+        notes = (*file.notes, *files.notes, *conversions.problems(file.path))
+        self.problems = (*notes, *warnings, *files.missing, *problems)
         self._shapes = {key: checked.shape for key, checked in shapes.items() if checked.shape is not None}
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
@@ -94,53 +97,71 @@ def _map_categories(file: CocoFile, class_names: Sequence[str] | None) -> tuple[
     return names, {row["id"]: label_of[row["name"]] for row in categories}
 
 
-def _locate_images(file: CocoFile, root: Path, allow_missing: bool) -> tuple[dict[str, Path], list[Problem]]:
-    paths, faults = locate_files(root, [image["file_name"] for image in file.images])
-    problems = [Problem(file.path, f"image '{name}'", reason, "refused") for name, reason in faults.items()]
-    unsafe = [problem for problem, name in zip(problems, faults, strict=True) if _is_unsafe(name, faults[name])]
-    if unsafe:
-        raise RecordsError(unsafe, f"{len(unsafe)} file names are refused; write paths inside {root}.")
-    if problems and not allow_missing:
-        advice = f"{len(problems)} of {len(file.images)} images are missing; restore them, or allow missing images."
-        raise RecordsError(problems, advice)
-    return paths, problems
+def _check_shapes(file: CocoFile, files: ImageFiles, conversions: Conversions) -> dict[str, CheckedShape]:
+    shapes = {}
+    for row in file.annotations:
+        value, description = to_segmentation(row.get("segmentation"))
+        if description:
+            conversions.count("segmentations", description)
+        shapes[str(row["id"])] = check_segmentation(value, files.sizes[row["image_id"]])
+    return shapes
 
 
-def _is_unsafe(name: str, reason: str) -> bool:
-    return bool(unsafe_path(name)) or "link" in reason
+def _read_boxes(
+    file: CocoFile, files: ImageFiles, shapes: ShapeById, conversions: Conversions
+) -> dict[str, Box | None]:
+    """Return the boxes as xyxy edges, or None if they cannot be read. A missing box is the extent of the mask.
+
+    Raises DataError if the boxes follow another convention than COCO's.
+    """
+    boxes: dict[str, Box | None] = {}
+    for row in file.annotations:
+        numbers, from_text = to_box(row.get("bbox"))
+        if from_text:
+            conversions.count("annotations", "boxes with numbers as text were read")
+        boxes[str(row["id"])] = None if numbers is None else _to_edges(numbers)
+    _check_box_convention(file, files, boxes, shapes)
+    for row in file.annotations:
+        shape = shapes[str(row["id"])].shape
+        if is_missing_box(row.get("bbox")) and shape is not None:
+            boxes[str(row["id"])] = find_extent(shape, files.sizes[row["image_id"]])
+            conversions.count("annotations", "annotations have no box and got the extent of their mask")
+    return boxes
 
 
-def _parse_box(row: Mapping[str, Any]) -> Box | None:
-    """Return the box of an annotation as xyxy edges, or None if it is not a list of four numbers."""
-    box = row.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-        return None
-    x, y, width, height = map(float, box)
+def _to_edges(numbers: Sequence[float]) -> Box:
+    x, y, width, height = map(float, numbers)
     return x, y, x + width, y + height
 
 
-def _check_box_convention(file: CocoFile, boxes: BoxById) -> None:
-    """Raise DataError if all boxes seem to be normalized or xyxy."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in file.images}
-    as_written = [
-        ((box[0], box[1], box[2] - box[0], box[3] - box[1]), sizes[row["image_id"]])
+def _check_box_convention(file: CocoFile, files: ImageFiles, boxes: BoxById, shapes: ShapeById) -> None:
+    """Raise DataError if most boxes follow another convention."""
+    rows = [
+        row
         for row in file.annotations
-        if (box := boxes[str(row["id"])]) is not None
+        if boxes[str(row["id"])] is not None
+        and not is_missing_box(row["bbox"])
+        and row["image_id"] in files.known_sizes
     ]
-    hint = box_hint(as_written)
+    step = -(-len(rows) // MAX_OUTLINES) or 1
+    outlines: list[Box | None] = [None] * len(rows)
+    for number, row in list(enumerate(rows))[::step]:
+        shape = shapes[str(row["id"])].shape
+        outlines[number] = None if shape is None or not shape.polygons else find_extent(shape, (0, 0))
+    edges = [box for row in rows if (box := boxes[str(row["id"])]) is not None]
+    written = written_boxes(
+        [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in edges],
+        [files.sizes[row["image_id"]] for row in rows],
+        outlines,
+        [row["area"] if type(row.get("area")) in (int, float) else None for row in rows],
+    )
+    hint = find_other_convention(written, XYWH)
     if hint:
         raise DataError(f"{file.path}: {hint}; convert the boxes")
 
 
-def _check_shapes(file: CocoFile) -> dict[str, CheckedShape]:
-    sizes = {image["id"]: (image["height"], image["width"]) for image in file.images}
-    return {
-        str(row["id"]): check_segmentation(row.get("segmentation"), sizes[row["image_id"]]) for row in file.annotations
-    }
-
-
 def _build_raw_images(
-    file: CocoFile, paths: Mapping[str, Path], labels: Mapping[int | str, int], shapes: ShapeById, boxes: BoxById
+    file: CocoFile, files: ImageFiles, labels: Mapping[int | str, int], shapes: ShapeById, boxes: BoxById
 ) -> list[RawImage]:
     objects: dict[int | str, list[RawObject]] = {image["id"]: [] for image in file.images}
     for row in file.annotations:
@@ -152,20 +173,28 @@ def _build_raw_images(
             shown=str(row.get("bbox")),
             mask=shapes[object_id].state,
             ignore=bool(row.get("iscrowd", 0)),
-            reason=shapes[object_id].reason,
+            reason=shapes[object_id].reason if boxes[object_id] is not None else _describe_unreadable_box(row),
         )
         objects[row["image_id"]].append(raw)
     return [
         RawImage(
             image_id=str(image["id"]),
             name=image["file_name"],
-            path=paths.get(image["file_name"]),
-            size=(image["height"], image["width"]),
+            path=files.paths.get(image["file_name"]),
+            size=files.sizes[image["id"]],
             file=file.path,
             objects=tuple(objects[image["id"]]),
         )
         for image in file.images
     ]
+
+
+def _describe_unreadable_box(row: Mapping[str, Any]) -> str:
+    box = row.get("bbox")
+    if is_missing_box(box):
+        return f"box {box} is missing or not a list of four numbers, and no mask shows its extent"
+    rotated = ", five may be a rotated box" if isinstance(box, list) and len(box) == 5 else ""
+    return f"box {box} is not a list of four numbers{rotated}"
 
 
 def _file_warnings(file: CocoFile, class_names: Sequence[str], shapes: ShapeById, boxes: BoxById) -> list[Problem]:

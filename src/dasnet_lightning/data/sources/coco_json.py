@@ -1,41 +1,84 @@
-"""Reading of COCO JSON files: the kind of file, the consistency of its records, and the folder of its images."""
+"""Reading of COCO JSON files: the kind of file and the consistency of its records."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.data.sources.checks import MAX_SIDE, RecordsError, locate_files
+from dasnet_lightning.data.sources.checks import RecordsError
+from dasnet_lightning.data.sources.coco_categories import clean_categories
+from dasnet_lightning.data.sources.coco_values import (
+    Conversions,
+    convert,
+    is_unknown_side,
+    to_flag,
+    to_id,
+    to_name,
+    to_side,
+)
 from dasnet_lightning.errors import DataError
 
 REQUIRED_KEYS = {
-    "images": ("id", "file_name", "height", "width"),
+    "images": ("id", "file_name"),
     "annotations": ("id", "image_id", "category_id"),
     "categories": ("id", "name"),
+}
+ID = "an id (a whole number or text)"
+FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
+    "id": (to_id, ID),
+    "image_id": (to_id, ID),
+    "category_id": (to_id, ID),
+    "name": (to_name, "text"),
+    "file_name": (lambda value: value if isinstance(value, str) else None, "text"),
+    "iscrowd": (to_flag, "0 or 1"),
+    "height": (to_side, "a number of pixels"),
+    "width": (to_side, "a number of pixels"),
+}
+WRITTEN_AS = {float: "floats", int: "numbers", bool: "true or false", list: "lists"}
+OPTIONAL_KEYS: Mapping[str, tuple[str, ...]] = {
+    "images": ("height", "width"),
+    "annotations": ("iscrowd",),
+    "categories": (),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """The three tables of an instances file; ids are unique, and every reference is valid."""
+    """The three tables of an instances file; ids are unique, and every reference is valid.
+
+    Attributes:
+        path: the file.
+        images: rows with id and file_name; height and width may be missing.
+        annotations: rows with id, image_id and category_id; iscrowd is 0 or 1 if it is there.
+        categories: rows with id and name.
+        notes: warnings that count the values and categories that were converted.
+    """
 
     path: Path
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+    notes: tuple[Problem, ...] = ()
 
 
 def read_coco(path: Path) -> CocoFile:
     """Read an instances file. Raises DataError that names another kind of file, or lists the invalid records."""
     content = read_json(path)
     _check_file_kind(path, content)
-    file = CocoFile(path, *(content[table] for table in REQUIRED_KEYS))
-    faults = [fault for table in REQUIRED_KEYS for fault in _check_rows(path, table, content[table])]
+    conversions = Conversions()
+    tables, faults = {}, []
+    for table in REQUIRED_KEYS:
+        tables[table], table_faults = _read_rows(path, table, content[table], conversions)
+        faults += table_faults
     if faults:
         raise RecordsError(faults, f"{len(faults)} records are incomplete; export the file again or correct them.")
+    annotations = _match_references(tables["annotations"], tables["images"], "image_id", conversions)
+    annotations = _match_references(annotations, tables["categories"], "category_id", conversions)
+    categories, notes = clean_categories(path, tables["categories"], annotations)
+    file = CocoFile(path, tables["images"], annotations, categories, notes=(*notes, *conversions.problems(path)))
     faults = [*_find_duplicates(file), *_find_dangling_references(file)]
     if faults:
         raise RecordsError(faults, f"{len(faults)} records contradict each other; correct the file.")
@@ -59,20 +102,6 @@ def is_instances(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(table), list) for table in REQUIRED_KEYS)
 
 
-def choose_image_root(file: CocoFile, candidates: Iterable[Path]) -> Path:
-    """Return the first folder that contains one of the file's first 50 images. Raises DataError with the folders tried."""
-    folders = list(dict.fromkeys(candidates))
-    names = [str(image["file_name"]) for image in file.images[:50]]
-    for folder in folders:
-        if locate_files(folder, names)[0]:
-            return folder
-    tried = ", ".join(str(folder) for folder in folders)
-    raise DataError(
-        f"{file.path}: none of its images was found (the first is '{names[0]}'), searched {tried}; "
-        "put the images into one of these folders"
-    )
-
-
 def _check_file_kind(path: Path, content: Any) -> None:
     expected = "expected a COCO instances file with 'images', 'annotations' and 'categories'"
     if isinstance(content, list):
@@ -93,30 +122,65 @@ def _check_file_kind(path: Path, content: Any) -> None:
             raise DataError(f"{path}: the list '{table}' is empty, {expected}")
 
 
-def _check_rows(path: Path, table: str, rows: Sequence[Any]) -> list[Problem]:
-    faults = []
+def _read_rows(
+    path: Path, table: str, rows: Sequence[Any], conversions: Conversions
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Return the rows of a table with converted values, and a problem for each row that cannot be used."""
+    required = REQUIRED_KEYS[table]
+    if table == "annotations" and rows and all(isinstance(row, dict) and row.get("id") is None for row in rows):
+        rows = [{**row, "id": number} for number, row in enumerate(rows, start=1)]
+        conversions.counts[table, "annotations without ids were numbered in the order of the file"] += len(rows)
+    converted, faults = [], []
     for number, row in enumerate(rows):
         name = f"{table}[{number}]"
         if not isinstance(row, dict):
             faults.append(Problem(path, name, "is not a JSON object", "refused"))
             continue
-        lacking = [key for key in REQUIRED_KEYS[table] if row.get(key) is None]
+        lacking = [key for key in required if row.get(key) is None]
         if lacking:
             faults.append(Problem(path, name, f"has no {', '.join(map(repr, lacking))}", "refused"))
-        elif not _has_valid_types(row):
-            faults.append(Problem(path, name, "has an id, size or name of the wrong type or out of range", "refused"))
-    return faults
+            continue
+        new_row, messages = _read_row(table, row, conversions)
+        faults += [Problem(path, name, message, "refused") for message in messages]
+        converted.append(new_row)
+    return converted, faults
 
 
-def _has_valid_types(row: dict[str, Any]) -> bool:
-    ids = [row[key] for key in ("id", "image_id", "category_id") if key in row]
-    sides = [row[key] for key in ("height", "width") if key in row and "file_name" in row]
-    texts = [row[key] for key in ("file_name", "name") if key in row]
-    return (
-        all(type(item) in (int, str) for item in ids)
-        and all(type(side) is int and 0 < side <= MAX_SIDE for side in sides)
-        and all(isinstance(text, str) for text in texts)
-    )
+def _read_row(table: str, row: dict[str, Any], conversions: Conversions) -> tuple[dict[str, Any], list[str]]:
+    """Return a row with converted values, and a message for each value that cannot be used."""
+    changes: dict[str, Any] = {}
+    messages = []
+    for key in (*REQUIRED_KEYS[table], *(key for key in OPTIONAL_KEYS[table] if key in row)):
+        if key in ("height", "width") and is_unknown_side(row[key]):
+            changes[key] = None
+            continue
+        function, expected = FIELDS[key]
+        value, message = convert(row, key, function, expected)
+        if message:
+            messages.append(message)
+        elif type(value) is not type(row[key]) or value != row[key]:
+            changes[key] = value
+            if row[key] is not None:
+                written = WRITTEN_AS.get(type(row[key]), "text")
+                conversions.count(table, f"values of '{key}' are written as {written} and were read as {expected}")
+    return ({**row, **changes} if changes else row), messages
+
+
+def _match_references(
+    annotations: list[dict[str, Any]], rows: Sequence[Mapping[str, Any]], key: str, conversions: Conversions
+) -> list[dict[str, Any]]:
+    """Return the annotations with references that differ from an id only by being text or a number corrected."""
+    known = {row["id"] for row in rows}
+    if all(row[key] in known for row in annotations):
+        return annotations
+    by_text = {str(row["id"]): row["id"] for row in rows}
+    matched = []
+    for row in annotations:
+        if row[key] not in known and str(row[key]) in by_text:
+            row = {**row, key: by_text[str(row[key])]}
+            conversions.count("annotations", f"values of '{key}' differ from the ids by being text or number, matched")
+        matched.append(row)
+    return matched
 
 
 def _find_duplicates(file: CocoFile) -> list[Problem]:
@@ -124,7 +188,7 @@ def _find_duplicates(file: CocoFile) -> list[Problem]:
         ("image id", [str(image["id"]) for image in file.images]),
         ("image file", [image["file_name"] for image in file.images]),
         ("annotation id", [str(row["id"]) for row in file.annotations]),
-        ("category id", [row["id"] for row in file.categories]),
+        ("category id", [str(row["id"]) for row in file.categories]),
         ("category name", [row["name"] for row in file.categories]),
     )
     return [

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 
-from dasnet_lightning.data.packed_masks import PackedMasks, empty_masks
+from dasnet_lightning.data.packed_masks import PackedMasks, empty_masks, unpack_masks
 from dasnet_lightning.data.records import Masks, MaskState
 
 MAX_REACH = 4  # image sizes that polygons may extend beyond the origin, on either side
@@ -78,6 +78,24 @@ def is_rectangle(shape: MaskShape | None, box: tuple[float, float, float, float]
     near_y = np.abs(points[:, 1:] - np.array(box[1::2])).min(axis=1) <= 1
     extent = points.max(axis=0) - points.min(axis=0)
     return bool((near_x & near_y).all() and (np.abs(extent - (box[2] - box[0], box[3] - box[1])) <= 2).all())
+
+
+def find_extent(shape: MaskShape, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """Return the xyxy extent of a shape; None if it is empty. Polygons are not rasterized.
+
+    Args:
+        shape: a validated shape.
+        size: (height, width) of the image, only used for run lengths.
+    """
+    if shape.polygons:
+        points = np.concatenate(shape.polygons).reshape(-1, 2)
+        (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+        return x0, y0, x1, y1
+    mask = unpack_masks(pack_shapes([shape], size))[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def collect_masks(
@@ -181,7 +199,8 @@ def _check_run_lengths(value: Any, size: tuple[int, int]) -> MaskShape:
     if not isinstance(value, dict) or "counts" not in value or "size" not in value:
         raise ValueError("the segmentation is neither polygons nor run lengths with 'counts' and 'size'")
     if list(value["size"]) != list(size):
-        raise ValueError(f"the run lengths are for size {value['size']}, the image has {list(size)}")
+        swapped = ", are height and width swapped?" if list(value["size"]) == list(size)[::-1] else ""
+        raise ValueError(f"the run lengths are for size {value['size']}, the image has {list(size)}{swapped}")
     counts = value["counts"]
     runs = parse_counts(counts) if isinstance(counts, str | bytes) else _parse_plain_counts(counts)
     if (runs < 0).any():

@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
-from dasnet_lightning.data.sources.checks import Fix, join_names
+from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, parse_object
 from dasnet_lightning.data.sources.coco import COCOSource
-from dasnet_lightning.data.sources.coco_json import CocoFile, choose_image_root, read_coco
+from dasnet_lightning.data.sources.coco_images import choose_image_root
+from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, find_coco, image_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
 from dasnet_lightning.data.sources.union import open_union
 from dasnet_lightning.data.sources.union_yaml import SUFFIXES, read_union
 from dasnet_lightning.data.sources.voc import VOCSource
-from dasnet_lightning.data.sources.voc_xml import find_voc_root, find_voc_roots, list_splits
+from dasnet_lightning.data.sources.voc_lists import list_splits
+from dasnet_lightning.data.sources.voc_xml import find_voc_root, find_voc_roots
 from dasnet_lightning.errors import DataError
 
 VAL_SHARE = 0.2  # of a data set that has no validation split
@@ -84,7 +86,10 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     root = Path(path).expanduser()
     if not root.exists():
         raise DataError(f"{root}: does not exist, expected a folder with a VOC, SBD or COCO data set, or a file")
-    return _warn_about_overlap(_open_any(root, allow_missing, fix))
+    data = _open_any(root, allow_missing, fix)
+    for source in (data.train, data.val):
+        _require_images(source, root)
+    return _warn_about_overlap(data)
 
 
 def _open_any(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
@@ -165,6 +170,7 @@ def _with_same_classes(build_train: SourceBuilder, build_val: SourceBuilder) -> 
 
 def _split_by_hash(source: Source, data_format: str, root: Path, file: Path) -> DataSet:
     """Reserve a fifth of the images for validation, by the hash of their ids, so that added images move no other."""
+    _require_images(source, file)
     ranked = sorted(source.records, key=lambda record: _hash(record.image_id))
     count = round(VAL_SHARE * len(ranked))
     if count == 0 or count == len(ranked):
@@ -186,6 +192,17 @@ def _split_by_hash(source: Source, data_format: str, root: Path, file: Path) -> 
         root=root,
         problems=(Problem(file, "validation", message, "warning"),),
     )
+
+
+def _require_images(source: Source, file: Path) -> None:
+    """Raise an error that names the missing images if no image of a split is left."""
+    if source.records:
+        return
+    refused = [problem for problem in source.problems if problem.action == "refused"]
+    images = [problem for problem in refused if parse_object(problem.record) is None]
+    if not images:
+        raise DataError(f"{file}: a split has no image, add some or remove its list")
+    raise RecordsError(images, f"None of the {len(images)} images of a split can be used; restore the image files.")
 
 
 def _hash(image_id: str) -> tuple[bytes, str]:

@@ -26,7 +26,8 @@ from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.data.sources.checks import Box, Fix, RecordsError, check_fix, join_names, locate_files
 from dasnet_lightning.data.sources.masks import collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
-from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES, read_ids
+from dasnet_lightning.data.sources.voc_lists import read_ids
+from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.errors import DataError
 
 ROOT_CANDIDATES = (".", "dataset", "benchmark_RELEASE/dataset")  # as the archive unpacks

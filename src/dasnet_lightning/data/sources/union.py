@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem, Source
 from dasnet_lightning.data.sources.checks import Box, Fix, RecordsError, join_names
-from dasnet_lightning.data.sources.union_parts import Part, needs_voc_classes, open_parts
+from dasnet_lightning.data.sources.union_parts import Part, common_voc_classes, needs_voc_classes, open_parts
 from dasnet_lightning.data.sources.union_yaml import UnionSpec
 from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
 from dasnet_lightning.errors import DataError
@@ -102,7 +102,8 @@ def open_union(
         DataError: a part cannot be opened, or a split has another number of images than expected and `allow_missing` is
             not set.
     """
-    names = VOC_CLASSES if needs_voc_classes((*spec.train, *spec.val)) else None
+    specs = (*spec.train, *spec.val)
+    names = VOC_CLASSES if needs_voc_classes(specs) else common_voc_classes(specs)
     train_parts = open_parts(spec.train, names, allow_missing, fix)
     val_parts = open_parts(spec.val, train_parts[0].source.class_names, allow_missing, fix)
     val = UnionSource(val_parts, spec.file, spec.root) if val_parts else None

@@ -11,12 +11,20 @@ from pathlib import Path
 from dasnet_lightning.data.records import Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, join_names
 from dasnet_lightning.data.sources.coco import COCOSource
-from dasnet_lightning.data.sources.coco_json import CocoFile, choose_image_root, read_coco
+from dasnet_lightning.data.sources.coco_images import choose_image_root
+from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_layout import describe_folder, find_coco_split, image_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root
 from dasnet_lightning.data.sources.union_yaml import PartSpec
 from dasnet_lightning.data.sources.voc import VOCSource
-from dasnet_lightning.data.sources.voc_xml import LISTS, VOC_CLASSES, find_voc_roots
+from dasnet_lightning.data.sources.voc_lists import LISTS
+from dasnet_lightning.data.sources.voc_xml import (
+    VOC_CLASSES,
+    find_voc_root,
+    find_voc_roots,
+    is_voc_itself,
+    read_class_names,
+)
 from dasnet_lightning.errors import DataError
 
 # COCO's names of VOC's classes, where they differ
@@ -63,6 +71,18 @@ def open_parts(
 def needs_voc_classes(specs: Sequence[PartSpec]) -> bool:
     """Return whether one of the parts can only have VOC's 20 classes."""
     return any(spec.voc_classes or detect_format(spec) == "sbd" for spec in specs)
+
+
+def common_voc_classes(specs: Sequence[PartSpec]) -> tuple[str, ...] | None:
+    """Return the classes of several VOC folders that have only some of VOC's 20, in VOC's order; None for other parts."""
+    roots = dict.fromkeys(spec.root for spec in specs)
+    if len(roots) < 2 or any(detect_format(spec) != "voc" for spec in specs):
+        return None
+    names: set[str] = set()
+    for root in roots:
+        folder = find_voc_root(root)
+        names |= set(VOC_CLASSES) if is_voc_itself(folder) else set(read_class_names(folder))
+    return tuple(name for name in VOC_CLASSES if name in names) if names <= set(VOC_CLASSES) else None
 
 
 def detect_format(spec: PartSpec) -> str:
@@ -133,7 +153,9 @@ def choose_voc_classes(file: CocoFile, keep_empty: bool) -> tuple[CocoFile, Prob
         f"{empty} of {len(file.images)} images show none of VOC's classes and are "
         f"{'kept without objects' if keep_empty else 'left out'}"
     )
-    return CocoFile(file.path, images, annotations, categories), Problem(file.path, "categories", message, "warning")
+    return CocoFile(file.path, images, annotations, categories, file.notes), Problem(
+        file.path, "categories", message, "warning"
+    )
 
 
 def _open_voc_part(spec: PartSpec, class_names: Sequence[str] | None, allow_missing: bool, fix: Fix) -> Part:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from dasnet_lightning.data.sources.voc_xml import LISTS
+from dasnet_lightning.data.sources.voc_lists import LISTS
 from dasnet_lightning.errors import DataError
 
 SUFFIXES = (".yaml", ".yml")

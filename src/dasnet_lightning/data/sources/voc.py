@@ -13,10 +13,10 @@ from PIL import Image
 from dasnet_lightning.data.images import describe_file, image_size
 from dasnet_lightning.data.packed_masks import empty_masks, pack_index_map
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
+from dasnet_lightning.data.sources.box_convention import XYXY, find_other_convention, written_boxes
 from dasnet_lightning.data.sources.checks import (
     Fix,
     RecordsError,
-    box_hint,
     check_class_names,
     check_fix,
     join_names,
@@ -24,18 +24,19 @@ from dasnet_lightning.data.sources.checks import (
 )
 from dasnet_lightning.data.sources.masks import VOID_INDEX, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
+from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, read_split_list
 from dasnet_lightning.data.sources.voc_xml import (
-    LISTS,
     VOC_CLASSES,
     XmlImage,
     choose_classes,
     find_images,
     find_masks,
     find_voc_root,
-    read_split_list,
     read_xml,
 )
 from dasnet_lightning.errors import DataError
+
+TOO_MANY = f"an index map holds at most {VOID_INDEX - 1} objects"
 
 __all__ = ["VOC_CLASSES", "VOCSource", "find_voc_root"]
 
@@ -46,8 +47,8 @@ class VOCSource(Source):
     Args:
         root: the folder with Annotations, or one above it.
         split: name of a list file.
-        class_names: names by label, background first. None means VOC's 20 classes, or the sorted names of all XML files
-            if others occur.
+        class_names: names by label, background first. None means VOC's 20 classes if the XML files name PASCAL VOC as
+            their source, else the classes of a class file in the root and all that occur.
         allow_missing: leave out images without image or annotation file and report them as problems.
         fix: "drop" leaves out objects that cannot be used and reports them as problems.
         lists: folders of ImageSets to search for the list file, in this order.
@@ -79,12 +80,14 @@ class VOCSource(Source):
             for image_id in image_ids
             if _xml_file(self.root, image_id).is_file()
         }
-        self.class_names = choose_classes(self.root, class_names, list(xmls.values()))
+        self.class_names, notes = choose_classes(self.root, class_names, list(xmls.values()))
+        notes += [*check_lines(list_file, image_ids), *check_class_names(self.root, self.class_names[1:])]
+        notes += _warn_of_polygons(self.root, list(xmls.values()))
         images = _build_raw_images(self.root, xmls, paths, self.class_names)
         _check_box_convention(list_file, images)
         records, problems = read_images(images, self.class_names, "object", fix)
         self.records = tuple(records)
-        self.problems = (*check_class_names(self.root, self.class_names[1:]), *missing, *problems)
+        self.problems = (*notes, *missing, *problems)
         self._object_counts = {image.image_id: len(image.objects) for image in images}
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
@@ -97,7 +100,9 @@ class VOCSource(Source):
         # an object id ends in the object's number in the XML, which refused objects do not shift
         numbers = [int(record.objects[index].object_id.rsplit("/", 1)[1]) for index in indices]
         reason = check_indices(index_map, self._object_counts[record.image_id])
-        return collect_masks(pack_index_map(index_map, numbers, VOID_INDEX), boxes, [reason] * len(indices))
+        reasons = [reason or ("" if number < VOID_INDEX else TOO_MANY) for number in numbers]
+        shown = [number if number < VOID_INDEX else 0 for number in numbers]  # the void is not object 255
+        return collect_masks(pack_index_map(index_map, shown, VOID_INDEX), boxes, reasons)
 
 
 def _xml_file(root: Path, image_id: str) -> Path:
@@ -148,11 +153,23 @@ def _unknown_class(name: str, class_names: Sequence[str]) -> str:
     return f"class '{name}' is unknown, {hint}"
 
 
+def _warn_of_polygons(root: Path, images: Sequence[XmlImage]) -> list[Problem]:
+    count = sum(image.polygons for image in images)
+    text = f"{count:,} objects have a <polygon>, which is not read; masks come from SegmentationObject only"
+    return [Problem(root / "Annotations", "polygons", text, "warning")] if count else []
+
+
 def _check_box_convention(list_file: Path, images: Sequence[RawImage]) -> None:
-    """Raise DataError if all boxes are normalized."""
-    boxes = [(item.box, image.size) for image in images for item in image.objects if item.box is not None]
-    as_written = [((x0 + 1, y0 + 1, x1, y1), size) for (x0, y0, x1, y1), size in boxes]
-    hint = box_hint(as_written) if all(max(box) <= 1 for box, _ in as_written) else ""
+    """Raise DataError if most boxes follow another convention."""
+    boxes = [
+        (item.box, image.size)
+        for image in images
+        if image.path is not None
+        for item in image.objects
+        if item.box is not None
+    ]
+    as_written = [(x0 + 1, y0 + 1, x1, y1) for (x0, y0, x1, y1), _ in boxes]
+    hint = find_other_convention(written_boxes(as_written, [size for _, size in boxes]), XYXY)
     if hint:
         raise DataError(f"{list_file}: {hint}; correct the XML files")
 
