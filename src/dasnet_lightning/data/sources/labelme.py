@@ -20,6 +20,7 @@ from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, 
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 
 HEAD_BYTES = 4096
+MAX_PEEKS = 5  # files that are looked into for the format
 KEYS = (b'"shapes"', b'"imagePath"')
 IGNORED_TYPES = ("point", "line", "linestrip", "points")
 
@@ -30,7 +31,7 @@ def find_labelme(root: Path) -> ShapeData | None:
     Folders below `root` that are named like splits are splits.
     """
     files = [root] if root.is_file() else list_files(root, (".json",))
-    if not files or files[0].suffix.lower() != ".json" or not _is_labelme(files[0]):
+    if not any(_is_labelme(file) for file in files[:MAX_PEEKS] if file.suffix.lower() == ".json"):
         return None
     return read_labelme(root if root.is_dir() else root.parent, files)
 

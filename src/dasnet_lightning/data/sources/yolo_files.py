@@ -50,15 +50,24 @@ def find_yolo_config(root: Path) -> Path | None:
     for name in (*CONFIGS, DARKNET):
         if (root / name).is_file():
             return root / name
-    others = [path for path in sorted(root.glob("*.y*ml")) if is_yolo_config(_read_config(path))]
+    others = [path for path in sorted(root.glob("*.y*ml")) if _describes_splits(path)]
     if others:
         return others[0]
-    if not any((root / name / "labels").is_dir() for name in ("", "train")) and not (root / "obj_train_data").is_dir():
+    folders = [root / "labels", root / "train" / "labels", root / "obj_train_data"]
+    if not any(folder.is_dir() and any(folder.rglob("*.txt")) for folder in folders):
         return None
     named = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if named is None:
         raise DataError(f"{root}: a YOLO data set without class names, expected data.yaml or classes.txt in it")
     return named
+
+
+def _describes_splits(file: Path) -> bool:
+    try:
+        content = _read_config(file)
+    except DataError:  # not every YAML in the folder belongs to the data set
+        return False
+    return is_yolo_config(content) and "train" in content
 
 
 def is_yolo_config(content: Any) -> bool:
