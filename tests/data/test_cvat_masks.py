@@ -125,4 +125,5 @@ def test_label_maps_and_list_lines(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labelmap\.txt: line 1 is 'cat:1,2::', expected name:red,green,blue"):
         read_label_map(tmp_path / "labelmap.txt")
     assert parse_lines('a\n"my a"\na.jpg\r\n\nimg 1\nv1.5\n') == ["a", "my a", "a", "img 1", "v1.5"]
+    assert parse_lines("street 1\nstreet 0\n") == ["street 1", "street 0"]
     assert parse_lines('a.jpg  1\r\nb -1\n"c d" 0\n') == ["a", "b", "c d"]

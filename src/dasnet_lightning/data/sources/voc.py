@@ -16,6 +16,7 @@ from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, box_hint, check_class_names, check_fix, locate_files
 from dasnet_lightning.data.sources.masks import VOID, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
+from dasnet_lightning.data.sources.voc_masks import find_mask_files, to_index_map
 from dasnet_lightning.data.sources.voc_xml import (
     LISTS,
     VOC_CLASSES,
@@ -71,6 +72,7 @@ class VOCSource:
             *missing,
             *problems,
         )
+        self._mask_files = find_mask_files(self.root)
         self._counts = {image.image_id: len(image.objects) for image in images}
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
@@ -79,8 +81,7 @@ class VOCSource:
         An object whose mask cannot be used is not valid and says why. Void (255) pixels come along.
         """
         boxes = [record.objects[index].box for index in indices]
-        path = self.root / "SegmentationObject" / f"{record.image_id}.png"
-        picture, reason = _open_picture(path, record.size)
+        picture, reason = _open_picture(self._mask_files[record.image_id], record.size)
         if picture is None:
             return collect_masks(empty_planes(record.size, len(indices)), boxes, [reason] * len(indices))
         # an object id ends in the object's place in the XML, which refused objects do not shift
@@ -146,8 +147,6 @@ def _open_picture(path: Path, size: tuple[int, int]) -> tuple[np.ndarray | None,
         with Image.open(path) as picture:
             if (picture.height, picture.width) != size:
                 return None, f"{path.name} has {picture.width}x{picture.height} pixels, its image {size[1]}x{size[0]}"
-            if picture.mode not in ("P", "L"):
-                return None, f"{path.name} has mode {picture.mode}, expected a palette picture of object indices"
-            return np.asarray(picture), ""
+            return to_index_map(picture, path.name)
     except (OSError, SyntaxError, ValueError) as error:
         return None, f"{path.name} cannot be read, {describe_file(path)} ({error})"

@@ -8,12 +8,13 @@ from dasnet_lightning.errors import DataError
 
 QUOTED = re.compile(r'"(.*)"')
 FLAG = re.compile(r"\s+-?[01]$")  # whether the class of the list occurs in the image
+CLEAR_FLAG = re.compile(r"(\s\s|\t)[01]$|\s-1$|\"\s+1$")  # one that does not end a name such as `street 1`
 
 
 def parse_lines(text: str) -> list[str]:
     """Return the image ids of a list, without quotes, image suffixes, and the flags that end every line of some lists."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if all(FLAG.search(line) for line in lines):  # a single name may end in a number
+    if all(map(FLAG.search, lines)) and any(map(CLEAR_FLAG.search, lines)):
         lines = [FLAG.sub("", line) for line in lines]
     names = [QUOTED.sub(r"\1", line) for line in lines]
     return [name.removesuffix(_image_suffix(name)) for name in names]

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasnet_lightning.data.sources.checks import MAX_SIDE, Box
+from dasnet_lightning.data.sources.voc_lists import parse_lines
+from dasnet_lightning.data.sources.voc_masks import find_mask_files
 from dasnet_lightning.errors import DataError
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LISTS = ("Main", "Segmentation")
 
 
@@ -76,7 +78,7 @@ def read_split_list(root: Path, split: str, lists: Sequence[str] = LISTS) -> tup
 
 def read_ids(file: Path) -> tuple[str, ...]:
     """The image ids of a list file, one a line. Raises DataError where it is empty or repeats an id."""
-    ids = tuple(line.strip() for line in _read_text(file).splitlines() if line.strip())
+    ids = tuple(parse_lines(_read_text(file)))
     if not ids:
         raise DataError(f"{file}: the list is empty, expected one image id per line")
     twice = sorted({item for item in ids if ids.count(item) > 1}) if len(set(ids)) < len(ids) else []
@@ -108,20 +110,19 @@ def read_class_names(root: Path) -> tuple[str, ...]:
 
 def find_images(root: Path) -> dict[str, str]:
     """File name of each image id in JPEGImages."""
-    paths = sorted((root / "JPEGImages").iterdir(), key=lambda path: path.suffix.lower() != ".jpg")
+    folder = root / "JPEGImages"
+    paths = sorted(folder.rglob("*"), key=lambda path: path.suffix.lower() != ".jpg")
     found: dict[str, str] = {}
     for path in paths:
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            found.setdefault(path.stem, path.name)
+            name = path.relative_to(folder)
+            found.setdefault(name.with_suffix("").as_posix(), name.as_posix())
     return found
 
 
 def find_masks(root: Path) -> frozenset[str]:
     """Image ids that have a file in SegmentationObject; the files are not opened."""
-    folder = root / "SegmentationObject"
-    return (
-        frozenset(path.stem for path in folder.iterdir() if path.suffix == ".png") if folder.is_dir() else frozenset()
-    )
+    return frozenset(find_mask_files(root))
 
 
 def choose_classes(root: Path, given: Sequence[str] | None, images: Sequence[XmlImage]) -> tuple[str, ...]:
