@@ -9,7 +9,8 @@ from data_builders import annotation, coco_content, square_polygon
 from shape_builders import ABSENT, PRESENT, pictures, states
 
 from dasnet_lightning.data.sources.coco import COCOSource
-from dasnet_lightning.data.sources.coco_spellings import find_coco_per_image, find_coco_spelled, spelled_folders
+from dasnet_lightning.data.sources.coco_per_image import find_coco_per_image, open_coco_per_image
+from dasnet_lightning.data.sources.coco_spellings import find_coco_spelled, spelled_folders
 from dasnet_lightning.errors import DataError
 
 
@@ -89,6 +90,13 @@ def test_splits_by_folder_share_their_classes(tmp_path: Path) -> None:
     assert contents is not None
     assert {name: len(content.images) for name, content in contents.items()} == {"train": 3, "val": 3}
     assert contents["train"].categories == contents["val"].categories
+    make_singles(tmp_path / "test")
+    contents = find_coco_per_image(tmp_path)
+    assert contents is not None
+    train, val, problems = open_coco_per_image(tmp_path, contents, allow_missing=False, fix="error")
+    assert val is not None
+    assert (len(train.records), len(val.records)) == (3, 3)
+    assert [str(problem) for problem in problems] == [f"{tmp_path}: split 'test': 3 images are not used"]
 
 
 def test_other_folders_are_not_taken_for_it(tmp_path: Path) -> None:

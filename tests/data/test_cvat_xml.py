@@ -101,6 +101,9 @@ def test_images_without_a_file_and_files_without_an_entry(tmp_path: Path) -> Non
     assert [record.image_id for record in source.records] == ["a"]
     assert data is not None
     assert "1 of 2 are in no XML file" in str(data.problems[0])
+    write_cvat(tmp_path, image("c.jpg", BOX))
+    with pytest.raises(DataError, match=r"image 'c\.jpg': the image file does not exist"):
+        source_of(find_cvat(tmp_path), allow_missing=True)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -60,18 +60,20 @@ class ImageIndex:
         for wanted in (exact, start / parts[-1]):
             if wanted in candidates:
                 return wanted, ""
-        matching = [path for path in candidates if _shared_parts(path, parts) == _most_shared(candidates, parts)]
+        most = max(_shared_end(path.parts[:-1], parts[:-1]) for path in candidates)
+        matching = [path for path in candidates if _shared_end(path.parts[:-1], parts[:-1]) == most]
+        matching = _closest(matching, near) if near else matching
         if len(matching) > 1:
             shown = " and ".join(str(path.relative_to(self.root)) for path in matching[:2])
             return None, f"'{name}' could be {shown}, give the files different names"
         return matching[0], ""
 
     def find_stem(self, stem: str, near: Path) -> Path | None:
-        """Return the image with this name before the suffix, the one in the folder `near` first; None if unclear."""
+        """Return the image with this name before the suffix whose folder is closest to `near`; None if unclear."""
         candidates = self.by_stem.get(stem, [])
         beside = [path for path in candidates if path.parent == near]
-        selected = beside or candidates
-        return selected[0] if len(selected) == 1 or beside else None
+        closest = beside or _closest(candidates, near)
+        return closest[0] if len(closest) == 1 or beside else None
 
     def _candidates(self, name: str) -> list[Path]:
         return self.by_name.get(name) or self.by_name.get(UPLOAD_PREFIX.sub("", name)) or []
@@ -127,15 +129,20 @@ def _path_of(name: str) -> str:
     return unquote(name).replace("\\", "/")
 
 
-def _shared_parts(path: Path, parts: list[str]) -> int:
-    """Count the folders at the end of a path that agree with a written path."""
+def _closest(paths: list[Path], folder: Path) -> list[Path]:
+    """Return the paths whose folders agree with `folder` in most parts, counted from both ends."""
+    scores = [
+        _shared_end(path.parent.parts[::-1], folder.parts[::-1]) + _shared_end(path.parent.parts, folder.parts)
+        for path in paths
+    ]
+    return [path for path, score in zip(paths, scores, strict=True) if score == max(scores)]
+
+
+def _shared_end(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the equal parts at the end of two sequences."""
     count = 0
-    for first, second in zip(reversed(path.parts[:-1]), reversed(parts[:-1]), strict=False):
-        if first != second:
+    for one, other in zip(reversed(first), reversed(second), strict=False):
+        if one != other:
             break
         count += 1
     return count
-
-
-def _most_shared(paths: list[Path], parts: list[str]) -> int:
-    return max(_shared_parts(path, parts) for path in paths)

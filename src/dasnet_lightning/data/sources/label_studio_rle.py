@@ -1,9 +1,9 @@
 """Decoder of the run lengths in which Label Studio stores brush masks.
 
 The bytes are a bit stream, highest bit first. Its head holds the number of values (32 bits), the bits of a value minus one
-(5 bits) and four bit widths of lengths minus one (4 bits each). Blocks follow: one bit that tells a run (1) from single
-values (0), two bits that choose a length width, the length minus one, then one value or as many values as the length says.
-The values are the RGBA bytes of all pixels row by row.
+(5 bits) and four bit widths of lengths minus one (4 bits each). Blocks follow. The first bit of a block tells a run (1) from
+single values (0). Two bits choose the width of the length, which is stored minus one. A run has one value, the other kind
+has as many as its length. The values are the RGBA bytes of all pixels row by row.
 """
 
 import numpy as np

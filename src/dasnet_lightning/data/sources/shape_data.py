@@ -67,7 +67,7 @@ def build_sources(
         The training source, the validation source (None if the data set has no such split) and the other problems.
 
     Raises:
-        DataError: there is no image, or an image or object cannot be used and no option accepts it.
+        DataError: no image exists, or an image or object cannot be used and no option accepts it.
     """
     notes = list(data.problems)
     names = [name for name in (TRAIN, VAL) if name in data.splits]
@@ -85,10 +85,11 @@ def build_sources(
 
 def build_source(data: ShapeData, content: SplitContent, allow_missing: bool, fix: Fix) -> ShapeSource:
     """Build the source of one split. Raises the errors of `build_sources`."""
-    if content.missing and not allow_missing:
+    found = any(image.path is not None for image in content.images)
+    if content.missing and not (allow_missing and found):
         count = len(content.missing)
         raise RecordsError(content.missing, f"{count} images are missing; restore them, or allow missing images.")
-    if not content.images:
+    if not found:
         raise DataError(f"{data.file}: has no image that can be used, expected images beside their labels")
     problems = (*content.missing, *content.problems)
     source = ShapeSource(data.root, data.file, content.images, data.names, fix=fix, problems=problems)
