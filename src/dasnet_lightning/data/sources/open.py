@@ -6,23 +6,30 @@ Where nothing fits, the error says where it looked, what it found, and what is m
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
 from dasnet_lightning.data.sources.checks import Fix
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.coco_json import CocoFile, choose_image_root, read_coco
-from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, find_coco, image_folders
+from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, image_folders
+from dasnet_lightning.data.sources.coco_per_image import find_coco_per_image, open_coco_per_image
+from dasnet_lightning.data.sources.coco_spellings import find_coco_layout, list_unused_tests, spelled_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
+from dasnet_lightning.data.sources.shape_data import ShapeData, build_sources
+from dasnet_lightning.data.sources.shape_formats import find_marked, find_unmarked
 from dasnet_lightning.data.sources.union import open_union
 from dasnet_lightning.data.sources.union_yaml import SUFFIXES, read_union
 from dasnet_lightning.data.sources.voc import VOCSource
-from dasnet_lightning.data.sources.voc_xml import find_voc_root, find_voc_roots, list_splits
+from dasnet_lightning.data.sources.voc_masks import list_unused_masks
+from dasnet_lightning.data.sources.voc_xml import find_images, find_voc_root, find_voc_roots, list_splits
+from dasnet_lightning.data.sources.yolo import find_yolo
 from dasnet_lightning.errors import DataError
 
 VAL_SHARE = 0.2  # of a data set that comes without a validation split
 LISTED = 20
+OTHER_FORMATS = "YOLO (data.yaml), labelme, CVAT and Label Studio files and VOC XML files beside images are read too"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,23 +69,49 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     if not root.exists():
         raise DataError(f"{root}: does not exist, expected a folder with a VOC, SBD or COCO data set, or a file")
     if root.is_file() and root.suffix.lower() in SUFFIXES:
-        return _with_overlap(_open_union(root, allow_missing, fix))
+        yolo = find_yolo(root)
+        opened = _open_shapes(yolo, allow_missing, fix) if yolo else _open_union(root, allow_missing, fix)
+        return _with_overlap(opened)
+    shapes = find_marked(root)
+    if shapes is not None:
+        return _with_overlap(_open_shapes(shapes, allow_missing, fix))
     if root.is_dir() and find_voc_roots(root):
-        return _with_overlap(_open_voc(find_voc_root(root), allow_missing, fix))
+        data = _open_voc(find_voc_root(root), allow_missing, fix)
+        unused = list_unused_masks(data.root, frozenset(find_images(data.root)))
+        return _with_overlap(replace(data, problems=(*data.problems, *unused)))
     sbd = find_sbd_root(root) if root.is_dir() else None
     if sbd is not None:
         return _with_overlap(_open_sbd(sbd, allow_missing, fix))
-    layout = find_coco(root)
-    if layout is None:
-        raise DataError(describe_folder(root))
-    return _with_overlap(_open_coco(root, layout, allow_missing, fix))
+    contents = find_coco_per_image(root)
+    if contents is not None:
+        return _with_overlap(_assemble(open_coco_per_image(root, contents, allow_missing, fix), "coco", root, root))
+    layout = find_coco_layout(root)
+    if layout is not None:
+        data = _open_coco(root, layout, allow_missing, fix)
+        return _with_overlap(replace(data, problems=(*data.problems, *list_unused_tests(root))))
+    shapes = find_unmarked(root)
+    if shapes is None:
+        raise DataError(f"{describe_folder(root)}; {OTHER_FORMATS}")
+    return _with_overlap(_open_shapes(shapes, allow_missing, fix))
+
+
+def _open_shapes(data: ShapeData, allow_missing: bool, fix: Fix) -> DataSet:
+    return _assemble(build_sources(data, allow_missing, fix), data.format, data.root, data.file)
+
+
+def _assemble(sources: tuple[Source, Source | None, tuple[Problem, ...]], form: str, root: Path, file: Path) -> DataSet:
+    train, val, problems = sources
+    if val is not None:
+        return DataSet(train, val, form, root, problems)
+    data = _split_by_hash(train, form, root, file)
+    return DataSet(data.train, data.val, form, root, (*problems, *data.problems))
 
 
 def _open_voc(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
     splits = list_splits(root)
     if not splits:
         raise DataError(f"{root}: a VOC folder without lists, expected ImageSets/Main/train.txt and val.txt")
-    alone = next((name for name in ("trainval", "train") if name in splits), None)
+    alone = next((name for name in ("trainval", "train", "default") if name in splits), None)
     if not {"train", "val"} <= set(splits):
         if alone is None:
             raise DataError(f"{root}: lists {', '.join(splits)}, expected ImageSets/Main/train.txt and val.txt")
@@ -112,7 +145,7 @@ def _open_union(file: Path, allow_missing: bool, fix: Fix) -> DataSet:
 def _open_coco(root: Path, layout: CocoLayout, allow_missing: bool, fix: Fix) -> DataSet:
     def builder(file: Path) -> Callable[[Sequence[str] | None], COCOSource]:
         content: CocoFile = read_coco(file)
-        images = choose_image_root(content, image_folders(file, root))
+        images = choose_image_root(content, [*image_folders(file, root), *spelled_folders(file, root)])
         return lambda names: COCOSource(
             file, images, class_names=names, allow_missing=allow_missing, fix=fix, content=content
         )
