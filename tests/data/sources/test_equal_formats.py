@@ -62,7 +62,7 @@ def read(name: str, scene: Scene, root: Path) -> Source:
     return open_source(root / name)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(SCENES)
 def test_every_format_gives_the_same_targets(scene: Scene) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,8 @@ def test_every_format_gives_the_same_targets(scene: Scene) -> None:
                 drawn = [place for place, item in enumerate(written) if item.polygon]
                 masks, others = source.load_masks(record, drawn), reference.load_masks(expected, drawn)
                 assert masks.valid == others.valid == (True,) * len(drawn)
-                assert all(iou(mask, other) >= 0.99 for mask, other in zip(masks.masks, others.masks, strict=True))
+                # exact, because the readers take the rounding errors out of the coordinates
+                assert all(iou(mask, other) == 1 for mask, other in zip(masks.masks, others.masks, strict=True))
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)

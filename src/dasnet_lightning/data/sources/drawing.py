@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from dasnet_lightning.data.sources.checks import Box
 
+DECIMALS = 6  # of a pixel
 ELLIPSE_POINTS = 96  # IoU with the exact ellipse above 0.999
 
 
@@ -88,6 +89,11 @@ def extent(polygons: Iterable[Sequence[float]], bitmaps: Iterable[Bitmap] = ()) 
             xs += [float(bitmap.left + columns[0]), float(bitmap.left + columns[-1] + 1)]
             ys += [float(bitmap.top + rows[0]), float(bitmap.top + rows[-1] + 1)]
     return (min(xs), min(ys), max(xs), max(ys)) if xs and ys else None
+
+
+def to_pixels(share: float, scale: float = 1) -> float:
+    """Return a share of a side in pixels, without the rounding error that can move a mask's outline by a pixel."""
+    return round(share * scale, DECIMALS)
 
 
 def ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: float = 0) -> list[float]:

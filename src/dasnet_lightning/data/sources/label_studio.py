@@ -12,7 +12,7 @@ from typing import Any
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE
 from dasnet_lightning.data.sources.coco_json import read_json
-from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, rotate_box
+from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, rotate_box, to_pixels
 from dasnet_lightning.data.sources.image_index import IMAGE_SUFFIXES, ImageIndex, index_images, upright_size
 from dasnet_lightning.data.sources.label_studio_rle import decode_brush
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
@@ -194,12 +194,19 @@ def _read_shape(object_id: str, name: str, region: dict[str, Any], size: tuple[i
             raise ValueError("the brush mask is empty")
         return DrawnObject(object_id, name, None, "of the brush mask", bitmaps=(encode_bitmap(mask),))
     if "points" in region:
-        polygon = [float(value) * scale for x, y in region["points"] for value, scale in ((x, per_x), (y, per_y))]
+        polygon = [
+            to_pixels(float(value), scale) for x, y in region["points"] for value, scale in ((x, per_x), (y, per_y))
+        ]
         shown = f"of the polygon with {len(polygon) // 2} points"
         return DrawnObject(object_id, name, None, shown, (polygon,))
-    x, y, turn = float(region["x"]) * per_x, float(region["y"]) * per_y, float(region.get("rotation") or 0)
+    x, y, turn = (
+        to_pixels(float(region["x"]), per_x),
+        to_pixels(float(region["y"]), per_y),
+        float(region.get("rotation") or 0),
+    )
     if "radiusX" in region:
         radii = (float(region["radiusX"]) * per_x, float(region["radiusY"]) * per_y)
         return DrawnObject(object_id, name, None, "of the ellipse", (ellipse((x, y), radii, turn),))
-    box = (x, y, x + float(region["width"]) * per_x, y + float(region["height"]) * per_y)
+    width, height = float(region["width"]) * per_x, float(region["height"]) * per_y
+    box = (x, y, to_pixels(x + width), to_pixels(y + height))
     return DrawnObject(object_id, name, rotate_box(box, (x, y), turn) if turn else box)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject
+from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, to_pixels
 from dasnet_lightning.data.sources.image_index import assign_ids, upright_size
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent
 from dasnet_lightning.data.sources.yolo_files import LabelFolders, YoloFiles, find_yolo_config, read_yolo_files
@@ -95,8 +95,9 @@ def _read_row(object_id: str, row: str, size: tuple[int, int], rules: _Rows) -> 
     height, width = size
     if len(values) == 4 or rules.keypoint_numbers:
         x, y, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
-        return DrawnObject(object_id, name, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), f"'{shown}'")
-    polygon = [value * (height if place % 2 else width) for place, value in enumerate(values)]
+        x0, y0, x1, y1 = (to_pixels(edge) for edge in (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+        return DrawnObject(object_id, name, (x0, y0, x1, y1), f"'{shown}'")
+    polygon = [to_pixels(value, height if place % 2 else width) for place, value in enumerate(values)]
     return DrawnObject(object_id, name, None, f"of the polygon '{shown}'", (polygon,))
 
 
