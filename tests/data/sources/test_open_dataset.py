@@ -3,8 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from data_builders import VocObject, annotation, coco_content, make_coco, make_voc, square_polygon, write_picture
+import shape_writers
+from data_builders import (
+    VocObject,
+    annotation,
+    coco_content,
+    make_coco,
+    make_voc,
+    square_polygon,
+    write_index_picture,
+    write_picture,
+)
 
 from dasnet_lightning.data.label_audit import audit_labels
 from dasnet_lightning.data.sources.open import open_dataset
@@ -157,16 +168,61 @@ def test_several_candidates_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path / "two")
 
 
-def test_yolo_is_recognized(tmp_path: Path) -> None:
+def test_yolo_without_classes_or_splits_says_what_is_missing(tmp_path: Path) -> None:
     write_picture(tmp_path / "images" / "a.jpg")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(DataError, match="YOLO data set, which is not supported yet; convert it to COCO"):
+    with pytest.raises(DataError, match="YOLO data set without class names"):
         open_dataset(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data.yaml").write_text("nc: 1\n")
-    with pytest.raises(DataError, match="YOLO"):
+    with pytest.raises(DataError, match="has no 'train' with images"):
         open_dataset(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "labelme", "cvat", "label_studio", "voc"])
+def test_every_format_of_objects_is_opened(tmp_path: Path, name: str) -> None:
+    items = [shape_writers.Item(1, (1.0, 2.0, 20.0, 21.0)), shape_writers.Item(2, (3.0, 4.0, 30.0, 29.0))]
+    getattr(shape_writers, f"write_{name}")(tmp_path, [items] * 10)
+    data = open_dataset(tmp_path)
+    assert data.format == name
+    assert (len(data.train.records), len(data.val.records)) == (8, 2)
+    assert data.train.class_names == data.val.class_names == ("background", "cat", "dog")
+    assert "no validation split" in data.problems[-1].message
+
+
+def test_one_coco_file_for_each_image_is_opened(tmp_path: Path) -> None:
+    for number in range(5):
+        content = coco_content([annotation(1)], num_images=1)
+        content["images"][0]["file_name"] = f"p{number}.jpg"
+        make_coco(tmp_path, content, f"p{number}.json", ".")
+    data = open_dataset(tmp_path)
+    assert (data.format, len(data.train.records), len(data.val.records)) == ("coco", 4, 1)
+
+
+def test_coco_files_in_other_spellings_are_opened(tmp_path: Path) -> None:
+    write_pair(
+        tmp_path, ("annotations/instances_Train.json", "annotations/instances_Val.json", "images/Train", "images/val")
+    )
+    data = open_dataset(tmp_path)
+    assert (len(data.train.records), len(data.val.records), data.problems) == (2, 1, ())
+
+
+def test_a_test_split_of_coco_is_reported(tmp_path: Path) -> None:
+    write_pair(tmp_path, PLACES[-1])
+    make_coco(tmp_path, contents()[0], "test/_annotations.coco.json", "test")
+    (problem,) = [item for item in open_dataset(tmp_path).problems if "test" in item.file.parts]
+    assert problem.message == "this test split is used neither for training nor for validation"
+
+
+def test_cvat_masks_and_a_voc_list_called_default_are_opened(tmp_path: Path) -> None:
+    root = make_voc(tmp_path, {f"i{n}": [CAT] for n in range(10)}, ["i3"], {"default": [f"i{n}" for n in range(10)]})
+    write_index_picture(root / "SegmentationObject" / "lost.png", np.zeros((30, 40), int))
+    data = open_dataset(tmp_path)
+    assert (data.format, len(data.train.records)) == ("voc", 8)
+    assert any("lost.png: mask: no image in JPEGImages" in str(problem) for problem in data.problems)
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\ncat:1,2,3::\n")
+    assert open_dataset(tmp_path).format == "cvat"
 
 
 def test_what_is_no_data_set_is_described(tmp_path: Path) -> None:

@@ -353,7 +353,7 @@ def test_sbd_alone_opens(tmp_path: Path) -> None:
 def test_yolo_files_and_foreign_files_are_told_apart(tmp_path: Path) -> None:
     file = tmp_path / "data.yaml"
     file.write_text("train: images\nnames: [cat]\n")
-    with pytest.raises(DataError, match="describes a YOLO data set"):
+    with pytest.raises(DataError, match="split 'train': 'images' does not exist"):
         open_dataset(file)
     (tmp_path / "x.json").write_text(json.dumps([]))
     (tmp_path / "x.txt").write_text("")

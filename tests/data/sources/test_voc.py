@@ -102,7 +102,7 @@ def test_a_color_picture_is_not_an_index_map(tmp_path: Path) -> None:
     root = make_voc(tmp_path, {"a": [CAT]})
     write_picture(root / "SegmentationObject" / "a.png")
     source = VOCSource(root, "train")
-    assert "mode RGB" in source.load_masks(source.records[0], [0]).reasons[0]
+    assert "a.png is not a palette picture of object indices" in source.load_masks(source.records[0], [0]).reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,23 @@ from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, 
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.coco_images import choose_image_root
 from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
-from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, find_coco, image_folders
+from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, image_folders
+from dasnet_lightning.data.sources.coco_per_image import find_coco_per_image, open_coco_per_image
+from dasnet_lightning.data.sources.coco_spellings import find_coco_layout, list_unused_tests, spelled_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
+from dasnet_lightning.data.sources.shape_data import ShapeData, build_sources
+from dasnet_lightning.data.sources.shape_formats import find_marked, find_unmarked
 from dasnet_lightning.data.sources.union import open_union
 from dasnet_lightning.data.sources.union_yaml import SUFFIXES, read_union
 from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.data.sources.voc_lists import list_splits
-from dasnet_lightning.data.sources.voc_xml import find_voc_root, find_voc_roots
+from dasnet_lightning.data.sources.voc_masks import list_unused_masks
+from dasnet_lightning.data.sources.voc_xml import find_images, find_voc_root, find_voc_roots
+from dasnet_lightning.data.sources.yolo import find_yolo
 from dasnet_lightning.errors import DataError
 
 VAL_SHARE = 0.2  # of a data set that has no validation split
+OTHER_FORMATS = "YOLO (data.yaml), labelme, CVAT and Label Studio files and VOC XML files beside images are read too"
 
 SourceBuilder = Callable[[Sequence[str] | None], Source]  # class names (None: those of the files) -> source
 
@@ -94,16 +101,48 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
 
 def _open_any(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
     if root.is_file() and root.suffix.lower() in SUFFIXES:
-        return _open_union(root, allow_missing, fix)
+        yolo = find_yolo(root)
+        return _open_shapes(yolo, allow_missing, fix) if yolo else _open_union(root, allow_missing, fix)
+    shapes = find_marked(root)
+    if shapes is not None:
+        return _open_shapes(shapes, allow_missing, fix)
     if root.is_dir() and find_voc_roots(root):
-        return _open_voc(find_voc_root(root), allow_missing, fix)
+        data = _open_voc(find_voc_root(root), allow_missing, fix)
+        unused = list_unused_masks(data.root, frozenset(find_images(data.root)))
+        return replace(data, problems=(*data.problems, *unused))
     sbd_root = find_sbd_root(root) if root.is_dir() else None
     if sbd_root is not None:
         return _open_sbd(sbd_root, allow_missing, fix)
-    layout = find_coco(root)
-    if layout is None:
-        raise DataError(describe_folder(root))
-    return _open_coco(root, layout, allow_missing, fix)
+    return _open_json(root, allow_missing, fix)
+
+
+def _open_json(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
+    """Open COCO files in their layouts, or files of other tools that only their contents tell apart."""
+    contents = find_coco_per_image(root)
+    if contents is not None:
+        return _assemble(open_coco_per_image(root, contents, allow_missing, fix), "coco", root, root)
+    layout = find_coco_layout(root)
+    if layout is not None:
+        data = _open_coco(root, layout, allow_missing, fix)
+        return replace(data, problems=(*data.problems, *list_unused_tests(root)))
+    shapes = find_unmarked(root)
+    if shapes is None:
+        raise DataError(f"{describe_folder(root)}; {OTHER_FORMATS}")
+    return _open_shapes(shapes, allow_missing, fix)
+
+
+def _open_shapes(data: ShapeData, allow_missing: bool, fix: Fix) -> DataSet:
+    return _assemble(build_sources(data, allow_missing, fix), data.format, data.root, data.file)
+
+
+def _assemble(
+    sources: tuple[Source, Source | None, tuple[Problem, ...]], data_format: str, root: Path, file: Path
+) -> DataSet:
+    train, val, problems = sources
+    if val is not None:
+        return DataSet(train, val, data_format, root, problems)
+    data = _split_by_hash(train, data_format, root, file)
+    return replace(data, problems=(*problems, *data.problems))
 
 
 def _open_voc(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
@@ -111,7 +150,7 @@ def _open_voc(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
     if not splits:
         raise DataError(f"{root}: VOC folder without lists, expected ImageSets/Main/train.txt and val.txt")
     if not {"train", "val"} <= set(splits):
-        single = next((name for name in ("trainval", "train") if name in splits), None)
+        single = next((name for name in ("trainval", "train", "default") if name in splits), None)
         if single is None:
             raise DataError(
                 f"{root}: has the lists {join_names(list(splits))}, expected ImageSets/Main/train.txt and val.txt"
@@ -148,7 +187,7 @@ def _open_union(file: Path, allow_missing: bool, fix: Fix) -> DataSet:
 def _open_coco(root: Path, layout: CocoLayout, allow_missing: bool, fix: Fix) -> DataSet:
     def builder(file: Path) -> SourceBuilder:
         content: CocoFile = read_coco(file)
-        images = choose_image_root(content, image_folders(file, root))
+        images = choose_image_root(content, [*image_folders(file, root), *spelled_folders(file, root)])
         return lambda names: COCOSource(
             file, images, class_names=names, allow_missing=allow_missing, fix=fix, content=content
         )

@@ -25,6 +25,7 @@ from dasnet_lightning.data.sources.checks import (
 from dasnet_lightning.data.sources.masks import VOID_INDEX, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, read_split_list
+from dasnet_lightning.data.sources.voc_masks import find_mask_files, to_index_map
 from dasnet_lightning.data.sources.voc_xml import (
     VOC_CLASSES,
     XmlImage,
@@ -89,12 +90,12 @@ class VOCSource(Source):
         self.records = tuple(records)
         self.problems = (*notes, *missing, *problems)
         self._object_counts = {image.image_id: len(image.objects) for image in images}
+        self._mask_files = find_mask_files(self.root)
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open the index map of an image and cut out the requested objects, with the void pixels (255)."""
         boxes = [record.objects[index].box for index in indices]
-        file = self.root / "SegmentationObject" / f"{record.image_id}.png"
-        index_map, reason = _read_index_map(file, record.size)
+        index_map, reason = _read_index_map(self._mask_files[record.image_id], record.size)
         if index_map is None:
             return collect_masks(empty_masks(record.size, len(indices)), boxes, [reason] * len(indices))
         # an object id ends in the object's number in the XML, which refused objects do not shift
@@ -180,8 +181,6 @@ def _read_index_map(file: Path, size: tuple[int, int]) -> tuple[np.ndarray | Non
         with Image.open(file) as picture:
             if (picture.height, picture.width) != size:
                 return None, f"{file.name} has {picture.width}x{picture.height} pixels, its image {size[1]}x{size[0]}"
-            if picture.mode not in ("P", "L"):
-                return None, f"{file.name} has mode {picture.mode}, expected a palette image of object indices"
-            return np.asarray(picture), ""
+            return to_index_map(picture, file.name)
     except (OSError, SyntaxError, ValueError) as error:
         return None, f"{file.name} cannot be read, {describe_file(file)} ({error})"

@@ -55,6 +55,11 @@ def read_ids(file: Path, known_ids: Collection[str] = ()) -> tuple[str, ...]:
     return ids
 
 
+def read_list(file: Path) -> list[str]:
+    """Return the image ids of a list file in its order; the list may be empty. Raises DataError if it is unreadable."""
+    return [_read_id(line, ()) for line in _read_lines(file)]
+
+
 def check_lines(file: Path, ids: Sequence[str]) -> list[Problem]:
     """Return a warning that counts the lines with more than an id."""
     longer = [(line, image_id) for line, image_id in zip(_read_lines(file), ids, strict=True) if line != image_id]

@@ -14,6 +14,7 @@ from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import BACKGROUND, Box, describe_renamed, join_names, rename_class
 from dasnet_lightning.data.sources.coco_values import to_flag, to_side
 from dasnet_lightning.data.sources.voc_lists import IMAGE_SUFFIXES
+from dasnet_lightning.data.sources.voc_masks import find_mask_files
 from dasnet_lightning.errors import DataError
 
 VOC_CLASSES = (
@@ -109,21 +110,20 @@ def read_class_names(root: Path) -> tuple[str, ...]:
 
 
 def find_images(root: Path) -> dict[str, str]:
-    """Return the file name of each image id in JPEGImages; .jpg takes precedence."""
-    paths = sorted((root / "JPEGImages").iterdir(), key=lambda path: path.suffix.lower() != ".jpg")
+    """Return the file name of each image id in JPEGImages and its subfolders; .jpg takes precedence."""
+    folder = root / "JPEGImages"
+    paths = sorted(folder.rglob("*"), key=lambda path: path.suffix.lower() != ".jpg")
     names: dict[str, str] = {}
     for path in paths:
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            names.setdefault(path.stem, path.name)
+            name = path.relative_to(folder)
+            names.setdefault(name.with_suffix("").as_posix(), name.as_posix())
     return names
 
 
 def find_masks(root: Path) -> frozenset[str]:
     """Return the image ids that have a file in SegmentationObject, without opening the files."""
-    folder = root / "SegmentationObject"
-    if not folder.is_dir():
-        return frozenset()
-    return frozenset(path.stem for path in folder.iterdir() if path.suffix == ".png")
+    return frozenset(find_mask_files(root))
 
 
 def choose_classes(
