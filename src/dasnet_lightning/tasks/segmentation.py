@@ -118,7 +118,7 @@ class SegmentationTask(L.LightningModule, ABC):
         saved = read_checkpoint(checkpoint_path)["hyper_parameters"]
         upgraded = {group: saved[group] for group in ("network", "recipe") if group in saved}
         kwargs.pop("weights_only", None)  # a checkpoint is never read in any other way
-        return super().load_from_checkpoint(checkpoint_path, *args, weights_only=True, **upgraded | kwargs)
+        return super().load_from_checkpoint(checkpoint_path, *args, weights_only=True, **upgraded | kwargs)  # type: ignore[misc]
 
     @abstractmethod
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:

@@ -8,9 +8,10 @@ from data_builders import SIZE, VocObject, xml_text
 from PIL import Image
 from shape_builders import ABSENT, PRESENT, mask_of, messages, pictures, source_of, states
 
-from dasnet_lightning.data.sources.cvat_masks import find_cvat_masks
+from dasnet_lightning.data.sources.cvat_masks import find_cvat_masks, read_label_map
 from dasnet_lightning.data.sources.shape_data import build_sources
 from dasnet_lightning.data.sources.voc_colors import find_colors, voc_color_map
+from dasnet_lightning.data.sources.voc_lists import read_list
 from dasnet_lightning.errors import DataError
 
 LABEL_MAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,83::\nroad: wet:10,20,30::\n"
@@ -116,3 +117,12 @@ def test_masks_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "JPEGImages" / "c.jpg").unlink()
     with pytest.raises(DataError, match="image 'c': the image file does not exist"):
         source_of(find_cvat_masks(tmp_path))
+
+
+def test_unreadable_label_maps_are_named_and_list_lines_are_read(tmp_path: Path) -> None:
+    assert find_cvat_masks(tmp_path) is None
+    (tmp_path / "labelmap.txt").write_text("cat:1,2::\n")
+    with pytest.raises(DataError, match=r"labelmap\.txt: line 1 is 'cat:1,2::', expected name:red,green,blue"):
+        read_label_map(tmp_path / "labelmap.txt")
+    (tmp_path / "default.txt").write_text('a.jpg  1\r\nb -1\n"c d" 0\n\nv1.5\n')
+    assert read_list(tmp_path / "default.txt") == ["a", "b", "c d", "v1.5"]
