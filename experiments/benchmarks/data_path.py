@@ -80,7 +80,8 @@ def make_photographs(root: Path, count: int, seed: int = 0) -> Path:
         picture.putdata(indices.ravel().tolist())
         picture.save(root / "SegmentationObject" / f"{name}.png")
         size = "<size><width>500</width><height>375</height><depth>3</depth></size>"
-        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+        source = "<source><database>made up, in the classes of VOC2012</database></source>"
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{source}{size}{objects}</annotation>")
     (root / "ImageSets" / "Main" / "train.txt").write_text("".join(f"{number:06d}\n" for number in range(count)))
     return root
 

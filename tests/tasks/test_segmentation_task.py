@@ -218,8 +218,8 @@ def test_ground_truth_boxes_are_never_capped_in_validation(kind):
     corners = [[4.0 * n, 4.0 * n, 4.0 * n + 4, 4.0 * n + 4] for n in range(7)]
     boxes = Detections(torch.tensor(corners), torch.tensor([1, 2, 1, 2, 1, 2, 1]), torch.ones(7))
     pyramid = task.model.detector.features(torch.rand(1, 3, 32, 32))
-    assert len(task.answer(pyramid, [boxes], [(32, 32)], given=True)[0].masks) == 7
-    assert len(task.answer(pyramid, [boxes], [(32, 32)])[0].masks) < 7
+    assert len(task.predict(pyramid, [boxes], [(32, 32)], given=True)[0].masks) == 7
+    assert len(task.predict(pyramid, [boxes], [(32, 32)])[0].masks) < 7
     seen = {}
     answer = task.answer
 

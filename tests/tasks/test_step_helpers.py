@@ -24,7 +24,7 @@ def test_under_sync_batchnorm_a_batch_without_regions_runs_the_decoder_on_nothin
     monkeypatch.setattr("dasnet_lightning.tasks.segmentation.has_active_sync_batchnorm", lambda module: True)
     batch = make_batch([TARGETS["no object"]] * 2)
     pyramid = task.model.detector.features(batch.images)
-    nothing = task.learn_nothing(pyramid, object_regions(batch.targets, [target.labels for target in batch.targets]))
+    nothing = task.zero_mask_loss(pyramid, object_regions(batch.targets, [target.labels for target in batch.targets]))
     assert (nothing.total, nothing.count) == (0, 0)
     nothing.total.backward()
     used = [p for part in (task.model.decoder, task.model.head) for p in part.parameters()]

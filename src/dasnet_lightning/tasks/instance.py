@@ -73,7 +73,7 @@ class InstanceTask(SegmentationTask):
         objects = draw_objects(batch.targets, generators, self.subset, with_mask=False)
         regions = object_regions(batch.targets, objects)
         if not len(regions):
-            zero = self.learn_nothing(pyramid, regions)
+            zero = self.zero_mask_loss(pyramid, regions)
             return {"score": zero, "mask": zero}, 0
         samples = draw_samples(batch.targets, objects, generators, pyramid.size, self.sampling)
         scores_by_pass = [
@@ -83,8 +83,8 @@ class InstanceTask(SegmentationTask):
         losses = [instance_losses(scores, samples) for scores in scores_by_pass]
         return {name: mean_over_passes([item[name] for item in losses]) for name in losses[0]}, len(regions)
 
-    def answer(
+    def predict(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
-        """Predict one mask for each detection, see `SegmentationTask.answer`."""
+        """Predict one mask for each detection, see `SegmentationTask.predict`."""
         return segment_instances(self.model, pyramid, detections, sizes, self.inference, given)

@@ -128,11 +128,11 @@ class SegmentationTask(L.LightningModule, ABC):
 
         Returns:
             The losses by name, and the number of regions. The names are the same for every batch, because other ranks may
-            have regions: a batch without any returns `learn_nothing` under each name.
+            have regions: a batch without any returns `zero_mask_loss` under each name.
         """
 
     @abstractmethod
-    def answer(
+    def predict(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
         """Predict masks and class map of each image.
@@ -140,7 +140,7 @@ class SegmentationTask(L.LightningModule, ABC):
         Args:
             pyramid: features of the images.
             detections: boxes of each image, in input pixels.
-            sizes: the (H, W) of each image, at which it is answered.
+            sizes: the (H, W) of each image, the size of its masks and class map.
             given: the boxes are given: all of them count.
         """
 
@@ -167,7 +167,7 @@ class SegmentationTask(L.LightningModule, ABC):
         """Give all ranks the buffers of rank 0."""
         broadcast_buffers(self)
 
-    def learn_nothing(self, pyramid: Pyramid, regions: Regions) -> LossSum:
+    def zero_mask_loss(self, pyramid: Pyramid, regions: Regions) -> LossSum:
         """Return the zero loss of a batch without regions.
 
         Under SyncBatchNorm the decoder still runs, on an empty batch, because the other ranks wait for its statistics.
@@ -211,7 +211,7 @@ class SegmentationTask(L.LightningModule, ABC):
         true_maps = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
         for source, boxes in zip(BOX_SOURCES, (annotated, self.model.detector.detect(pyramid)), strict=True):
-            predictions = self.answer(pyramid, boxes, sizes, given=boxes is annotated)
+            predictions = self.predict(pyramid, boxes, sizes, given=boxes is annotated)
             self.mask_ap[source].update(batch.image_ids, predictions, batch.targets, pyramid.size)
             for prediction, true_map in zip(predictions, true_maps, strict=True):
                 self._iou(source).update(prediction.semantic, true_map)

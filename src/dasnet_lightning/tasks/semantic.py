@@ -63,15 +63,15 @@ class SemanticTask(SegmentationTask):
         objects = draw_objects(batch.targets, batch.generators(), self.subset)
         regions = object_regions(batch.targets, objects)
         if not len(regions):
-            return {"mask": self.learn_nothing(pyramid, regions)}, 0
+            return {"mask": self.zero_mask_loss(pyramid, regions)}, 0
         labels = region_labels(batch.targets, regions, pyramid.size)
         if decodes_locally(self.model):  # the same loss, decoded only around the boxes
             return {"mask": window_loss(self.model, pyramid, regions, labels)}, len(regions)
         logits_by_pass = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
         return {"mask": mean_over_passes([semantic_loss(logits, labels) for logits in logits_by_pass])}, len(regions)
 
-    def answer(
+    def predict(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
-        """Predict with one region for each class, see `SegmentationTask.answer`."""
+        """Predict with one region for each class, see `SegmentationTask.predict`."""
         return segment_semantic(self.model, pyramid, detections, sizes, self.inference, given)
