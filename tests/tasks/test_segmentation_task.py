@@ -221,13 +221,13 @@ def test_ground_truth_boxes_are_never_capped_in_validation(kind):
     assert len(task.predict(pyramid, [boxes], [(32, 32)], given=True)[0].masks) == 7
     assert len(task.predict(pyramid, [boxes], [(32, 32)])[0].masks) < 7
     seen = {}
-    answer = task.answer
+    predict = task.predict
 
     def watch(pyramid, detections, sizes, given=False):
         seen.setdefault(given, []).append(detections)
-        return answer(pyramid, detections, sizes, given)
+        return predict(pyramid, detections, sizes, given)
 
-    task.answer = watch
+    task.predict = watch
     quiet(task.eval()).validation_step(make_batch([TARGETS["all masks"]]), 0)
     assert {given: len(calls) for given, calls in seen.items()} == {True: 1, False: 1}
     assert seen[True][0][0].labels.tolist() == [1, 2]
