@@ -9,8 +9,7 @@ import pytest
 from data_builders import write_picture
 from PIL import Image
 
-from dasnet_lightning.data.images import _announce_scaling, image_size
-from dasnet_lightning.data.sources.checks import read_image
+from dasnet_lightning.data.images import _announce_scaling, image_size, read_image
 from dasnet_lightning.errors import DataError
 
 

@@ -19,8 +19,6 @@ from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
 from dasnet_lightning.types import Batch, Target
 
-Task = DetectionTask | SegmentationTask
-
 TASKS: Mapping[str, type[DetectionTask] | type[InstanceTask] | type[SemanticTask]] = {
     task_class.__name__: task_class for task_class in (DetectionTask, InstanceTask, SemanticTask)
 }
@@ -64,7 +62,7 @@ class NaNGuard(Callback):
         )
 
 
-def describe_step(task: Task, batch: Batch) -> dict[str, Any]:
+def describe_step(task: DetectionTask | SegmentationTask, batch: Batch) -> dict[str, Any]:
     """Return a task and a batch as tensors and plain values, which can be read with `weights_only=True`."""
     targets = [
         {field.name: getattr(target, field.name) for field in fields(target) if field.name != "truth"}
@@ -79,7 +77,7 @@ def describe_step(task: Task, batch: Batch) -> dict[str, Any]:
     }
 
 
-def replay_step(path: str | Path) -> tuple[Task, Batch, Mapping[str, Tensor]]:
+def replay_step(path: str | Path) -> tuple[DetectionTask | SegmentationTask, Batch, Mapping[str, Tensor]]:
     """Compute the losses of a step that NaNGuard saved, on the CPU.
 
     Returns:

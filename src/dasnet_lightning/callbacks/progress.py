@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dasnet_lightning.types import Batch
 
-EPOCH = 100  # batches of an epoch of stage two in `dasnet train`
+EPOCH = 100  # training batches that the time of a validation is compared with
 
 
 class Throughput(Callback):

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dasnet_lightning.inference.segmenter import Segmenter
     from dasnet_lightning.inference.voc_results import VocResults
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -88,13 +86,14 @@ def find_images(given: Sequence[str], out: Path) -> list[Path]:
     Raises:
         DataError: an argument matches no image.
     """
+    from dasnet_lightning.data.images import IMAGE_SUFFIXES
     from dasnet_lightning.errors import DataError
 
     found: dict[Path, Path] = {}
     for argument in given:
         paths = _expand(argument, out)
         if not paths:
-            suffixes = ", ".join(SUFFIXES)
+            suffixes = ", ".join(IMAGE_SUFFIXES)
             raise DataError(
                 f"{argument}: no image found, expected a file, a folder or a pattern of images ({suffixes})"
             )
@@ -119,11 +118,13 @@ def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:
 
 
 def _expand(argument: str, out: Path) -> list[Path]:
+    from dasnet_lightning.data.images import IMAGE_SUFFIXES
+
     path = Path(argument).expanduser()
     if path.is_file():
         return [path]
     entries = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-    images = sorted(entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    images = sorted(entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file())
     written = out.resolve()
     if not path.is_dir() or path.resolve() not in written.parents:
         return images

@@ -22,6 +22,8 @@ from PIL import Image, ImageOps
 from dasnet_lightning.errors import DataError
 
 MAX_PIXELS = 64_000_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
 ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # what cameras and scanners store in 16 bits
@@ -68,6 +70,20 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as an image, {describe_file(path)} ({error})") from error
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return the (height, width) from the header of an image, turned as its EXIF orientation says.
+
+    Raises:
+        DataError: the file is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION_TAG, 1) in TRANSPOSING_ORIENTATIONS
+            return (image.width, image.height) if turned else (image.height, image.width)
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as an image, {describe_file(path)} ({error})") from error
 

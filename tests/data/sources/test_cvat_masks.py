@@ -10,13 +10,14 @@ from shape_builders import ABSENT, PRESENT, mask_of, messages, pictures, source_
 
 from dasnet_lightning.data.sources.cvat_masks import find_cvat_masks, read_label_map
 from dasnet_lightning.data.sources.shape_data import build_sources
-from dasnet_lightning.data.sources.voc_colors import find_colors, voc_color_map
+from dasnet_lightning.data.sources.voc_colors import find_colors
 from dasnet_lightning.data.sources.voc_lists import read_list
 from dasnet_lightning.errors import DataError
+from dasnet_lightning.visualization import voc_palette
 
 LABEL_MAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,83::\nroad: wet:10,20,30::\n"
 CAT, ROAD = (250, 50, 83), (10, 20, 30)
-COLORS = voc_color_map()
+COLORS = voc_palette()
 
 
 def write_maps(root: Path, name: str, objects: np.ndarray, classes: np.ndarray) -> None:

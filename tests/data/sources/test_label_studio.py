@@ -155,7 +155,7 @@ def test_one_annotation_of_a_task_counts(tmp_path: Path) -> None:
     assert states(source) == [[PRESENT], []]
     assert [text.split(": ", 1)[1] for text in messages(source)] == [
         "task 1: 1 more annotations of the same image are not used",
-        "task 3: its image 'a.jpg' belongs to another task too, keep one of them",
+        "task 3: its image 'a.jpg' is described twice, keep one of the two",
     ]
     assert data is not None
     assert "1 of 3 are in no task" in str(data.problems[0])

@@ -51,7 +51,6 @@ FAULTS = [
     ("\0", "cannot be read as YAML"),
     ("", "not a mapping, expected a list of parts"),
     ("- {root: a, split: b}", "not a mapping"),
-    ("names: [cat]\ntrain: images/train", "describes a YOLO data set"),
     ("trainer: {}", "a configuration for 'dasnet fit --config'"),
     ("trian: []", "unknown key 'trian', did you mean 'train'? Known keys: root, train, val"),
     ("1: []", "unknown key '1', known keys: root"),

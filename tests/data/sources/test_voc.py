@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from data_builders import SIZE, VocObject, filled_indices, make_voc, write_index_picture, write_picture, xml_text
 
+from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.sources.checks import RecordsError, read_image
+from dasnet_lightning.data.sources.checks import RecordsError
 from dasnet_lightning.data.sources.voc import VOC_CLASSES, VOCSource, find_voc_root
 from dasnet_lightning.data.splits import make_split, mask_labels
 from dasnet_lightning.errors import ConfigError, DataError

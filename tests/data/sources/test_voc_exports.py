@@ -9,8 +9,8 @@ from PIL import Image
 from shape_builders import PRESENT, mask_of, states
 
 from dasnet_lightning.data.sources.voc import VOCSource
-from dasnet_lightning.data.sources.voc_colors import voc_color_map
 from dasnet_lightning.data.sources.voc_masks import list_unused_masks
+from dasnet_lightning.visualization import voc_palette
 
 CAT = VocObject("cat", (6, 6, 15, 15))
 MASK = np.zeros(SIZE, bool)
@@ -45,7 +45,7 @@ def test_suffixes_in_capitals(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_masks_in_the_colors_of_voc(tmp_path: Path, mode: str) -> None:
     root = make_voc(tmp_path, {"a": [CAT]}, ["a"])
-    colors = voc_color_map()[filled_indices([(6, 6, 15, 15)])]
+    colors = voc_palette()[filled_indices([(6, 6, 15, 15)])]
     Image.fromarray(colors).convert(mode).save(root / "SegmentationObject" / "a.png")
     source = VOCSource(root, "train")
     masks = source.load_masks(source.records[0], [0])

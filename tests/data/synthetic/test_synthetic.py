@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.sources.checks import read_image
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.data.synthetic.scenes import (

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, get_args
 from urllib.parse import unquote
 
-from dasnet_lightning.data.images import read_image as read_image
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.errors import CONTROL_CHARACTERS, ConfigError, DataError
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.sources.checks import join_names
 from dasnet_lightning.data.sources.coco_json import is_instances, read_json
 from dasnet_lightning.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ROBOFLOW = "_annotations.coco.json"  # in the folder of each split
 TRAIN_PATTERNS = ("annotations/instances_train*.json", "annotations/train*.json", "instances_train*.json",
                   "train*.json", f"train*/{ROBOFLOW}")  # fmt: skip
@@ -65,8 +65,6 @@ def describe_folder(root: Path) -> str:
     )
     if root.is_file():
         return f"{root}: not a data set, {expected}, one COCO .json file, or a YAML list of parts"
-    if _is_yolo(root):
-        return f"{root}: a YOLO data set, which is not supported yet; convert it to COCO"
     entries = sorted(root.iterdir())
     images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in entries)
     named = [
@@ -94,10 +92,3 @@ def _first_match(root: Path, patterns: tuple[str, ...]) -> Path | None:
 
 def _short_names(files: list[Path]) -> list[str]:
     return [file.name if file.name != ROBOFLOW else f"{file.parent.name}/{file.name}" for file in files]
-
-
-def _is_yolo(root: Path) -> bool:
-    labels = [root / "labels", root / "train" / "labels"]
-    return any((root / name).is_file() for name in ("data.yaml", "data.yml", "dataset.yaml")) or any(
-        folder.is_dir() and any(folder.rglob("*.txt")) for folder in labels
-    )

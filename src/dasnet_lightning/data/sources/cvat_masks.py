@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dasnet_lightning.data.images import IMAGE_SUFFIXES, upright_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import Box
 from dasnet_lightning.data.sources.drawing import Bitmap, DrawnImage, DrawnObject, encode_bitmap
-from dasnet_lightning.data.sources.image_index import IMAGE_SUFFIXES, list_files, upright_size
+from dasnet_lightning.data.sources.image_index import list_files
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
-from dasnet_lightning.data.sources.voc_colors import Color, find_colors, read_label_map, voc_color_map
+from dasnet_lightning.data.sources.voc_colors import RGB, find_colors, read_label_map
 from dasnet_lightning.data.sources.voc_lists import read_list
 from dasnet_lightning.data.sources.voc_xml import XmlObject, read_xml
+from dasnet_lightning.visualization import voc_palette
 
 LABEL_MAP = "labelmap.txt"
 OBJECTS, CLASSES, XMLS = "SegmentationObject", "SegmentationClass", "Annotations"
@@ -119,7 +121,7 @@ def _match(image_id: str, boxes: Sequence[XmlObject], instances: Sequence[Instan
 
 
 def _read_masks(
-    image_id: str, objects: Path | None, classes: Path | None, colors: dict[str, Color], content: SplitContent
+    image_id: str, objects: Path | None, classes: Path | None, colors: dict[str, RGB], content: SplitContent
 ) -> list[Instance]:
     """Read the masks of one image; what cannot be read is a problem of the split."""
     if objects is None or classes is None:
@@ -129,7 +131,7 @@ def _read_masks(
         return []
     names = list(colors)
     try:
-        numbers = find_colors(_read_rgb(objects), voc_color_map())
+        numbers = find_colors(_read_rgb(objects), voc_palette())
         labels = find_colors(_read_rgb(classes), [colors[name] for name in names])
         if numbers.shape != labels.shape:
             raise ValueError(f"its size differs from that of its file in {CLASSES}")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE, RecordsError
 from dasnet_lightning.data.sources.drawing import Bitmap, DrawnImage, DrawnObject, ellipse, merge_group, rotate_box
-from dasnet_lightning.data.sources.image_index import IMAGE_SUFFIXES, ImageIndex, index_images
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
+from dasnet_lightning.data.sources.image_index import ImageIndex, index_images
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
 from dasnet_lightning.errors import DataError
 
 HEAD_BYTES = 2048
@@ -49,12 +50,7 @@ def read_cvat(root: Path, files: list[Path]) -> ShapeData:
     reader = _Reader(root, index_images(root), {}, {}, {})
     for file in files:
         _read_file(reader, file)
-    used = {image.path for content in reader.splits.values() for image in content.images}
-    bare = [path for path in reader.index.paths if path not in used]
-    problems = []
-    if bare:
-        text = f"{len(bare)} of {len(reader.index.paths)} are in no XML file and are not used, the first is '{bare[0].name}'"
-        problems.append(Problem(root, "images", text, "warning"))
+    problems = report_unused(root, reader.index, reader.splits, "are in no XML file")
     return ShapeData("cvat", root, files[0], tuple(reader.names), reader.splits, problems)
 
 

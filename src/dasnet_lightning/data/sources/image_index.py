@@ -6,16 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
-from PIL import Image
+from dasnet_lightning.data.images import IMAGE_SUFFIXES
+from dasnet_lightning.data.sources.image_names import path_in_name
 
-from dasnet_lightning.data.images import describe_file
-from dasnet_lightning.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-ORIENTATION_TAG = 0x0112  # EXIF
-TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # Label Studio prepends it to the names of uploaded files
 
 
@@ -47,7 +42,7 @@ class ImageIndex:
             name: a file name, a relative or absolute path with either slash, or a URL with escaped characters.
             near: folder that relative paths start from and whose images win over others of the same name.
         """
-        written = _path_of(name)
+        written = unquote(path_in_name(name)).replace("\\", "/")
         parts = [part for part in written.split("/") if part not in ("", ".", "..")]
         if not parts:
             return None, "the file name is empty"
@@ -89,20 +84,6 @@ def index_images(root: Path) -> ImageIndex:
     return ImageIndex(root, tuple(list_files(root, IMAGE_SUFFIXES)))
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Return the (height, width) of an image from its header, turned as its EXIF orientation says.
-
-    Raises:
-        DataError: the file is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION_TAG, 1) in TRANSPOSING
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as an image, {describe_file(path)} ({error})") from error
-
-
 def assign_ids(root: Path, paths: list[Path]) -> dict[Path, str]:
     """Return an id for each image: its path below the root, without the suffix unless two would be equal."""
     short = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}
@@ -118,15 +99,6 @@ def _walk(root: Path) -> Iterator[Path]:
             path = Path(folder) / name
             if not name.startswith(".") and not (path.is_symlink() and not path.resolve().is_relative_to(resolved)):
                 yield path
-
-
-def _path_of(name: str) -> str:
-    """Return the path in a name or URL; Label Studio's local files are in the query (`?d=`)."""
-    url = urlsplit(name) if "://" in name or "?d=" in name else None
-    if url is not None:
-        query = parse_qs(url.query).get("d")
-        name = query[0] if query else url.path
-    return unquote(name).replace("\\", "/")
 
 
 def _closest(paths: list[Path], folder: Path) -> list[Path]:

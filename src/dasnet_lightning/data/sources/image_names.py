@@ -38,13 +38,16 @@ def match_by_name(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: path for name, path in matches.items() if uses[path] == 1 and not path.is_symlink()}
 
 
+def path_in_name(name: str) -> str:
+    """Return the path in a name, still escaped: that of a URL, or the `d` of Label Studio's local files."""
+    if _LOCAL_FILE.search(name):
+        return parse_qs(urlsplit(name).query).get("d", [name])[0]
+    return urlsplit(name).path if is_url(name) else name
+
+
 def _last_parts(name: str) -> tuple[str, ...]:
     """Return the spellings of the last part of a URL or path."""
-    path = name
-    if _LOCAL_FILE.search(name):
-        path = parse_qs(urlsplit(name).query).get("d", [name])[0]
-    elif is_url(name):
-        path = urlsplit(name).path
+    path = path_in_name(name)
     return tuple(_unique(re.split(r"[/\\]", text)[-1] for text in (path, unquote(path))))
 
 

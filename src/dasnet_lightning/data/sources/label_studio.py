@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dasnet_lightning.data.images import IMAGE_SUFFIXES, upright_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE
 from dasnet_lightning.data.sources.coco_json import read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, rotate_box, to_pixels
-from dasnet_lightning.data.sources.image_index import IMAGE_SUFFIXES, ImageIndex, index_images, upright_size
+from dasnet_lightning.data.sources.image_index import ImageIndex, index_images
 from dasnet_lightning.data.sources.label_studio_rle import decode_brush
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
 from dasnet_lightning.errors import DataError
 
 HEAD_BYTES = 65_536
@@ -58,12 +59,7 @@ def read_label_studio(root: Path, files: Sequence[Path]) -> ShapeData:
             _read_task(root, file, number, task, index, content, seen)
     images = [image for content in splits.values() for image in content.images]
     names = {item.class_name for image in images for item in image.objects if item.class_name}
-    used = {image.path for image in images}
-    bare = [path for path in index.paths if path not in used]
-    problems = []
-    if bare:
-        text = f"{len(bare)} of {len(index.paths)} are in no task and are not used, the first is '{bare[0].name}'"
-        problems.append(Problem(root, "images", text, "warning"))
+    problems = report_unused(root, index, splits, "are in no task")
     return ShapeData("label_studio", root, files[0], tuple(sorted(names)), splits, problems)
 
 
@@ -90,14 +86,8 @@ def _read_task(
         content.problems.append(Problem(file, record, "names no image, expected a file name in its 'data'", "refused"))
         return
     path, reason = index.find(task.image)
-    if path is None:
-        content.missing.append(Problem(file, f"image '{task.image}'", reason, "refused"))
-    elif path in seen:
-        text = f"its image '{path.name}' belongs to another task too, keep one of them"
-        content.problems.append(Problem(file, record, text, "refused"))
+    if not content.take(file, record if path else f"image '{task.image}'", path, reason, seen):
         return
-    else:
-        seen.add(path)
     size = _size_of(task.regions) or (upright_size(path) if path else (1, 1))
     image_id = path.relative_to(root).with_suffix("").as_posix() if path else task.name
     shapes, ignored = _join_regions(task.regions)

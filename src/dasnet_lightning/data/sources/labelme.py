@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dasnet_lightning.data.images import upright_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE
 from dasnet_lightning.data.sources.coco_json import read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, merge_group
-from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files, upright_size
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
+from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
 
 HEAD_BYTES = 4096
 MAX_PEEKS = 5  # files that are looked into for the format
@@ -46,7 +47,7 @@ def read_labelme(root: Path, files: Sequence[Path]) -> ShapeData:
         name = top if len(file.relative_to(root).parts) > 1 else "all"
         content = splits.setdefault(name, SplitContent())
         _read_file(root, file, index, content, used)
-    problems = _describe_unused(root, index, used)
+    problems = report_unused(root, index, splits, "have no label file")
     classes = {item.class_name for content in splits.values() for image in content.images for item in image.objects}
     return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), splits, problems)
 
@@ -71,14 +72,8 @@ def _read_file(root: Path, file: Path, index: ImageIndex, content: SplitContent,
     size = _read_size(value) or (upright_size(path) if path else (1, 1))
     image_id = file.relative_to(root).with_suffix("").as_posix()
     name = path.relative_to(root).as_posix() if path else written or file.stem
-    if path is None:
-        content.missing.append(Problem(file, f"image '{name}'", reason, "refused"))
-    elif path in used:
-        text = "is described by another file too, keep one of them"
-        content.problems.append(Problem(file, f"image '{name}'", text, "refused"))
+    if not content.take(file, f"image '{name}'", path, reason, used):
         return
-    else:
-        used.add(path)
     objects, ignored = _read_shapes(image_id, value["shapes"])
     if ignored:
         text = (
@@ -159,11 +154,3 @@ def _read_points(value: Any) -> list[list[float]] | None:
 def _read_size(value: dict[str, Any]) -> tuple[int, int] | None:
     size = (value.get("imageHeight"), value.get("imageWidth"))
     return size if all(type(side) is int and 0 < side <= MAX_SIDE for side in size) else None  # type: ignore[return-value]
-
-
-def _describe_unused(root: Path, index: ImageIndex, used: set[Path]) -> list[Problem]:
-    bare = [path for path in index.paths if path not in used]
-    if not bare:
-        return []
-    text = f"{len(bare)} of {len(index.paths)} have no label file and are not used, the first is '{bare[0].name}'"
-    return [Problem(root, "images", text, "warning")]

@@ -1,7 +1,7 @@
 """Detection of the format of a data set and its opening with a training and a validation split.
 
-Supported are VOC, SBD, COCO in the usual folder layouts, and a YAML file that lists several of them as parts of a union. If
-nothing matches, the error lists what the folder contains and what was expected.
+Files with a mark of their own come first (YOLO, labelme, CVAT, Label Studio), then VOC, SBD and COCO by their folders. A YAML
+file joins several VOC, SBD and COCO data sets. If nothing matches, the error lists what the folder contains.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class DataSet:
     Attributes:
         train: the training split.
         val: the validation split.
-        format: "voc", "sbd", "coco" or "union".
+        format: "voc", "sbd", "coco", "union", "yolo", "labelme", "cvat" or "label_studio".
         root: folder or file of the data set.
         problems: problems of both splits together; those of one split are in its source.
     """
@@ -83,7 +83,7 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     reports this.
 
     Args:
-        path: a folder, one COCO file, or a YAML list of parts.
+        path: a folder, one label file, or a YAML list of parts.
         allow_missing: leave out images whose file is missing and report them as problems.
         fix: "drop" leaves out objects that cannot be used and reports them as problems.
 
@@ -92,7 +92,7 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     """
     root = Path(path).expanduser()
     if not root.exists():
-        raise DataError(f"{root}: does not exist, expected a folder with a VOC, SBD or COCO data set, or a file")
+        raise DataError(f"{root}: does not exist, expected the folder or the file of a data set")
     data = _open_any(root, allow_missing, fix)
     for source in (data.train, data.val):
         _require_images(source, root)
@@ -177,11 +177,7 @@ def _open_sbd(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
 
 
 def _open_union(file: Path, allow_missing: bool, fix: Fix) -> DataSet:
-    train, val, problems = open_union(read_union(file), allow_missing, fix)
-    if val is None:
-        data = _split_by_hash(train, "union", file, file)
-        return replace(data, problems=(*problems, *data.problems))
-    return DataSet(train, val, "union", file, problems)
+    return _assemble(open_union(read_union(file), allow_missing, fix), "union", file, file)
 
 
 def _open_coco(root: Path, layout: CocoLayout, allow_missing: bool, fix: Fix) -> DataSet:

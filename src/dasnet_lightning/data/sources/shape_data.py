@@ -1,13 +1,14 @@
 """Contents of a data set of shapes, by split, and the sources that are built from them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import Fix, RecordsError
 from dasnet_lightning.data.sources.drawing import DrawnImage
+from dasnet_lightning.data.sources.image_index import ImageIndex
 from dasnet_lightning.data.sources.shapes import ShapeSource
 from dasnet_lightning.errors import DataError
 
@@ -22,6 +23,26 @@ class SplitContent:
     images: list[DrawnImage] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    def take(self, file: Path, record: str, path: Path | None, reason: str, used: set[Path]) -> bool:
+        """Note which image a label file describes; return False if another one described it before.
+
+        Args:
+            file: the label file.
+            record: what messages call the image.
+            path: the image; None if it is missing.
+            reason: why it is missing.
+            used: images that are described, of all splits; gets this one.
+        """
+        if path is None:
+            self.missing.append(Problem(file, record, reason, "refused"))
+        elif path in used:
+            text = f"its image '{path.name}' is described twice, keep one of the two"
+            self.problems.append(Problem(file, record, text, "refused"))
+            return False
+        else:
+            used.add(path)
+        return True
 
 
 @dataclass(eq=False)
@@ -96,6 +117,16 @@ def build_source(data: ShapeData, content: SplitContent, allow_missing: bool, fi
     if data.category_ids:
         source.category_ids = {label: label - 1 for label in range(1, len(source.class_names))}
     return source
+
+
+def report_unused(root: Path, index: ImageIndex, splits: Mapping[str, SplitContent], lack: str) -> list[Problem]:
+    """Return a warning that counts the images that no label file describes; `lack` says so, as "have no label file"."""
+    used = {image.path for content in splits.values() for image in content.images}
+    unused = [path for path in index.paths if path not in used]
+    if not unused:
+        return []
+    text = f"{len(unused)} of {len(index.paths)} {lack} and are not used, the first is '{unused[0].name}'"
+    return [Problem(root, "images", text, "warning")]
 
 
 def _join(contents: Sequence[SplitContent]) -> SplitContent:

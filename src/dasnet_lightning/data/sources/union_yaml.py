@@ -123,10 +123,6 @@ def _check_file_kind(file: Path, content: Any) -> None:
     expected = "expected a list of parts with the keys 'train' and 'val'"
     if not isinstance(content, dict):
         raise DataError(f"{file}: not a mapping, {expected}")
-    if "names" in content or "nc" in content:
-        raise DataError(
-            f"{file}: describes a YOLO data set, which is not supported yet; convert it to COCO, or {expected}"
-        )
     if "trainer" in content or "model" in content:
         raise DataError(f"{file}: a configuration for 'dasnet fit --config', not a data set; {expected}")
 

@@ -1,4 +1,4 @@
-"""VOC's color map, and index maps that were saved in its colors instead of with a palette."""
+"""Index maps that were saved in colors instead of with a palette, and the files that list the colors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,22 +8,10 @@ from jaxtyping import UInt8
 
 from dasnet_lightning.errors import DataError
 
-Color = tuple[int, int, int]
+RGB = tuple[int, int, int]
 
 
-def voc_color_map() -> UInt8[np.ndarray, "256 3"]:
-    """Return the color of each index: bits 0, 3 and 6 of the index are the high bits of red, and so on."""
-    indices = np.arange(256)
-    colors = np.zeros((256, 3), np.int64)
-    for place in range(8):
-        for channel in range(3):
-            bit = 3 * place + channel
-            if bit < 8:
-                colors[:, channel] |= ((indices >> bit) & 1) << (7 - place)
-    return colors.astype(np.uint8)
-
-
-def find_colors(picture: UInt8[np.ndarray, "H W 3"], colors: Sequence[Color] | np.ndarray) -> np.ndarray:
+def find_colors(picture: UInt8[np.ndarray, "H W 3"], colors: Sequence[RGB] | np.ndarray) -> np.ndarray:
     """Return for each pixel the position of its color in `colors`, as int64 [H W]. Raises ValueError for other colors."""
     weights = np.array([65536, 256, 1])
     keys = np.asarray(colors, np.int64).reshape(-1, 3) @ weights
@@ -38,7 +26,7 @@ def find_colors(picture: UInt8[np.ndarray, "H W 3"], colors: Sequence[Color] | n
     return order[places][inverse].reshape(picture.shape[:2])
 
 
-def read_label_map(file: Path) -> dict[str, Color]:
+def read_label_map(file: Path) -> dict[str, RGB]:
     """Read the colors of the classes in a `labelmap.txt`, one `name:r,g,b:parts:actions` a line.
 
     Raises:
@@ -48,7 +36,7 @@ def read_label_map(file: Path) -> dict[str, Color]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as text ({error})") from error
-    colors: dict[str, Color] = {}
+    colors: dict[str, RGB] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue

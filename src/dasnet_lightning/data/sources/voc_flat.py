@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from dasnet_lightning.data.records import Problem
+from dasnet_lightning.data.images import upright_size
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject
-from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files, upright_size
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
+from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
 from dasnet_lightning.data.sources.voc_xml import read_xml
 
 HEAD_BYTES = 2048
@@ -32,11 +32,7 @@ def read_flat_voc(root: Path, files: list[Path]) -> ShapeData:
         _read_file(root, file, index, splits.setdefault(name, SplitContent()), used)
     images = [image for content in splits.values() for image in content.images]
     names = {item.class_name for image in images for item in image.objects if item.class_name}
-    bare = [path for path in index.paths if path not in used]
-    problems = []
-    if bare:
-        text = f"{len(bare)} of {len(index.paths)} have no XML file and are not used, the first is '{bare[0].name}'"
-        problems.append(Problem(root, "images", text, "warning"))
+    problems = report_unused(root, index, splits, "have no XML file")
     return ShapeData("voc", root, root, tuple(sorted(names)), splits, problems)
 
 
@@ -51,15 +47,9 @@ def _read_file(root: Path, file: Path, index: ImageIndex, content: SplitContent,
     image_id = file.relative_to(root).with_suffix("").as_posix()
     xml = read_xml(file)
     path = index.find_stem(file.stem, file.parent)
-    if path is None:
-        reason = f"the image file does not exist, no image below {root} is called '{file.stem}'"
-        content.missing.append(Problem(file, f"image '{file.stem}'", reason, "refused"))
-    elif path in used:
-        text = "is described by another file too, keep one of them"
-        content.problems.append(Problem(file, f"image '{path.name}'", text, "refused"))
+    reason = f"the image file does not exist, no image below {root} is called '{file.stem}'"
+    if not content.take(file, f"image '{path.name if path else file.stem}'", path, reason, used):
         return
-    else:
-        used.add(path)
     name = path.relative_to(root).as_posix() if path else file.stem
     size = xml.size or (upright_size(path) if path else (1, 1))
     objects = tuple(

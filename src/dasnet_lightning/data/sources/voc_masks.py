@@ -8,7 +8,8 @@ from PIL import Image
 
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.image_index import list_files
-from dasnet_lightning.data.sources.voc_colors import find_colors, voc_color_map
+from dasnet_lightning.data.sources.voc_colors import find_colors
+from dasnet_lightning.visualization import voc_palette
 
 FOLDER = "SegmentationObject"
 MODES = ("P", "L", "RGB", "RGBA")
@@ -38,6 +39,6 @@ def to_index_map(picture: Image.Image, name: str) -> tuple[UInt8[np.ndarray, "H 
     if picture.mode in ("P", "L"):
         return np.asarray(picture), ""
     try:
-        return find_colors(np.asarray(picture.convert("RGB")), voc_color_map()).astype(np.uint8), ""
+        return find_colors(np.asarray(picture.convert("RGB")), voc_palette()).astype(np.uint8), ""
     except ValueError as error:
         return None, f"{name} is not a palette picture of object indices and not in VOC's colors: {error}"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import BACKGROUND, Box, describe_renamed, join_names, rename_class
 from dasnet_lightning.data.sources.coco_values import to_flag, to_side
-from dasnet_lightning.data.sources.voc_lists import IMAGE_SUFFIXES
 from dasnet_lightning.data.sources.voc_masks import find_mask_files
 from dasnet_lightning.errors import DataError
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dasnet_lightning.data.images import upright_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, to_pixels
-from dasnet_lightning.data.sources.image_index import assign_ids, upright_size
+from dasnet_lightning.data.sources.image_index import assign_ids
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent
 from dasnet_lightning.data.sources.yolo_files import LabelFolders, YoloFiles, find_yolo_config, read_yolo_files
 from dasnet_lightning.errors import DataError

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.data.sources.image_index import IMAGE_SUFFIXES, ImageIndex, index_images, list_files
+from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
 from dasnet_lightning.data.sources.shape_data import split_name
 from dasnet_lightning.errors import DataError
 

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dasnet_lightning.functional.patches import Patches, convolve, double, resize
-from dasnet_lightning.functional.windows import Windows, doubling_input_window, resize_input_window
-
-Size = tuple[int, int]
+from dasnet_lightning.functional.windows import Size, Windows, doubling_input_window, resize_input_window
 
 NORM_EPS = 1e-3
 COARSE_STD = 0.01

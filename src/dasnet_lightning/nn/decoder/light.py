@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches, resize, trim, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape
-from dasnet_lightning.functional.windows import Windows, resize_input_window
+from dasnet_lightning.functional.windows import Size, Windows, resize_input_window
 from dasnet_lightning.nn.decoder.base import DECODERS, LocalDecoder, SkipFeatures
-from dasnet_lightning.nn.decoder.layers import Size, convolve_patches, halo, relu_
+from dasnet_lightning.nn.decoder.layers import convolve_patches, halo, relu_
 from dasnet_lightning.types import Pyramid
 
 LOCAL_STRIDE = 8  # levels of this stride and finer are decoded in windows; coarser ones would not gain

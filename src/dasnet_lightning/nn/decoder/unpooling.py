@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches, unpool_patches
 from dasnet_lightning.functional.pooling import PoolShape, unpool
-from dasnet_lightning.functional.windows import Windows, unpooling_input_window
+from dasnet_lightning.functional.windows import Size, Windows, unpooling_input_window
 from dasnet_lightning.nn.decoder.base import LocalDecoder, SkipFeatures, require_switches
-from dasnet_lightning.nn.decoder.layers import CoarseBlock, Size, halo, initialize, run_patches
+from dasnet_lightning.nn.decoder.layers import CoarseBlock, halo, initialize, run_patches
 from dasnet_lightning.types import Pyramid
 
 # Output channels of the convolutions that follow unpool5 to unpool1.

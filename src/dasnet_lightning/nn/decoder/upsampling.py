@@ -14,11 +14,10 @@ from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches
-from dasnet_lightning.functional.windows import Windows
+from dasnet_lightning.functional.windows import Size, Windows
 from dasnet_lightning.nn.decoder.base import LocalDecoder, SkipFeatures
 from dasnet_lightning.nn.decoder.layers import (
     CoarseBlock,
-    Size,
     TransposedTo,
     convolve_patches,
     halo,
