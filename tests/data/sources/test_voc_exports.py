@@ -35,6 +35,15 @@ def test_subfolders_and_names_with_spaces(tmp_path: Path, name: str, line: str) 
     assert np.array_equal(mask_of(source, source.records[0], 0), MASK)
 
 
+def test_classes_are_found_in_subfolders(tmp_path: Path) -> None:
+    root = make_voc(tmp_path, {"a": [CAT]}, ["a"], database="")
+    move(root, "a", "day1/a")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("day1/a.jpg\n")
+    source = VOCSource(root, "train")
+    assert source.class_names == ("background", "cat")
+    assert [record.image_id for record in source.records] == ["day1/a"]
+
+
 def test_suffixes_in_capitals(tmp_path: Path) -> None:
     root = make_voc(tmp_path, {"a": [CAT]}, ["a"])
     (root / "SegmentationObject" / "a.png").rename(root / "SegmentationObject" / "a.PNG")

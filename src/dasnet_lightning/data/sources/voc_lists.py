@@ -35,7 +35,8 @@ def read_split_list(root: Path, split: str, lists: Sequence[str] = LISTS) -> tup
         known = f"the folder has the lists {join_names(list(splits))}" if splits else "the folder has no lists"
         raise DataError(f"{root}: has no list of the split '{split}', expected {expected}; {known}")
     folders = (root / "JPEGImages", root / "Annotations")
-    known_ids = {path.stem for folder in folders for path in folder.iterdir() if path.is_file()}
+    files = [path.relative_to(folder) for folder in folders for path in folder.rglob("*") if path.is_file()]
+    known_ids = {path.with_suffix("").as_posix() for path in files}
     return splits[split], read_ids(splits[split], known_ids)
 
 

@@ -104,7 +104,7 @@ def read_xml(file: Path) -> XmlImage:
 
 def read_class_names(root: Path) -> tuple[str, ...]:
     """Return all class names in the annotation files, sorted, with the background first."""
-    files = sorted((root / "Annotations").glob("*.xml"))
+    files = sorted((root / "Annotations").rglob("*.xml"))
     names = {item.name for file in files for item in read_xml(file).objects}
     return (BACKGROUND, *sorted(names - {""}))
 
@@ -158,7 +158,7 @@ def choose_classes(
 
 def is_voc_itself(root: Path, count: int = 20) -> bool:
     """Return whether most of the first annotation files of a folder name PASCAL VOC as their source."""
-    files = sorted((root / "Annotations").glob("*.xml"))[:count]
+    files = sorted((root / "Annotations").rglob("*.xml"))[:count]
     return 2 * sum(read_xml(file).of_voc for file in files) > len(files)
 
 
