@@ -141,7 +141,8 @@ def load_checkpoint(task: HasCheckpointInfo, path: str | Path) -> None:
 
 def without_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Detector options for a network whose weights come from a checkpoint: the backbone's file need not exist any more."""
-    return {**(options or {}), "backbone_weights": None}
+    rest = {name: value for name, value in (options or {}).items() if name != "weights"}
+    return {**rest, "backbone_weights": None}
 
 
 def restore_options(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:

@@ -36,12 +36,13 @@ def train(data: str | Path, out: str | Path | None = None, **options: Unpack[Tra
         data: VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several.
         out: run folder; None for runs/DATA-BUDGETS.
         options: fields of `RunConfig` and `TrainerSettings`, such as `mask_budgets=("5/class", "all")`, `detector`,
-            `image_size`, `detector_steps`, `steps`, `batch_size`, `lr`, `seed`, `devices`, `precision` and `logger`.
+            `weights`, `image_size`, `detector_steps`, `steps`, `batch_size`, `lr`, `seed`, `devices`, `precision` and `logger`.
 
     Returns:
         The metrics and the checkpoint of each budget, and the detector's box AP.
 
     Raises:
+        CheckpointError: the detector's weights cannot be downloaded, cannot be read, or do not fit.
         ConfigError: an option is unknown or does not fit, or the folder holds a run with other settings.
         DataError: the data set cannot be used.
         Stopped: a signal asked to stop; the run can be continued.
@@ -85,7 +86,7 @@ def execute(config: RunConfig) -> RunResult:
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
     # errors of the data set and of the detector's options come once, before any process starts
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
-    detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
+    detector, options, image_size = resolve_detector(config, dataset.train.class_names)
     with processes(config.trainer), explained_failures():
         run_on_rank_zero(lambda: claim_folder(config))
         result = run_stages(config, dataset, detector, options, image_size)
