@@ -96,10 +96,30 @@ class TestOffline:
         assert "\n" not in message
 
     def test_a_host_that_does_not_answer_is_given_up(self, hub, monkeypatch):
-        monkeypatch.setattr("dasnet_lightning.detectors.downloads.urlopen", lambda *_, **__: time.sleep(5))
+        def hang(*_, **__):
+            time.sleep(0.5)
+            raise URLError("timed out")
+
+        monkeypatch.setattr("dasnet_lightning.detectors.downloads.urlopen", hang)
         monkeypatch.setattr("dasnet_lightning.detectors.downloads.CONNECT_SECONDS", 0.1)
         with pytest.raises(CheckpointError, match=r"does not answer\); put it into"):
             build_detector("ssd320_mobilenet_v2", 4, weights="auto")
+
+    def test_timm_is_given_up_as_well(self, monkeypatch, tmp_path):
+        hub = pytest.importorskip("huggingface_hub")
+        pytest.importorskip("timm")
+
+        def refuse(*_, **__):
+            raise URLError("Name or service not known")
+
+        monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("dasnet_lightning.detectors.downloads.urlopen", refuse)
+        start = time.monotonic()
+        with pytest.raises(
+            CheckpointError, match=r"timm cannot download the weights of resnet18\.a1_in1k \(no connection"
+        ):
+            build_detector("ssd", 4, backbone="timm:resnet18", weights="auto")
+        assert time.monotonic() - start < 5
 
     def test_an_answer_that_is_an_error_still_downloads(self, hub, monkeypatch):
         def answer(request, **_):

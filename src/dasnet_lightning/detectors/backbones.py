@@ -15,6 +15,7 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors.downloads import check_timm_weights
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD
 from dasnet_lightning.detectors.optional import import_extra
 from dasnet_lightning.detectors.weights import FILE_SUFFIXES, fill, load_state, load_state_file
@@ -184,6 +185,8 @@ def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], fre
         name = f"{name.partition('.')[0]}.{weights}"
         options |= {"pretrained": True}
     try:
+        if "pretrained_cfg_overlay" not in options and weights is not None:
+            check_timm_weights(timm, name)
         body = timm.create_model(name, **options)
     except OSError as error:
         raise CheckpointError(

@@ -1,9 +1,11 @@
-"""Downloads of torchvision's weights, which fail within seconds and with one sentence if the host does not answer."""
+"""Downloads of torchvision's and timm's weights; if the host does not answer, they fail within seconds and one sentence."""
 
 import threading
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -36,6 +38,21 @@ def download_state(weights: WeightsEnum) -> dict[str, Tensor]:
             f"{path.name}: torchvision cannot download this file of weights ({_reason(error)}); put it into "
             f"{path.parent}, or start from random weights with --weights none"
         ) from error
+
+
+def check_timm_weights(timm: Any, name: str) -> None:
+    """Check within seconds that timm's weights can be loaded; the hub's own client would retry for a minute.
+
+    Raises:
+        OSError: they are not in the hub's cache, and the hub does not answer.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return
+    hub = import_module("huggingface_hub")
+    files = (hub.try_to_load_from_cache(config.hf_hub_id, file) for file in ("model.safetensors", "pytorch_model.bin"))
+    if not any(isinstance(file, str) for file in files):
+        check_connection(hub.constants.ENDPOINT)
 
 
 def check_connection(url: str) -> None:
