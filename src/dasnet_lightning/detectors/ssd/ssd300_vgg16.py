@@ -6,6 +6,7 @@ their switches. All poolings round up, in torchvision only the third; at 300 pix
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSDClassificationHead, SSDRegressionHead
@@ -147,5 +148,5 @@ def load_ssd300(
         last = count_classes(state, own, PREDICTORS, head.num_classes) - 1
         if not all(0 <= label <= last for label in classes):
             raise ConfigError(f"predictor_classes is {list(classes)}, but the classes of {weights} are 0 to {last}")
-        state = take_rows(state, own, PREDICTORS, classes)
+        state, head = take_rows(state, own, PREDICTORS, classes), replace(head, class_names=())
     return fill_detector(detector, state, weights, "torchvision's ssd300_vgg16", head)
