@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,10 +27,24 @@ from dasnet_lightning.types import Detections, Target, map_tensors
 CALIBRATION_IMAGES = 200
 
 
-def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> tuple[str, dict[str, Any], tuple[int, int]]:
-    """Return the detector's name, options and (H, W) input size, from its checkpoint if one is given.
+class ResolvedDetector(NamedTuple):
+    """The detector of a run.
 
-    Builds the detector with its initial weights and reports them, unless stage one is complete.
+    Attributes:
+        name: its registered name.
+        options: options of its builder.
+        image_size: (H, W) of the network input.
+        weights_note: with which weights it starts; empty if its training is complete.
+    """
+
+    name: str
+    options: dict[str, Any]
+    image_size: tuple[int, int]
+    weights_note: str = ""
+
+
+def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> ResolvedDetector:
+    """Return the detector of a run, from its checkpoint if one is given; load its initial weights unless it is trained.
 
     Args:
         config: the options of the run.
@@ -46,8 +60,7 @@ def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> tuple[str
         name, options = config.detector, options | choose_weights(config)
         if not detector_stage(config).final.is_file():
             detector = build_detector(name, len(class_names), class_names=class_names, **options)
-            console.info(detector.weights_note)
-            return name, options, detector.image_size
+            return ResolvedDetector(name, options, detector.image_size, detector.weights_note)
     else:
         saved = read_checkpoint(config.detector_checkpoint)["hyper_parameters"]
         name, options = saved["detector"], dict(saved["detector_options"] or {}) | options
@@ -60,7 +73,9 @@ def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> tuple[str
             raise ConfigError(
                 f"weights is '{config.weights}', but detector_checkpoint holds all weights; give one of them"
             )
-    return name, options, build_detector(name, len(class_names), **without_weights(options)).image_size
+    return ResolvedDetector(
+        name, options, build_detector(name, len(class_names), **without_weights(options)).image_size
+    )
 
 
 def choose_weights(config: RunConfig) -> dict[str, str]:
