@@ -162,10 +162,16 @@ def workspace(tmp_path_factory):
     shutil.copy(folder / "DATA" / "val" / "000001.jpg", folder / "PHOTOS")
     Image.open(folder / "PHOTOS" / "000001.jpg").resize((400, 400)).save(folder / "photo.jpg")
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    weights = torchvision.models.mobilenet_v2().state_dict()
+
+    def download(url, **options):
+        """Return untrained weights of the network that the name of the file begins with."""
+        name = next(name for name in ("mobilenet_v2", "resnet18") if name in url)
+        return torchvision.models.get_model(name).state_dict()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *url, **options: weights)
+        patch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+        patch.setattr("dasnet_lightning.detectors.downloads.check_connection", lambda url: None)
         (train,) = [block for block in BLOCKS if block.page.name == "README.md" and "dasnet train" in block.text]
         run_shell(train)
         (demo,) = [block for block in BLOCKS if block.page.name == "quick_start.md" and "dasnet demo" in block.text]

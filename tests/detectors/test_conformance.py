@@ -30,10 +30,12 @@ SIZES = {  # else 64 x 64
     "ssd300_vgg16": (257, 257),
     "ssd_tiny": (96, 128),
     "ssd320_mobilenet_v2": (128, 96),
+    "ssd300_mobilenet_v2": (128, 96),
     "ssdlite320_mobilenet_v3_large": (128, 96),
 }
 RATES = {  # else 5e-3
     "ssd_tiny": 1e-3,
+    "ssd300_mobilenet_v2": 1e-2,
     "ssd320_mobilenet_v2": 1e-2,
     "retinanet_resnet50_fpn_v2": 1e-2,
     "fcos_resnet50_fpn": 3e-2,
@@ -44,6 +46,7 @@ RATES = {  # else 5e-3
 }
 IMAGES = {"ssd320_vgg16": 1, "ssd300_vgg16": 1}  # else 2
 STEPS = {  # else 3
+    "ssd300_mobilenet_v2": 10,
     "ssd320_mobilenet_v2": 10,
     "ssd_tiny": 6,
     "retinanet_resnet50_fpn_v2": 7,

@@ -75,7 +75,7 @@ def test_a_run_goes_straight_to_stage_two(tmp_path, capsys):
     shapes = write_synthetic(tmp_path / "shapes", num_train=8, num_val=4, size=64)
     out = tmp_path / "run"
     options = ["--detector", "boxes", "--detector-option", "backbone=mobilenet_v3_small", "--image-size", "64"]
-    options += ["--steps", "3", "--batch-size", "2", "--num-workers", "0", "--accelerator", "cpu"]
+    options += ["--weights", "none", "--steps", "3", "--batch-size", "2", "--num-workers", "0", "--accelerator", "cpu"]
     assert main(["train", str(shapes), "--out", str(out), "--precision", "32-true", *options]) == 0
     assert "'boxes' does not learn from boxes" in capsys.readouterr().out
     stage_one = read_checkpoint(out / "detector" / "final.ckpt")

@@ -1,3 +1,5 @@
+from math import log
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -5,6 +7,7 @@ from torchvision.ops import box_iou
 
 from dasnet_lightning.detectors.ssd.multibox import (
     claim_best_anchors,
+    classification_losses,
     match_anchors,
     mine_negatives,
     multibox_loss,
@@ -153,3 +156,14 @@ def test_low_precision_outputs_give_a_float32_loss():
         torch.randn(1, len(anchors), 3, **half), torch.randn(1, len(anchors), 4, **half), anchors, [make_target()]
     )
     assert all(loss.dtype == torch.float32 for loss in losses)
+
+
+def test_sigmoids_are_trained_one_by_one():
+    """Each class, background included, has its own binary cross-entropy; the loss of an anchor is their sum."""
+    logits = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 2, 1, 0, 2]])
+    losses = classification_losses(logits, labels, sigmoid=True)
+    for anchor, label in enumerate(labels[0].tolist()):
+        scores = logits[0, anchor].sigmoid().tolist()
+        expected = -sum(log(score if index == label else 1 - score) for index, score in enumerate(scores))
+        assert losses[0, anchor].item() == pytest.approx(expected, rel=1e-5)

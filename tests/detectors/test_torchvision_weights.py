@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torchvision
-from torch import nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from dasnet_lightning.detectors import build_detector
+from dasnet_lightning.detectors import build_detector, portable_options
 from dasnet_lightning.detectors.ssd.anchors import make_anchors
 from dasnet_lightning.detectors.weights import upgrade_keys
 from dasnet_lightning.errors import CheckpointError, ConfigError
@@ -24,13 +23,15 @@ PARAMETERS = {  # that learn, for three classes and background; untrained, so th
     "faster_rcnn_resnet50_fpn_v2": 43_266_403,
     "fcos_resnet50_fpn": 32_122_185,
     "retinanet_resnet50_fpn_v2": 36_394_120,
+    "ssd300_mobilenet_v2": 4_056_136,
     "ssd300_vgg16": 24_013_232,
     "ssd320_mobilenet_v2": 5_172_576,
     "ssd320_vgg16": 24_013_232,
     "ssd_tiny": 942_480,
     "ssdlite320_mobilenet_v3_large": 2_234_240,
 }
-SAME = sorted(set(PARAMETERS) - {"faster_rcnn_mobilenet_v2_fpn", "ssd320_mobilenet_v2", "ssd320_vgg16", "ssd_tiny"})
+OWN = {"faster_rcnn_mobilenet_v2_fpn", "ssd300_mobilenet_v2", "ssd320_mobilenet_v2", "ssd320_vgg16", "ssd_tiny"}
+SAME = sorted(set(PARAMETERS) - OWN)
 LOADED = sorted(set(SAME) - {"faster_rcnn_resnet50_fpn"})  # one of each kind of keys; the first is v2's without norms
 
 
@@ -54,19 +55,6 @@ def test_number_of_parameters(name):
 def test_number_of_parameters_is_torchvisions(name):
     with torch.device("meta"):
         assert learning(build_detector(name, 91)) == learning(reference(name, 91))
-
-
-@pytest.fixture
-def quick_init(monkeypatch):
-    """Replace each layer's initializer by a cheap one, so that a whole detector is built in a fraction of the time."""
-
-    def fill(tensor, *_, **__):
-        with torch.no_grad():
-            bound = min(0.05, (3 / max(1, tensor[0].numel())) ** 0.5)
-            return tensor.uniform_(-bound, bound)
-
-    for function in ("normal_", "xavier_uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_"):
-        monkeypatch.setattr(nn.init, function, fill)
 
 
 def raw_answers(name, ours, theirs, images):
@@ -218,7 +206,9 @@ def test_ssdlite_takes_the_full_tail_of_imagenet_weights(tmp_path, quick_init):
         normal = (images - detector.mean) / detector.std
         torch.testing.assert_close(detector.eval().features(images).levels[3], whole.features(normal))
     with pytest.raises(CheckpointError, match="reduced_tail: false"):
-        build_detector("ssdlite320_mobilenet_v3_large", 4, backbone_weights=str(tmp_path / "m.pth"))
+        build_detector("ssdlite320_mobilenet_v3_large", 4, backbone_weights=str(tmp_path / "m.pth"), reduced_tail=True)
+    chosen = build_detector("ssdlite320_mobilenet_v3_large", 4, weights=str(tmp_path / "m.pth"))
+    assert portable_options(chosen, {"weights": "m.pth"}) == {"weights": "m.pth", "reduced_tail": False}
 
 
 def test_foreign_weights_are_refused_with_the_names_that_fit(tmp_path, quick_init):
@@ -246,6 +236,7 @@ def test_a_name_means_the_detector_or_its_backbone(monkeypatch, name, weights, a
         raise AskedError(url)
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    monkeypatch.setattr("dasnet_lightning.detectors.downloads.check_connection", lambda url: None)
     with torch.device("meta"), pytest.raises(AskedError) as caught:
         build_detector(name, 4, backbone_weights=weights)
     assert str(caught.value) == torchvision.models.get_weight(f"{asked}.{weights}").url

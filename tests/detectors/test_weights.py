@@ -78,6 +78,7 @@ def test_torchvisions_name_is_downloaded_by_torchvision(monkeypatch, mobilenet_s
         return mobilenet_state
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    monkeypatch.setattr("dasnet_lightning.detectors.downloads.check_connection", lambda url: None)
     detector = build_detector("ssd320_mobilenet_v2", 4, backbone_weights="IMAGENET1K_V1")
     assert asked == [torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url]
     assert torch.equal(detector.backbone.features[0][0].weight, mobilenet_state["features.0.0.weight"])

@@ -15,10 +15,11 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors.downloads import check_timm_weights
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD
 from dasnet_lightning.detectors.optional import import_extra
 from dasnet_lightning.detectors.weights import FILE_SUFFIXES, fill, load_state, load_state_file
-from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.errors import CheckpointError, ConfigError
 
 TIMM = "timm:"
 FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet", "efficientnet", "convnext", "regnet", "mnasnet", "vgg")
@@ -181,10 +182,17 @@ def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], fre
         state = _load_timm_state(timm, name, weights)
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     elif weights is not None:
-        name = f"{name}.{weights}"
+        name = f"{name.partition('.')[0]}.{weights}"
         options |= {"pretrained": True}
     try:
+        if "pretrained_cfg_overlay" not in options and weights is not None:
+            check_timm_weights(timm, name)
         body = timm.create_model(name, **options)
+    except OSError as error:
+        raise CheckpointError(
+            f"timm cannot download the weights of {name} ({str(error).strip().splitlines()[0][:200]}); give a local file as "
+            "weights, or start from random weights with --weights none"
+        ) from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"timm cannot build '{name}' with features_only: {reason}") from error

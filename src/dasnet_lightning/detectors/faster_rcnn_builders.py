@@ -11,6 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 
 from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.class_rows import ClassHead
 from dasnet_lightning.detectors.faster_rcnn import POOLED, FasterRCNN, SelectionOptions, build_faster_rcnn
 from dasnet_lightning.detectors.fpn import CHANNELS, check_sides, mobilenet_v2_fpn, mobilenet_v3_fpn, resnet50_fpn
 from dasnet_lightning.detectors.weights import fill, load_pretrained, load_state, without_classifier
@@ -21,7 +22,7 @@ RATIOS = (0.5, 1.0, 2.0)
 RESNET_STRIDES = (4, 8, 16, 32, 64)
 WIDTH = 1024  # features of a pooled proposal
 LIGHT_WIDTH = 512
-PREDICTOR = r"roi_heads\.box_predictor\."
+PREDICTORS = {"roi_heads.box_predictor.cls_score": 1, "roi_heads.box_predictor.bbox_pred": 4}
 
 
 @DETECTORS.register("faster_rcnn_resnet50_fpn")
@@ -37,6 +38,7 @@ def build_faster_rcnn_resnet50_fpn(
     top_k: int = 300,
     box_samples: int = 256,
     detections_per_image: int = 100,
+    class_names: Sequence[str] = (),
 ) -> FasterRCNN:
     """Build Faster R-CNN with ResNet50 and a feature pyramid.
 
@@ -54,6 +56,7 @@ def build_faster_rcnn_resnet50_fpn(
         top_k: number of proposals that the box head classifies in `detect`.
         box_samples: number of proposals of each image that the box head is trained on.
         detections_per_image: number of detections of an image.
+        class_names: names of the classes, background first; COCO's predictor rows go to the classes of the same name.
     """
     backbone = resnet50_fpn(backbone_weights is not None, freeze_norm, trainable_layers, RESNET_STRIDES)
     options = SelectionOptions(
@@ -62,7 +65,7 @@ def build_faster_rcnn_resnet50_fpn(
     head = TwoMLPHead(CHANNELS * POOLED**2, WIDTH)
     anchors = _one_side_per_level(anchor_sides)
     detector = build_faster_rcnn(backbone, anchors, head, WIDTH, num_classes, image_size, options)
-    return _load(detector, backbone_weights, "resnet50", "fasterrcnn_resnet50_fpn")
+    return _load(detector, backbone_weights, "resnet50", "fasterrcnn_resnet50_fpn", class_names)
 
 
 @DETECTORS.register("faster_rcnn_resnet50_fpn_v2")
@@ -78,6 +81,7 @@ def build_faster_rcnn_resnet50_fpn_v2(
     top_k: int = 300,
     box_samples: int = 256,
     detections_per_image: int = 100,
+    class_names: Sequence[str] = (),
 ) -> FasterRCNN:
     """Build Faster R-CNN with BatchNorm in the pyramid, two proposal convolutions and four convolutions in the box head.
 
@@ -97,7 +101,7 @@ def build_faster_rcnn_resnet50_fpn_v2(
     head = FastRCNNConvFCHead((CHANNELS, POOLED, POOLED), [CHANNELS] * 4, [WIDTH], norm_layer=nn.BatchNorm2d)
     anchors = _one_side_per_level(anchor_sides)
     detector = build_faster_rcnn(backbone, anchors, head, WIDTH, num_classes, image_size, options, rpn_depth=2)
-    return _load(detector, backbone_weights, "resnet50", "fasterrcnn_resnet50_fpn_v2")
+    return _load(detector, backbone_weights, "resnet50", "fasterrcnn_resnet50_fpn_v2", class_names)
 
 
 @DETECTORS.register("faster_rcnn_mobilenet_v3_large_320_fpn")
@@ -114,6 +118,7 @@ def build_faster_rcnn_mobilenet_v3_large_320_fpn(
     top_k: int = 150,
     box_samples: int = 512,
     detections_per_image: int = 100,
+    class_names: Sequence[str] = (),
 ) -> FasterRCNN:
     """Build torchvision's fast Faster R-CNN; it predicts boxes at strides 32 and 64 only, so it detects large objects.
 
@@ -131,6 +136,7 @@ def build_faster_rcnn_mobilenet_v3_large_320_fpn(
         top_k: number of proposals that the box head classifies in `detect`.
         box_samples: number of proposals of each image that the box head is trained on.
         detections_per_image: number of detections of an image.
+        class_names: names of the classes, background first; COCO's predictor rows go to the classes of the same name.
     """
     backbone = mobilenet_v3_fpn(backbone_weights is not None if freeze_norm is None else freeze_norm, frozen_blocks)
     limits = ((2000, 150), (2000, top_k), box_samples)
@@ -138,7 +144,7 @@ def build_faster_rcnn_mobilenet_v3_large_320_fpn(
     head = TwoMLPHead(CHANNELS * POOLED**2, WIDTH)
     anchors = AnchorGenerator((tuple(anchor_sides),) * 3, (RATIOS,) * 3)
     detector = build_faster_rcnn(backbone, anchors, head, WIDTH, num_classes, image_size, options)
-    return _load(detector, backbone_weights, "mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
+    return _load(detector, backbone_weights, "mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", class_names)
 
 
 @DETECTORS.register("faster_rcnn_mobilenet_v2_fpn")
@@ -191,8 +197,11 @@ def _one_side_per_level(sides: Sequence[int]) -> AnchorGenerator:
     return AnchorGenerator(tuple((side,) for side in sides), (RATIOS,) * len(sides))
 
 
-def _load(detector: FasterRCNN, weights: str | None, backbone: str, name: str) -> FasterRCNN:
+def _load(
+    detector: FasterRCNN, weights: str | None, backbone: str, name: str, class_names: Sequence[str]
+) -> FasterRCNN:
     """Load the weights, if any, of torchvision's detector `name` or of its backbone."""
     if weights is not None:
-        load_pretrained(detector, detector.backbone.body, weights, (backbone, name), PREDICTOR)
+        head = ClassHead(PREDICTORS, detector.num_classes, class_names)
+        detector.weights_note = load_pretrained(detector, detector.backbone.body, weights, (backbone, name), head)
     return detector

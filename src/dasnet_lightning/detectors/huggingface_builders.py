@@ -38,9 +38,8 @@ def build_transformers(
 
     Args:
         num_classes: number of classes, background included. A class predictor for another number starts untrained.
-        model: the folder of a pretrained model, or its name on the hub, which transformers downloads. For an untrained
-            model a configuration: a mapping with `model_type` ("rt_detr_v2", "d_fine", "detr", ...) and all options
-            that differ from the defaults.
+        model: folder of a pretrained model, or its name on the hub. For an untrained model a configuration: a mapping
+            with `model_type` ("rt_detr_v2", "d_fine", "detr", ...) and all options that differ from the defaults.
         backbone_weights: path of a file with the state dict of the backbone alone, with transformers' keys.
         image_size: side of square images or (H, W), in pixels.
         mean: mean of the pixels, RGB in 0..1; None means ImageNet's, or 0 for RT-DETR and D-FINE.
@@ -60,7 +59,7 @@ def build_transformers(
         fill(backbone, load_state(backbone_weights), backbone_weights, f"the state dict of a {type(backbone).__name__}")
     raw = network.config.model_type in RAW_PIXELS
     portable_options = {"model": plain_config(network.config)}  # before return_all_stages changes the backbone
-    return TransformersDetector(
+    detector = TransformersDetector(
         network,
         backbone,
         replay,
@@ -73,6 +72,8 @@ def build_transformers(
         detections_per_image,
         portable_options,
     )
+    detector.weights_note = f"starts from the weights of {model}" if isinstance(model, str) else ""
+    return detector
 
 
 def _build_network(transformers: Any, model: str | Mapping[str, Any] | None, num_labels: int) -> Any:

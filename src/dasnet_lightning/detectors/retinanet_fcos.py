@@ -19,6 +19,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from dasnet_lightning.detectors.base import DETECTORS, Detector
+from dasnet_lightning.detectors.class_rows import ClassHead
 from dasnet_lightning.detectors.fpn import CHANNELS, FPN, check_sides, resnet50_fpn
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD, parse_size
 from dasnet_lightning.detectors.torchvision_targets import has_area, inside_ignored, split_ignored
@@ -30,7 +31,7 @@ ANCHOR_SIDES = (16, 32, 64, 128, 256)  # pixels, by level; half of torchvision's
 RATIOS = (0.5, 1.0, 2.0)
 NORM_GROUPS = 32
 LOSSES = {"classification": "classification", "bbox_regression": "box", "bbox_ctrness": "centerness"}
-PREDICTOR = r"head\.classification_head\.cls_logits\."
+PREDICTORS = {"head.classification_head.cls_logits": 1}
 ZERO_LOSS_LOGIT = -1e4  # torchvision's FCOS cannot ignore a point, but a negative with this logit has no loss
 
 
@@ -130,6 +131,7 @@ def build_retinanet_resnet50_fpn_v2(
     nms_threshold: float = 0.5,
     top_k: int = 1000,
     detections_per_image: int = 300,
+    class_names: Sequence[str] = (),
 ) -> DenseDetector:
     """Build RetinaNet with GroupNorm in its heads and a GIoU loss.
 
@@ -146,10 +148,11 @@ def build_retinanet_resnet50_fpn_v2(
         nms_threshold: IoU above which the NMS suppresses a box of the same class.
         top_k: number of candidates of each level before the NMS.
         detections_per_image: number of detections of an image.
+        class_names: names of the classes, background first; COCO's predictor rows go to the classes of the same name.
     """
     top = LastLevelP6P7(2048, CHANNELS)  # P6 from ResNet's last stage
-    backbone = _build_backbone(backbone_weights, freeze_norm, trainable_layers, top)
-    head, anchors = _build_retinanet_head(anchor_sides, num_classes)
+    backbone = resnet50_fpn(backbone_weights is not None, freeze_norm, trainable_layers, STRIDES, 1, top)
+    head, anchors = _build_head(anchor_sides, num_classes)
     model = LevelRetinaNet(
         backbone,
         num_classes,
@@ -160,7 +163,8 @@ def build_retinanet_resnet50_fpn_v2(
         topk_candidates=top_k,
         detections_per_img=top_k * len(anchor_sides),  # all; `_select` limits them after dropping boxes without area
     )
-    return _finish(model, backbone_weights, "retinanet_resnet50_fpn_v2", num_classes, image_size, detections_per_image)
+    classes = ClassHead(PREDICTORS, num_classes, class_names)
+    return _finish(model, backbone_weights, "retinanet_resnet50_fpn_v2", classes, image_size, detections_per_image)
 
 
 @DETECTORS.register("fcos_resnet50_fpn")
@@ -174,13 +178,14 @@ def build_fcos_resnet50_fpn(
     nms_threshold: float = 0.6,
     top_k: int = 1000,
     detections_per_image: int = 100,
+    class_names: Sequence[str] = (),
 ) -> DenseDetector:
     """Build FCOS, which has no anchors: a point predicts its distances to the four sides of the box.
 
     The arguments are those of `build_retinanet_resnet50_fpn_v2`; the weights are those of fcos_resnet50_fpn or resnet50.
     """
     top = LastLevelP6P7(CHANNELS, CHANNELS)  # P6 from P5
-    backbone = _build_backbone(backbone_weights, freeze_norm, trainable_layers, top)
+    backbone = resnet50_fpn(backbone_weights is not None, freeze_norm, trainable_layers, STRIDES, 1, top)
     points = AnchorGenerator(tuple((stride,) for stride in STRIDES[1:]), ((1.0,),) * len(STRIDES[1:]))
     model = FCOS(
         backbone,
@@ -192,18 +197,11 @@ def build_fcos_resnet50_fpn(
         topk_candidates=top_k,
         detections_per_img=top_k * len(STRIDES[1:]),  # all; `_select` limits them after dropping boxes without area
     )
-    return _finish(model, backbone_weights, "fcos_resnet50_fpn", num_classes, image_size, detections_per_image)
+    classes = ClassHead(PREDICTORS, num_classes, class_names)
+    return _finish(model, backbone_weights, "fcos_resnet50_fpn", classes, image_size, detections_per_image)
 
 
-def _build_backbone(
-    weights: str | None, freeze_norm: bool | None, trainable_layers: int | None, top: LastLevelP6P7
-) -> FPN:
-    return resnet50_fpn(weights is not None, freeze_norm, trainable_layers, STRIDES, raw_levels=1, extra=top)
-
-
-def _build_retinanet_head(
-    anchor_sides: Sequence[int], num_classes: int
-) -> tuple["IgnoringRetinaNetHead", AnchorGenerator]:
+def _build_head(anchor_sides: Sequence[int], num_classes: int) -> tuple["IgnoringRetinaNetHead", AnchorGenerator]:
     check_sides(anchor_sides, len(ANCHOR_SIDES))
     sides = tuple(tuple(int(side * 2 ** (octave / 3)) for octave in range(3)) for side in anchor_sides)
     anchors = AnchorGenerator(sides, (RATIOS,) * len(sides))
@@ -217,14 +215,15 @@ def _finish(
     model: "LevelRetinaNet | FCOS",
     weights: str | None,
     name: str,
-    num_classes: int,
+    head: ClassHead,
     image_size: int | Sequence[int],
     detections_per_image: int,
 ) -> DenseDetector:
-    """Load the weights, if any, and wrap the model as a detector."""
+    """Wrap the model as a detector and load the weights, if any."""
+    detector = DenseDetector(model, head.num_classes, parse_size(image_size), detections_per_image)
     if weights is not None:
-        load_pretrained(model, model.backbone.body, weights, ("resnet50", name), PREDICTOR)
-    return DenseDetector(model, num_classes, parse_size(image_size), detections_per_image)
+        detector.weights_note = load_pretrained(model, model.backbone.body, weights, ("resnet50", name), head)
+    return detector
 
 
 class LevelRetinaNet(RetinaNet):

@@ -1,7 +1,6 @@
 """Loading of weights by torchvision's name or from a local file; all keys are checked before anything is copied.
 
-The weights are those of a backbone or of a whole torchvision detector. If a whole detector has another number of classes,
-the class predictors stay untrained.
+The weights are those of a backbone or of a whole torchvision detector, whose class predictors `class_rows` adapts.
 """
 
 import re
@@ -11,6 +10,8 @@ from pathlib import Path
 import torchvision
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors.class_rows import ClassHead
+from dasnet_lightning.detectors.downloads import download_state
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.storage.reading import read_safetensors, read_tensors
 
@@ -26,7 +27,7 @@ def load_state(weights: str, *models: str) -> dict[str, Tensor]:
         models: torchvision's models whose weights are searched for the name, in this order.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: the file cannot be read or downloaded.
         ConfigError: torchvision does not have weights of this name.
     """
     if Path(weights).suffix in FILE_SUFFIXES or Path(weights).exists():
@@ -36,12 +37,11 @@ def load_state(weights: str, *models: str) -> dict[str, Tensor]:
         choices = torchvision.models.get_model_weights(model)
         name = weights.removeprefix(f"{choices.__name__}.")
         if name in choices.__members__:
-            entry = torchvision.models.get_weight(f"{choices.__name__}.{name}")
-            return dict(entry.get_state_dict(progress=False, check_hash=True))
+            return download_state(torchvision.models.get_weight(f"{choices.__name__}.{name}"))
         expected.append(f"for {model} ({', '.join(choices.__members__)})")
+    names = f"one of torchvision's names {' or '.join(expected)} or " if expected else ""
     raise ConfigError(
-        f"backbone_weights is '{weights}', expected one of torchvision's names {' or '.join(expected)} "
-        f"or the path of a file ({', '.join(FILE_SUFFIXES)})"
+        f"the weights '{weights}' are unknown, expected {names}the path of a file ({', '.join(FILE_SUFFIXES)})"
     )
 
 
@@ -80,7 +80,7 @@ def upgrade_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_pretrained(model: nn.Module, body: nn.Module, weights: str, names: tuple[str, str], predictor: str) -> None:
+def load_pretrained(model: nn.Module, body: nn.Module, weights: str, names: tuple[str, str], head: ClassHead) -> str:
     """Load weights into a detector with torchvision's keys, or only into the body of its backbone.
 
     Args:
@@ -88,13 +88,16 @@ def load_pretrained(model: nn.Module, body: nn.Module, weights: str, names: tupl
         body: the body of its backbone.
         weights: path of a file or torchvision's name; they may be those of the detector or of the backbone.
         names: torchvision's names of the backbone and of the detector.
-        predictor: pattern of the keys that depend on the number of classes.
+        head: the class predictors of the detector.
+
+    Returns:
+        A note on the class predictors.
     """
     state = load_state(weights, *names)
     if is_detector(state):
-        fill_detector(model, upgrade_keys(state), weights, names[1], predictor)
-        return
+        return fill_detector(model, upgrade_keys(state), weights, f"torchvision's {names[1]}", head)
     fill(body, without_classifier(state), weights, f"the state dict of torchvision's {names[0]} or {names[1]}")
+    return ""
 
 
 def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,18 +105,15 @@ def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return select(state, "features.") or {key: value for key, value in state.items() if not key.startswith("fc.")}
 
 
-def fill_detector(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str, predictor: str) -> None:
-    """Copy a state dict into a detector as `fill` does, but keep predictors for another number of classes untrained."""
-    untrained = {
-        key: value
-        for key, value in model.state_dict().items()
-        if re.match(predictor, key) and key in state and _differs_in_outputs(state[key], value)
-    }
-    fill(model, {**state, **untrained}, source, f"the state dict of torchvision's {name}")
+def fill_detector(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str, head: ClassHead) -> str:
+    """Copy a whole detector's state dict into a detector as `fill` does, and its class predictors as `head` says.
 
-
-def _differs_in_outputs(loaded: Tensor, own: Tensor) -> bool:
-    return loaded.ndim == own.ndim and loaded.shape[1:] == own.shape[1:] and loaded.shape != own.shape
+    Returns:
+        A note on the class predictors.
+    """
+    adapted, note = head.take_over(state, model.state_dict())
+    fill(model, adapted, source, f"the state dict of {name}")
+    return note
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, expected: str) -> None:

@@ -173,8 +173,9 @@ def load_checkpoint(task: HasCheckpointInfo, path: str | Path) -> None:
 
 
 def without_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return detector options that read no weights: those of a checkpoint follow, and the backbone's file may be gone."""
-    return {**(options or {}), "backbone_weights": None}
+    """Return detector options that read no weights: those of a checkpoint follow, and their files may be gone."""
+    rest = {name: value for name, value in (options or {}).items() if name != "weights"}
+    return {**rest, "backbone_weights": None}
 
 
 def write_info(info: CheckpointInfo, checkpoint: dict[str, Any]) -> None:

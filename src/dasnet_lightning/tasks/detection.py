@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dasnet_lightning.detectors import build_detector, portable_options
@@ -53,7 +54,7 @@ class DetectionTask(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "coco_evaluator"])
-        self.detector = build_detector(detector, num_classes, **(detector_options or {}))
+        self.detector = build_detector(detector, num_classes, class_names=class_names, **(detector_options or {}))
         self.save_hyperparameters({"detector_options": portable_options(self.detector, detector_options)})
         self.to(memory_format=torch.channels_last)
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
@@ -67,6 +68,8 @@ class DetectionTask(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Put the task into training mode, whatever mode it was left in."""
+        if self.trainer.ckpt_path is None:
+            rank_zero_info(self.detector.weights_note)
         self.train()
 
     def on_train_end(self) -> None:

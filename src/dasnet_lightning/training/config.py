@@ -78,7 +78,14 @@ class RunConfig:
     detector_options: Mapping[str, Any] = option(
         {}, "option of the detector's builder, such as frozen_blocks=7; repeatable", flag="detector-option"
     )
-    backbone_weights: str | None = option(None, "torchvision's name of pretrained weights, or a file", metavar="W")
+    weights: str = option(
+        "auto",
+        "initial weights of the detector: coco, imagenet, none or a file (default: auto, the first of these that is published)",
+        metavar="W",
+    )
+    backbone_weights: str | None = option(
+        None, "instead of --weights: torchvision's name of weights, or a file", metavar="W"
+    )
     detector_checkpoint: str | None = option(None, "trained detector; skips stage one", metavar="FILE")
     decoder: str = option("light", "light or paper")
     soft_attention: float = option(
@@ -134,6 +141,7 @@ class TrainOptions(TypedDict, total=False):
     mask_budgets: tuple[str, ...]
     detector: str
     detector_options: Mapping[str, Any]
+    weights: str
     backbone_weights: str | None
     detector_checkpoint: str | None
     decoder: str

@@ -110,6 +110,16 @@ def mine_negatives(
     return negative & (rank < limit)
 
 
+def classification_losses(
+    logits: Float[Tensor, "b a c"], labels: Int64[Tensor, "b a"], sigmoid: bool
+) -> Float[Tensor, "b a"]:
+    """Compute the classification loss of each anchor, as a softmax or as the sum of one sigmoid for each class."""
+    if sigmoid:
+        expected = F.one_hot(labels, logits.shape[2]).to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=2)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+
+
 def multibox_loss(
     logits: Float[Tensor, "b a c"],
     offsets: Float[Tensor, "b a 4"],
@@ -118,6 +128,7 @@ def multibox_loss(
     threshold: float = 0.5,
     negative_ratio: int = 3,
     min_negatives: int = 16,
+    sigmoid: bool = False,
 ) -> tuple[Loss, Loss]:
     """Compute the classification and the box loss of SSD, summed over the batch and divided by the number of positives.
 
@@ -133,12 +144,11 @@ def multibox_loss(
         threshold: IoU above which an anchor is positive.
         negative_ratio: negatives per positive.
         min_negatives: negatives of an image without positives.
+        sigmoid: sum the binary cross-entropies of all classes, background included, instead of a softmax over them.
     """
     boxes, labels, ignore = pad_targets(targets)
     anchor_labels, index = match_anchors(anchors, boxes, labels, ignore, threshold)
-    entropy = F.cross_entropy(
-        logits.float().flatten(0, 1), anchor_labels.clamp(min=0).flatten(), reduction="none"
-    ).view(anchor_labels.shape)
+    entropy = classification_losses(logits.float(), anchor_labels.clamp(min=0), sigmoid)
     positive = anchor_labels > 0
     negative = mine_negatives(entropy, anchor_labels, negative_ratio, min_negatives)
     positives, negatives = sum_over_ranks(torch.stack([positive.sum(), negative.sum()]))

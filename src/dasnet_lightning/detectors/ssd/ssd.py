@@ -50,6 +50,7 @@ class SSD(Detector):
         top_k: number of candidates of each class before the NMS.
         detections_per_image: number of detections of an image.
         pool_shapes: the poolings whose switches the backbone returns, finest first.
+        sigmoid: score each class by its own sigmoid and train it by binary cross-entropy, instead of a softmax.
     """
 
     mean: Tensor
@@ -70,6 +71,7 @@ class SSD(Detector):
         top_k: int = 400,
         detections_per_image: int = 200,
         pool_shapes: tuple[PoolShape, ...] | None = None,
+        sigmoid: bool = False,
     ) -> None:
         super().__init__()
         if not len(heads) == len(anchors.shapes) == len(head_levels):
@@ -90,6 +92,7 @@ class SSD(Detector):
         self.nms_threshold = nms_threshold
         self.top_k = top_k
         self.detections_per_image = detections_per_image
+        self.sigmoid = sigmoid
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -111,7 +114,7 @@ class SSD(Detector):
     def detect(self, pyramid: Pyramid) -> tuple[Detections, ...]:
         """See `Detector.detect`."""
         logits, offsets, anchors = self.predict(pyramid)
-        scores = logits.softmax(dim=2)[..., 1:].transpose(1, 2)
+        scores = (logits.sigmoid() if self.sigmoid else logits.softmax(dim=2))[..., 1:].transpose(1, 2)
         best, index = scores.topk(min(self.top_k, len(anchors)), dim=2)
         return tuple(self._select(*image, anchors, pyramid.size) for image in zip(best, index, offsets, strict=True))
 
@@ -143,5 +146,5 @@ class SSD(Detector):
     def losses(self, pyramid: Pyramid, targets: Sequence[Target]) -> Mapping[str, Loss]:
         """Return the classification and the box loss (`multibox_loss`)."""
         logits, offsets, anchors = self.predict(pyramid)
-        classification, box = multibox_loss(logits, offsets, anchors, targets)
+        classification, box = multibox_loss(logits, offsets, anchors, targets, sigmoid=self.sigmoid)
         return {"classification": classification, "box": box}

@@ -5,13 +5,14 @@ torchvision's model, the pyramid holds the raw conv4_3, only the first box head 
 their switches. All poolings round up, in torchvision only the third; at 300 pixels this is the same.
 """
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSDClassificationHead, SSDRegressionHead
 
 from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.class_rows import ClassHead, count_classes, take_rows
 from dasnet_lightning.detectors.layers import L2Norm, PairedHead, parse_size
 from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, clip_shapes, ssd_shapes
 from dasnet_lightning.detectors.ssd.ssd import SSD
@@ -32,7 +33,7 @@ STD = (1 / 255, 1 / 255, 1 / 255)
 STEPS = (8, 16, 32, 64, 100, 300)
 SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 POOL4 = 23  # index in torchvision's `features`; the layers from here on are `extra.0`, counted from 0
-PREDICTOR = r"heads\.(\d)\..*classification\."
+PREDICTORS = {f"heads.{level}.{'1.' if level == 0 else ''}classification": 1 for level in range(6)}
 FULLY_CONNECTED = {"extra.0.7.1": "fc6", "extra.0.7.3": "fc7"}
 
 
@@ -59,33 +60,6 @@ def ssd300_state(state: Mapping[str, Tensor], backbone: VGG16) -> dict[str, Tens
     return renamed
 
 
-def choose_classes(
-    state: Mapping[str, Tensor], per_cell: Sequence[int], classes: Sequence[int], source: str
-) -> dict[str, Tensor]:
-    """Reduce the class predictors of a state dict to some of their classes, in the given order.
-
-    Args:
-        state: a state dict with our keys.
-        per_cell: number of anchors of each cell, by head level.
-        classes: the classes to select, background first.
-        source: name of the weights, for the error message.
-
-    Raises:
-        ConfigError: the predictors do not have one of the classes.
-    """
-    reduced = dict(state)
-    for key, value in state.items():
-        match = re.match(PREDICTOR, key)
-        if match is None:
-            continue
-        rows = value.unflatten(0, (per_cell[int(match[1])], -1))
-        if not all(0 <= label < rows.shape[1] for label in classes):
-            last = rows.shape[1] - 1
-            raise ConfigError(f"predictor_classes is {list(classes)}, but the classes of {source} are 0 to {last}")
-        reduced[key] = rows[:, list(classes)].flatten(0, 1)
-    return reduced
-
-
 @DETECTORS.register("ssd300_vgg16")
 def build_ssd300_vgg16(
     num_classes: int,
@@ -96,6 +70,7 @@ def build_ssd300_vgg16(
     top_k: int = 400,
     detections_per_image: int = 200,
     predictor_classes: Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
 ) -> SSD:
     """Build torchvision's SSD300-VGG16.
 
@@ -109,7 +84,9 @@ def build_ssd300_vgg16(
         top_k: number of candidates of each class before the NMS.
         detections_per_image: number of detections of an image.
         predictor_classes: for each class, background first, the class of the loaded detector whose predictors it takes,
-            so that it detects without training. None keeps the predictors of another number of classes untrained.
+            so that it detects without training. None chooses by `class_names`; without names the predictors of another
+            number of classes stay untrained.
+        class_names: names of the classes, background first; COCO's predictor rows go to the classes of the same name.
     """
     if predictor_classes is not None and len(predictor_classes) != num_classes:
         raise ConfigError(f"predictor_classes names {len(predictor_classes)} classes, expected {num_classes}")
@@ -125,7 +102,8 @@ def build_ssd300_vgg16(
     if backbone_weights is None:
         scale_first_layer(backbone)
     else:
-        load_ssd300(detector, backbone, backbone_weights, predictor_classes)
+        head = ClassHead(PREDICTORS, num_classes, class_names)
+        detector.weights_note = load_ssd300(detector, backbone, backbone_weights, head, predictor_classes)
     return detector
 
 
@@ -141,23 +119,34 @@ def _build_heads(channels: list[int], per_cell: list[int], num_classes: int) -> 
     return heads
 
 
-def load_ssd300(detector: SSD, backbone: VGG16, weights: str, classes: Sequence[int] | None = None) -> None:
+def load_ssd300(
+    detector: SSD, backbone: VGG16, weights: str, head: ClassHead, classes: Sequence[int] | None = None
+) -> str:
     """Load weights into the whole detector or only into its backbone.
 
     Args:
         detector: the detector.
         backbone: its backbone.
         weights: path of a file or torchvision's name; they may be those of the detector or of the backbone.
-        classes: classes to select from the predictors of a whole detector; None for all.
+        head: the class predictors of the detector.
+        classes: classes to select from the predictors of a whole detector; None lets `head` choose.
+
+    Returns:
+        A note on the class predictors.
 
     Raises:
         CheckpointError: the weights do not fit.
+        ConfigError: the predictors do not have one of the classes.
     """
     state = load_state(weights, "vgg16", "ssd300_vgg16")
-    if is_detector(state):
-        state = ssd300_state(state, backbone)
-        if classes is not None:
-            state = choose_classes(state, detector.anchors.per_cell, classes, weights)
-        fill_detector(detector, state, weights, "ssd300_vgg16", PREDICTOR)
-    else:
+    if not is_detector(state):
         load_vgg16(backbone, state, weights)
+        return ""
+    state = ssd300_state(state, backbone)
+    if classes is not None:
+        own = detector.state_dict()
+        last = count_classes(state, own, PREDICTORS, head.num_classes) - 1
+        if not all(0 <= label <= last for label in classes):
+            raise ConfigError(f"predictor_classes is {list(classes)}, but the classes of {weights} are 0 to {last}")
+        state, head = take_rows(state, own, PREDICTORS, classes), replace(head, class_names=())
+    return fill_detector(detector, state, weights, "torchvision's ssd300_vgg16", head)

@@ -14,6 +14,7 @@ from torchvision.models import mobilenet_v3_large
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 
 from dasnet_lightning.detectors.base import DETECTORS
+from dasnet_lightning.detectors.class_rows import ClassHead
 from dasnet_lightning.detectors.layers import FrozenBatchNorm, LoneBatchNorm, PairedHead, parse_size
 from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, clip_shapes, ssd_shapes
 from dasnet_lightning.detectors.ssd.ssd import SSD
@@ -26,7 +27,7 @@ C4 = 13  # the block whose expansion is the first level that predicts boxes
 EXTRAS = (512, 256, 256, 128)
 SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 EPS = 0.001
-PREDICTOR = r"heads\..*classification\."
+PREDICTORS = {f"heads.{level}.classification.1": 1 for level in range(6)}
 
 
 class MobileNetV3Lite(nn.Module):
@@ -93,11 +94,12 @@ def build_ssdlite320_mobilenet_v3_large(
     backbone_weights: str | None = None,
     image_size: int | Sequence[int] = 320,
     freeze_norm: bool | None = None,
-    reduced_tail: bool = True,
+    reduced_tail: bool | None = None,
     score_threshold: float = 0.001,
     nms_threshold: float = 0.55,
     top_k: int = 300,
     detections_per_image: int = 300,
+    class_names: Sequence[str] = (),
 ) -> SSD:
     """Build SSDLite on MobileNetV3-Large.
 
@@ -107,14 +109,19 @@ def build_ssdlite320_mobilenet_v3_large(
             path of a file of ssdlite320_mobilenet_v3_large or mobilenet_v3_large.
         image_size: side of square images or (H, W), in pixels.
         freeze_norm: freeze the backbone's BatchNorm; None freezes it if backbone_weights are given.
-        reduced_tail: halve the channels of the last blocks, as the COCO weights do; the ImageNet weights need False.
+        reduced_tail: halve the channels of the last blocks, as the COCO weights do; None halves them unless the weights
+            are those of mobilenet_v3_large.
         score_threshold: lowest score of a detection.
         nms_threshold: IoU above which the NMS suppresses a box of the same class.
         top_k: number of candidates of each class before the NMS.
         detections_per_image: number of detections of an image.
+        class_names: names of the classes, background first; COCO's predictor rows go to the classes of the same name.
     """
-    freeze = backbone_weights is not None if freeze_norm is None else freeze_norm
-    backbone = MobileNetV3Lite(freeze, reduced_tail)
+    names = ("mobilenet_v3_large", "ssdlite320_mobilenet_v3_large")
+    state = None if backbone_weights is None else load_state(backbone_weights, *names)
+    if reduced_tail is None:
+        reduced_tail = state is None or is_detector(state)
+    backbone = MobileNetV3Lite(state is not None if freeze_norm is None else freeze_norm, reduced_tail)
     anchors = AnchorLayout(clip_shapes(ssd_shapes(SCALES, [(2.0, 3.0)] * 6)))
     head_levels = tuple(range(len(LEVEL_BLOCKS), len(backbone.out_channels)))
     channels, per_cell = list(backbone.out_channels[len(LEVEL_BLOCKS) :]), list(anchors.per_cell)
@@ -124,20 +131,34 @@ def build_ssdlite320_mobilenet_v3_large(
         backbone, [PairedHead(*pair) for pair in pairs], anchors, head_levels, num_classes, parse_size(image_size),
         MEAN, STD, score_threshold, nms_threshold, top_k, detections_per_image,
     )  # fmt: skip
-    if backbone_weights is not None:
-        load_ssdlite(detector, backbone, backbone_weights)
+    detector.portable_options = {"reduced_tail": reduced_tail}
+    if state is not None and backbone_weights is not None:
+        head = ClassHead(PREDICTORS, num_classes, class_names)
+        detector.weights_note = load_ssdlite(detector, backbone, state, backbone_weights, head)
     return detector
 
 
-def load_ssdlite(detector: SSD, backbone: MobileNetV3Lite, weights: str) -> None:
+def load_ssdlite(
+    detector: SSD, backbone: MobileNetV3Lite, state: Mapping[str, Tensor], source: str, head: ClassHead
+) -> str:
     """Load weights into the whole detector or only into its backbone, depending on what they are.
+
+    Args:
+        detector: the detector.
+        backbone: its backbone.
+        state: the weights.
+        source: their name, for the error message.
+        head: the class predictors of the detector.
+
+    Returns:
+        A note on the class predictors.
 
     Raises:
         CheckpointError: the weights do not fit.
     """
-    state = load_state(weights, "mobilenet_v3_large", "ssdlite320_mobilenet_v3_large")
     if is_detector(state):
-        fill_detector(detector, detector_state(state), weights, "ssdlite320_mobilenet_v3_large", PREDICTOR)
-    else:
-        expected = "the state dict of torchvision's mobilenet_v3_large (with reduced_tail: false)"
-        fill(backbone.extractor.features, body_state(state), weights, expected)
+        name = "torchvision's ssdlite320_mobilenet_v3_large"
+        return fill_detector(detector, detector_state(state), source, name, head)
+    expected = "the state dict of torchvision's mobilenet_v3_large (with reduced_tail: false)"
+    fill(backbone.extractor.features, body_state(state), source, expected)
+    return ""
