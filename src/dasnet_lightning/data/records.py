@@ -69,7 +69,7 @@ class Problem:
         file: the annotation file.
         record: the record in that file, for example "image 'a.jpg'".
         message: what is wrong with it.
-        action: "refused" (not used), "clipped", "mask_invalid" (only the box is used) or "warning".
+        action: "refused" (not used), "clipped", "mask_invalid" (only the box is used), "unused" (a file) or "warning".
     """
 
     file: Path
@@ -115,6 +115,7 @@ class Source(ABC):
         records: all usable images.
         problems: everything that was refused, changed or is worth a warning.
         root: folder of the data set.
+        files: annotation files and lists that were read for the whole split.
     """
 
     class_names: tuple[str, ...]
@@ -122,6 +123,7 @@ class Source(ABC):
     records: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...]
     root: Path
+    files: tuple[Path, ...] = ()
 
     @abstractmethod
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:

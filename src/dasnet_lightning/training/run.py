@@ -15,7 +15,8 @@ from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json
-from dasnet_lightning.training.config import RunConfig, TrainOptions, build_config, claim_folder
+from dasnet_lightning.training.config import RunConfig, TrainOptions, build_config, check_settings, claim_folder
+from dasnet_lightning.training.data_check import announce_data, check_labels, check_masks
 from dasnet_lightning.training.detector_stage import resolve_detector, train_detector
 from dasnet_lightning.training.failures import explained_failures
 from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
@@ -84,11 +85,15 @@ def execute(config: RunConfig) -> RunResult:
     L.seed_everything(config.seed, verbose=False)
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
     # errors of the data set and of the detector's options come once, before any process starts
-    dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
+    dataset = open_dataset(config.data, config.allow_missing, config.fix, config.crowd)
+    check_labels(config, dataset)
     detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
     with processes(config.trainer), explained_failures():
+        run_on_rank_zero(lambda: check_settings(config))
+        data = check_masks(config, dataset)
+        announce_data(data)
         run_on_rank_zero(lambda: claim_folder(config))
-        result = run_stages(config, dataset, detector, options, image_size)
+        result = run_stages(config, data.dataset, detector, options, image_size)
         run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
     return result
 
@@ -142,6 +147,7 @@ def build_data(
         samples_per_epoch=None if boxes else EPOCH_IMAGES,
         allow_missing=config.allow_missing,
         fix=config.fix,
+        crowd=config.crowd,
     )
     data.use(dataset)
     return data

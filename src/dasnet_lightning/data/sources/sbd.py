@@ -72,6 +72,7 @@ class SBDSource(Source):
         self.root = _require_root(Path(root))
         self.split = split
         list_file, image_ids = read_sbd_list(self.root, split)
+        self.files = (list_file,)
         self.class_names = VOC_CLASSES if class_names is None else tuple(class_names)
         paths, missing = _locate_images(self.root, list_file, image_ids)
         if missing and not allow_missing:

@@ -70,6 +70,7 @@ class UnionSource(Source):
 
     def __init__(self, parts: Sequence[Part], file: Path, root: Path, excluded: Collection[str] = ()) -> None:
         self.root = root
+        self.files = (file, *(used for part in parts for used in part.source.files))
         self.class_names = _common_class_names(file, parts)
         self.category_ids = _common_category_ids(parts)
         groups = _group_by_image(parts, root)

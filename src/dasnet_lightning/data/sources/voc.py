@@ -70,6 +70,7 @@ class VOCSource(Source):
         self.root = find_voc_root(Path(root))
         self.split = split
         list_file, image_ids = read_split_list(self.root, split, lists)
+        self.files = (list_file,)
         paths, missing = _locate_images(self.root, list_file, image_ids)
         if missing and not allow_missing:
             advice = f"{len(missing)} images cannot be used; restore them, or allow missing images."

@@ -1,0 +1,132 @@
+"""A mask counts only when it was decoded: faulty masks are marked, budgets drawn again, and no other mask is opened."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+from data_builders import VocObject, annotation, coco_content, make_coco, make_voc, square_polygon
+from PIL import Image
+
+from dasnet_lightning.data.label_audit import audit_dataset
+from dasnet_lightning.data.label_counts import count_labels
+from dasnet_lightning.data.mask_check import CheckedMasks, check_all_masks, check_drawn_masks
+from dasnet_lightning.data.obstacles import training_obstacle, validation_obstacle
+from dasnet_lightning.data.records import MaskState, Source
+from dasnet_lightning.data.sources.coco import COCOSource
+from dasnet_lightning.data.sources.open import DataSet, open_dataset
+from dasnet_lightning.data.splits import make_split, mask_labels
+
+OUTSIDE = square_polygon(26, 16)  # no pixel inside the box of `annotation`
+
+
+def write_set(
+    root: Path, bad: Collection[int] = (), bad_val: Collection[int] = (), num: int = 12, **extra: object
+) -> Path:
+    """A training and a validation split with one mask in each image; the masks in `bad` lie outside their boxes."""
+    for split, faulty in (("train", bad), ("val", bad_val)):
+        rows = [
+            annotation(n, image=n, segmentation=OUTSIDE if n in faulty else square_polygon(), **extra)
+            for n in range(1, num + 1)
+        ]
+        make_coco(root, coco_content(rows, num_images=num), f"{split}.json", split)
+    return root
+
+
+def draw(number: int) -> object:
+    def ids(source: Source) -> tuple[str, ...]:
+        return make_split(*mask_labels(source.records), number, 0, len(source.class_names)).image_ids
+
+    return ids
+
+
+def states(data: DataSet) -> dict[str, MaskState]:
+    return {record.image_id: record.objects[0].mask for record in data.train.records}
+
+
+def test_faulty_masks_are_marked_with_their_reason(tmp_path: Path) -> None:
+    data = open_dataset(write_set(tmp_path, {2, 5}, {7}))
+    checked = check_all_masks(data)
+    corrected = checked.apply(data)
+    assert [key for key, state in states(corrected).items() if state is MaskState.INVALID] == ["2", "5"]
+    assert "lies inside its box" in corrected.train.records[1].objects[0].reason
+    assert list(checked.faults) == ["image '2': object 2", "image '5': object 5", "image '7': object 7"]
+    assert corrected.train.load_masks(corrected.train.records[0], [0]).valid == (True,)
+    assert set(states(data).values()) == {MaskState.PRESENT}, "the data set itself is not changed"
+
+
+def test_a_budget_is_drawn_again_without_faulty_masks(tmp_path: Path) -> None:
+    data = open_dataset(write_set(tmp_path))
+    first = draw(4)(data.train)  # type: ignore[operator]
+    broken = {int(image_id) for image_id in first[:3]}
+    data = open_dataset(write_set(tmp_path, broken))
+    checked = check_drawn_masks(data, draw(4))  # type: ignore[arg-type]
+    drawn = draw(4)(checked.apply(data).train)  # type: ignore[operator]
+    assert len(drawn) == 4
+    assert not broken & set(map(int, drawn))
+    assert set(drawn) <= checked.train
+    assert first[3] in drawn
+
+
+def test_only_masks_inside_the_budget_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, opened = open_dataset(write_set(tmp_path)), []
+    load = COCOSource.load_masks
+
+    def watch(self: COCOSource, record: object, indices: object) -> object:
+        opened.append((self.annotation_file.stem, record.image_id))  # type: ignore[attr-defined]
+        return load(self, record, indices)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(COCOSource, "load_masks", watch)
+    seen: list[tuple[int, int]] = []
+    checked = check_drawn_masks(data, draw(3), lambda done, total: seen.append((done, total)))  # type: ignore[arg-type]
+    assert sorted(name for split, name in opened if split == "train") == sorted(checked.train)
+    assert len(checked.train) == 3
+    assert len(opened) == 3 + 12
+    assert seen[-1] == (3, 3)
+    counts = count_labels(data, audit_dataset(data, checked.train), checked)
+    assert (counts.splits["train"]["masks"], counts.splits["train"]["not opened"]) == (3, 9)
+    assert counts.splits["train"]["with masks"] == 3
+
+
+def test_counts_add_up_for_every_way_to_check(tmp_path: Path) -> None:
+    data = open_dataset(write_set(tmp_path, {2, 5}, {7}))
+    for checked in (CheckedMasks(), check_all_masks(data), check_drawn_masks(data, draw(3))):  # type: ignore[arg-type]
+        corrected = checked.apply(data)
+        counts = count_labels(corrected, audit_dataset(corrected), checked)
+        for row in (*counts.splits.values(), *counts.classes.values()):
+            parts = ("masks", "not opened", "no mask", "invalid mask", "refused")
+            assert row["boxes"] == sum(row[key] for key in parts)
+        assert counts.splits["all"]["boxes"] == counts.classes["all"]["boxes"] == 24
+    assert counts.classes["dog"]["images"] == 0
+
+
+def test_what_stops_training_is_said_with_counts(tmp_path: Path) -> None:
+    crowd = write_set(tmp_path / "crowd", num=8, iscrowd=1)
+    data = open_dataset(crowd)
+    assert training_obstacle(data).startswith("16 of 16 labels are crowd")
+    assert "neither crowd nor difficult" in validation_obstacle(data.val)
+    data = open_dataset(crowd, crowd="object")
+    assert training_obstacle(data) == validation_obstacle(data.val) == ""
+    assert not any(item.ignore for record in data.val.records for item in record.objects)
+
+    rows = [annotation(n, image=n) for n in range(1, 13)]
+    make_coco(tmp_path / "boxes", coco_content(rows, num_images=12), "all.json", "images")
+    data = open_dataset(tmp_path / "boxes")
+    assert training_obstacle(data).startswith("0 of 12 labels have a mask")
+
+    data = open_dataset(write_set(tmp_path / "bad", range(1, 13)))
+    assert training_obstacle(data) == ""
+    text = training_obstacle(check_all_masks(data).apply(data))
+    assert text.startswith("none of the 12 training masks can be used, the first: image '1': object 1: only 0 %")
+
+
+def test_masks_of_a_wrong_kind_are_counted_as_invalid(tmp_path: Path) -> None:
+    """CVAT writes SegmentationObject in colors."""
+    cat = VocObject("cat", (6, 6, 15, 15))
+    root = make_voc(tmp_path, {key: [cat] for key in "abcd"}, "abcd", {"train": "abc", "val": "d"})
+    for path in (root / "SegmentationObject").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    data = open_dataset(root)
+    checked = check_all_masks(data)
+    counts = count_labels(data, audit_dataset(checked.apply(data)), checked)
+    assert counts.splits["all"]["invalid mask"] == 4
+    assert counts.splits["all"]["masks"] == counts.splits["all"]["with masks"] == 0
