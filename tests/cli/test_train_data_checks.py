@@ -139,3 +139,73 @@ def test_masks_of_the_wrong_kind_stop_before_stage_one(
     assert "training masks can be used" in text
     assert "has mode RGB" in text
     assert not (tmp_path / "run" / "detector").exists()
+
+
+def swap_classes(root: Path, split: str) -> None:
+    file = root / "annotations" / f"instances_{split}.json"
+    content = json.loads(file.read_text())
+    first, second = content["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+    file.write_text(json.dumps(content))
+
+
+def test_a_run_knows_its_data(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    command = ["train", str(shapes), "--out", str(out), *TINY]
+    assert main(command) == 0
+    before = json.loads((out / "results.json").read_text())
+    assert before["notes"] == []
+    capsys.readouterr()
+
+    edit(shapes, "train", lambda number, row: row.update(segmentation=[]) if number < 2 else None)
+    edit(shapes, "val", lambda number, row: row.update(bbox=[1, 1, 50, 50]) if number == 0 else None)
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(command) == 2
+    text = capsys.readouterr().err
+    assert "the data set changed since this run began: " in text
+    assert "images with other masks, 2 masks fewer" in text
+    assert "1 images with other boxes, classes or sizes" in text
+    assert "choose another --out, or continue this run on the new data with --accept-changes" in text
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+
+    measured = {stage: (out / stage / "metrics.json").stat().st_mtime_ns for stage in ("detector", "masks-all")}
+    assert main([*command, "--accept-changes"]) == 0
+    text = capsys.readouterr().err
+    assert "detector, masks-all began training before the data set changed" in text
+    after = json.loads((out / "results.json").read_text())
+    assert "detector, masks-all began training before the data set changed" in after["notes"][0]
+    for stage in ("detector", "masks-all"):
+        assert (out / stage / "metrics.json").stat().st_mtime_ns > measured[stage], "measured again on the new data"
+    assert "began training before the data set changed" in (out / "report.html").read_text()
+    assert main(command) == 0, "the new data set is the run's own now"
+    assert "masks-all began training before the data set changed" in capsys.readouterr().err
+
+    shutil.rmtree(out / "masks-all")
+    assert main(command) == 0
+    text = capsys.readouterr().err
+    assert "run: detector began training before the data set changed" in text
+    assert "stage two: all masks: done before" not in text
+
+    for split in ("train", "val"):
+        swap_classes(shapes, split)
+    for extra in ([], ["--accept-changes"]):
+        assert main([*command, *extra]) == 2
+        assert "its weights were trained for the former classes, choose another --out" in capsys.readouterr().err
+
+
+def test_a_run_without_a_fingerprint_keeps_working(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", str(shapes), "--out", str(out), *TINY]
+    assert main(command) == 0
+    record = json.loads((out / "run.json").read_text())
+    old = {key: value for key, value in record.items() if key not in ("fingerprint", "accepted_changes", "crowd")}
+    (out / "run.json").write_text(json.dumps({**old, "provenance": [1]}))
+    assert main(command) == 0
+    assert "done before" in capsys.readouterr().err
+    again = json.loads((out / "run.json").read_text())
+    assert again["fingerprint"] == record["fingerprint"]
+    assert again["provenance"] == [1], "records of others stay"
+    assert main([*command, "--crowd", "object"]) == 2
+    assert "crowd was 'ignore' and is 'object'" in capsys.readouterr().err

@@ -128,3 +128,10 @@ class Source(ABC):
     @abstractmethod
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open the masks of `record.objects[i]` for i in `indices`; no other method opens a mask."""
+
+    def mask_digest(self, record: ImageRecord) -> str | None:
+        """Return a digest of the stored masks of an image, without decoding them.
+
+        None means that they are stored in `files`, together with those of other images.
+        """
+        return None

@@ -107,6 +107,7 @@ class RunConfig:
     crowd: Literal["ignore", "object"] = option(
         "ignore", "crowd and difficult labels: ignore neither trains nor evaluates them, object treats them as others"
     )
+    accept_changes: bool = option(False, "continue a run although its data set changed since it began")
     feature_cache: str | None = option(
         None, "keep the frozen detector's features of the validation images there, for all budgets", metavar="DIR"
     )
@@ -156,6 +157,7 @@ class TrainOptions(TypedDict, total=False):
     allow_missing: bool
     fix: Literal["error", "drop"]
     crowd: Literal["ignore", "object"]
+    accept_changes: bool
     feature_cache: str | None
     feature_cache_gb: float
     accelerator: str
@@ -202,7 +204,7 @@ def default_folder(config: RunConfig) -> str:
 
 ADDED_LATER = {"crowd": "ignore"}  # what runs did before the setting existed
 # where and how fast a run computes, not what
-FREE_TO_CHANGE = ("out", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
+FREE_TO_CHANGE = ("out", "accept_changes", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
 
 
 def check_settings(config: RunConfig) -> dict[str, Any]:

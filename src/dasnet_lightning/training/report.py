@@ -130,6 +130,7 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
         summary=(
             f"Boxes on every training image, masks on {_join([str(item.mask_images) for item in result.budgets])} of them. "
             f"Detector {result.detector}, decoder {config.decoder}."
+            + "".join(f" Note: {note}." for note in result.notes)
         ),
         key_figures=[
             *(

@@ -5,18 +5,21 @@ Starting a run again continues where it stopped, and refuses settings that diffe
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import lightning as L
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
+from dasnet_lightning.data.fingerprint import fingerprint
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json
-from dasnet_lightning.training.config import RunConfig, TrainOptions, build_config, check_settings, claim_folder
+from dasnet_lightning.training.config import RunConfig, TrainOptions, build_config, check_settings
 from dasnet_lightning.training.data_check import announce_data, check_labels, check_masks
+from dasnet_lightning.training.data_record import check_same_data, describe_accepted, record_data
 from dasnet_lightning.training.detector_stage import resolve_detector, train_detector
 from dasnet_lightning.training.failures import explained_failures
 from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
@@ -90,10 +93,13 @@ def execute(config: RunConfig) -> RunResult:
     detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
     with processes(config.trainer), explained_failures():
         run_on_rank_zero(lambda: check_settings(config))
+        prints = fingerprint(dataset) if is_rank_zero() else {}
+        accepted = run_on_rank_zero(lambda: check_same_data(config, prints))
         data = check_masks(config, dataset)
         announce_data(data)
-        run_on_rank_zero(lambda: claim_folder(config))
+        run_on_rank_zero(lambda: record_data(config, prints, accepted))
         result = run_stages(config, data.dataset, detector, options, image_size)
+        result = replace(result, notes=tuple(describe_accepted(accepted)))
         run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
     return result
 

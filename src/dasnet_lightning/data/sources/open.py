@@ -68,6 +68,10 @@ class Selection(Source):
         """Open masks through the original source."""
         return self.source.load_masks(record, indices)
 
+    def mask_digest(self, record: ImageRecord) -> str | None:
+        """Return the digest of the original source."""
+        return self.source.mask_digest(record)
+
 
 def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error", crowd: Crowd = "ignore") -> DataSet:
     """Detect the format of a data set and read its records.

@@ -90,6 +90,11 @@ class UnionSource(Source):
         origin = self._origins[record.image_id]
         return origin.part.source.load_masks(origin.record, [origin.indices[index] for index in indices])
 
+    def mask_digest(self, record: ImageRecord) -> str | None:
+        """Return the digest of the part that has the masks; empty if no part has any."""
+        origin = self._origins.get(record.image_id)
+        return "" if origin is None else origin.part.source.mask_digest(origin.record)
+
 
 def open_union(
     spec: UnionSpec, allow_missing: bool, fix: Fix

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dasnet_lightning.data.hashing import hash_file
 from dasnet_lightning.data.images import describe_file, image_size
 from dasnet_lightning.data.packed_masks import empty_masks, pack_index_map
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
@@ -91,7 +92,7 @@ class VOCSource(Source):
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open the index map of an image and cut out the requested objects, with the void pixels (255)."""
         boxes = [record.objects[index].box for index in indices]
-        file = self.root / "SegmentationObject" / f"{record.image_id}.png"
+        file = self._mask_file(record)
         index_map, reason = _read_index_map(file, record.size)
         if index_map is None:
             return collect_masks(empty_masks(record.size, len(indices)), boxes, [reason] * len(indices))
@@ -99,6 +100,13 @@ class VOCSource(Source):
         numbers = [int(record.objects[index].object_id.rsplit("/", 1)[1]) for index in indices]
         reason = check_indices(index_map, self._object_counts[record.image_id])
         return collect_masks(pack_index_map(index_map, numbers, VOID_INDEX), boxes, [reason] * len(indices))
+
+    def mask_digest(self, record: ImageRecord) -> str:
+        """Return a digest of the bytes of an image's mask file."""
+        return hash_file(self._mask_file(record))
+
+    def _mask_file(self, record: ImageRecord) -> Path:
+        return self.root / "SegmentationObject" / f"{record.image_id}.png"
 
 
 def _xml_file(root: Path, image_id: str) -> Path:
