@@ -5,16 +5,22 @@ One run lists all problems. The exit code says whether the data set can be used 
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasnet_lightning.cli.json_output import json_document
+
 if TYPE_CHECKING:
     from dasnet_lightning.data.label_audit import LabelUse
     from dasnet_lightning.data.label_counts import LabelCounts
+    from dasnet_lightning.data.mask_check import CheckedMasks
     from dasnet_lightning.data.records import Problem, Source
     from dasnet_lightning.data.sources.checks import RecordsError
     from dasnet_lightning.data.sources.open import DataSet
+
+PAGE_IMAGE_SIZE = 320  # pixels of the network input on the page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several"
     parser.add_argument("data", metavar="DATA", type=Path, help=about)
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for each label")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts and all problems")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write all counts and all problems; without a file, as one document on stdout, messages on stderr",
+    )
+    parser.add_argument("--page", metavar="FILE", type=Path, help="write an HTML page with augmented training images")
     parser.add_argument("--fix", choices=["drop"], help="accept that unusable labels are dropped")
     parser.add_argument("--allow-missing", action="store_true", help="accept missing image files")
     parser.add_argument("--crowd", choices=["ignore", "object"], default="ignore", help="object: as ordinary labels")
@@ -32,6 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the audit; return 2 if something cannot be used and the options do not accept that."""
+    with json_document(args.json == "-") as document:
+        code = _run(args, document)
+        if args.json not in (None, "-"):
+            _write_json(Path(args.json), document)
+    return code
+
+
+def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
+    """Print the audit, write the other files, and fill the JSON document, also if the data set cannot be opened."""
     from dasnet_lightning.data.label_audit import write_label_audit
     from dasnet_lightning.data.sources.checks import RecordsError
     from dasnet_lightning.data.sources.open import open_dataset
@@ -40,17 +62,30 @@ def run(args: argparse.Namespace) -> int:
         # drop here what the options do not accept too, so that all of it is listed
         opened = open_dataset(args.data, allow_missing=True, fix="drop", crowd=args.crowd)
     except RecordsError as error:
-        if args.json is not None:
-            _write_json(args.json, _describe_failure(args.data, error))
+        document |= _describe_failure(args.data, error)
+        if args.json not in (None, "-"):
+            _write_json(Path(args.json), document)
         raise
     finding = _examine(opened, verify=not args.fast)
     refusals = _refusals(finding, args.fix == "drop", args.allow_missing)
     _print(finding, args)
     if args.csv is not None:
         write_label_audit(finding.rows, args.csv)
-    if args.json is not None:
-        _write_json(args.json, _describe(finding, not refusals))
+    if args.page is not None:
+        _write_page(args.page, finding)
+    document |= _describe(finding, not refusals)
     return _conclude(finding, refusals)
+
+
+def _write_page(path: Path, finding: "Finding") -> None:
+    from dasnet_lightning import console
+    from dasnet_lightning.training.dataset_page import draw_masked_samples, write_dataset_page
+
+    image_size = (PAGE_IMAGE_SIZE, PAGE_IMAGE_SIZE)
+    data, pictures = finding.data, draw_masked_samples(finding.data, image_size)
+    problems = [*finding.checked.problems(data), *finding.problems]
+    write_dataset_page(path, data, finding.counts, problems, pictures, image_size, sys.argv[1:])
+    console.out(f"page: {path}\n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +102,7 @@ class Finding:
         refused: other labels that cannot be used.
         broken: images that cannot be decoded.
         obstacle: why training would stop, or empty.
+        checked: masks that were decoded.
         verified: whether images and masks were decoded.
     """
 
@@ -79,6 +115,7 @@ class Finding:
     refused: tuple[str, ...]
     broken: tuple[str, ...]
     obstacle: str
+    checked: "CheckedMasks"
     verified: bool
 
     @property
@@ -110,10 +147,9 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     from dasnet_lightning.data.mask_check import CheckedMasks, check_all_masks
     from dasnet_lightning.data.obstacles import training_obstacle
     from dasnet_lightning.data.sources.checks import parse_object
-    from dasnet_lightning.data.unused_files import find_unused_files
+    from dasnet_lightning.data.unused_files import list_problems
 
-    found = (*data.train.problems, *data.val.problems, *data.problems, *find_unused_files(data))
-    problems = tuple({str(problem): problem for problem in found}.values())  # both splits may report the same file
+    problems = list_problems(data)
     refused = [problem for problem in problems if problem.action == "refused"]
     missing = [problem for problem in refused if parse_object(problem.record) is None]
     gone = {problem.record for problem in missing}
@@ -133,6 +169,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
         refused=tuple(str(item) for item, named in labels if named and f"image '{named[1]}'" not in gone),
         broken=tuple(broken),
         obstacle=training_obstacle(corrected),
+        checked=checked,
         verified=verify,
     )
 
@@ -167,7 +204,8 @@ def _print(finding: Finding, args: argparse.Namespace) -> None:
     console.out(f"{data.root}: {data.format.upper()}, {len(data.train.class_names) - 1} classes\n")
     print_table(splits_table(finding.counts))
     print_table(classes_table(finding.counts))
-    rest = f"all in {args.json}" if args.json is not None else "--json FILE writes all of them"
+    rest = "--json FILE writes all of them" if args.json is None else f"all in {args.json}"
+    rest = "all in the JSON document" if args.json == "-" else rest
     print_list("Images that cannot be read", finding.broken, rest=rest)
     print_list("Images that are missing", finding.missing, rest=rest)
     print_list("Labels of missing images", finding.orphans, rest=rest)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from dasnet_lightning.data.records import ImageRecord, MaskState, Source
+from dasnet_lightning.data.records import ImageRecord, MaskState, Problem, Source
 from dasnet_lightning.data.sources.open import DataSet, Selection
 
 MAX_THREADS = 8
@@ -39,6 +39,10 @@ class CheckedMasks:
             for image_id, faults in split.items()
             for object_id, reason in faults.items()
         }
+
+    def problems(self, data: DataSet) -> list[Problem]:
+        """Return the faulty masks as problems of the data set."""
+        return [Problem(data.root, name, reason, "mask_invalid") for name, reason in self.faults.items()]
 
     def apply(self, data: DataSet) -> DataSet:
         """Return the data set with the faulty masks marked INVALID."""

@@ -17,6 +17,12 @@ RUN_FILE = "run.json"  # a folder with this file is a run, not data
 MASK_FOLDER = re.compile(r"segmentation|masks?\b|^inst", re.IGNORECASE)
 
 
+def list_problems(data: DataSet) -> tuple[Problem, ...]:
+    """Return all problems of a data set and of its splits, and its unused files, each once."""
+    problems = (*data.train.problems, *data.val.problems, *data.problems, *find_unused_files(data))
+    return tuple({str(problem): problem for problem in problems}.values())  # both splits may report the same file
+
+
 def find_unused_files(data: DataSet) -> tuple[Problem, ...]:
     """Return a problem with the action "unused" for each group of unused files; opens no picture.
 

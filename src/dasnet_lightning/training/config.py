@@ -12,6 +12,8 @@ from dasnet_lightning.options import replace_options
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.hardware import default_precision, default_workers
 
+STAGE_TWO_AUGMENTATION = "segment"
+
 
 def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
     """Return a dataclass field that the command line shows too.

@@ -1,6 +1,6 @@
 """Check of the data set before stage one: everything that would fail later, and the masks that training would rely on."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dasnet_lightning import console
@@ -12,8 +12,7 @@ from dasnet_lightning.data.obstacles import training_obstacle, validation_obstac
 from dasnet_lightning.data.records import Problem, Source
 from dasnet_lightning.data.sources.open import DataSet
 from dasnet_lightning.data.splits import Split, make_split, mask_labels
-from dasnet_lightning.data.unused_files import find_unused_files
-from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
+from dasnet_lightning.distributed import run_on_rank_zero
 from dasnet_lightning.errors import BudgetError, DataError
 from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.data_tables import splits_table
@@ -59,6 +58,10 @@ def draw_budget(config: RunConfig, source: Source, budget: str) -> Split:
 def check_masks(config: RunConfig, dataset: DataSet) -> CheckedData:
     """Decode the training masks inside the budgets and all validation masks. Collective.
 
+    Args:
+        config: the options of the run.
+        dataset: the data set.
+
     Raises:
         BudgetError: a mask budget is larger than the number of usable masks.
         DataError: no mask can be used.
@@ -79,18 +82,22 @@ def check_masks(config: RunConfig, dataset: DataSet) -> CheckedData:
     return CheckedData(corrected, checked, count_labels(corrected, audit_dataset(corrected), checked))
 
 
-def announce_data(data: CheckedData) -> None:
-    """Print the counts of the labels and what deserves a warning, on rank 0."""
-    if not is_rank_zero():
-        return
+def unchecked(dataset: DataSet) -> CheckedData:
+    """Return a data set none of whose masks was decoded."""
+    checked = CheckedMasks()
+    return CheckedData(dataset, checked, count_labels(dataset, audit_dataset(dataset), checked))
+
+
+def announce_data(data: CheckedData, problems: Sequence[Problem]) -> None:
+    """Print the counts of the labels and what deserves a warning."""
     dataset = data.dataset
     console.out(f"{dataset.root}: {dataset.format.upper()}, {len(dataset.train.class_names) - 1} classes")
     print_table(splits_table(data.counts))
-    for warning in data_warnings(data):
+    for warning in data_warnings(data, problems):
         console.error(f"warning: {warning}")
 
 
-def data_warnings(data: CheckedData) -> list[str]:
+def data_warnings(data: CheckedData, problems: Sequence[Problem]) -> list[str]:
     """Return what deserves a warning before training."""
     warnings = []
     if faults := data.checked.faults:
@@ -100,8 +107,8 @@ def data_warnings(data: CheckedData) -> list[str]:
         )
     if obstacle := validation_obstacle(data.dataset.val):
         warnings.append(f"{obstacle}; the metrics are shown as '-'")
-    unused: tuple[Problem, ...] = find_unused_files(data.dataset)
-    warnings += [str(problem) for problem in unused[:SHOWN]]
+    unused = [str(problem) for problem in problems if problem.action == "unused"]
+    warnings += unused[:SHOWN]
     if len(unused) > SHOWN:
         warnings.append(f"{len(unused) - SHOWN} more groups of files are not used; `dasnet data` lists them")
     return warnings
