@@ -1,5 +1,9 @@
 """A mask counts only when it was decoded: faulty masks are marked, budgets drawn again, and no other mask is opened."""
 
+import csv
+import json
+import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -7,7 +11,8 @@ import pytest
 from data_builders import VocObject, annotation, coco_content, make_coco, make_voc, square_polygon
 from PIL import Image
 
-from dasnet_lightning.data.label_audit import audit_dataset
+from dasnet_lightning.cli.main import main
+from dasnet_lightning.data.label_audit import audit_dataset, write_label_audit
 from dasnet_lightning.data.label_counts import count_labels
 from dasnet_lightning.data.mask_check import CheckedMasks, check_all_masks, check_drawn_masks
 from dasnet_lightning.data.obstacles import training_obstacle, validation_obstacle
@@ -15,6 +20,11 @@ from dasnet_lightning.data.records import MaskState, Source
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import make_split, mask_labels
+from dasnet_lightning.report import format_text_table
+from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.data_check import announce_data, check_masks
+from dasnet_lightning.training.data_tables import classes_table, splits_table
+from dasnet_lightning.training.dataset_page import RunPage
 
 OUTSIDE = square_polygon(26, 16)  # no pixel inside the box of `annotation`
 
@@ -95,7 +105,7 @@ def test_counts_add_up_for_every_way_to_check(tmp_path: Path) -> None:
         for row in (*counts.splits.values(), *counts.classes.values()):
             parts = ("masks", "not opened", "no mask", "invalid mask", "refused")
             assert row["boxes"] == sum(row[key] for key in parts)
-        assert counts.splits["all"]["boxes"] == counts.classes["all"]["boxes"] == 24
+        assert counts.splits["all"]["boxes"] == sum(row["boxes"] for row in counts.classes.values()) == 24
     assert counts.classes["dog"]["images"] == 0
 
 
@@ -130,3 +140,42 @@ def test_masks_of_a_wrong_kind_are_counted_as_invalid(tmp_path: Path) -> None:
     counts = count_labels(data, audit_dataset(checked.apply(data)), checked)
     assert counts.splits["all"]["invalid mask"] == 4
     assert counts.splits["all"]["masks"] == counts.splits["all"]["with masks"] == 0
+
+
+@pytest.mark.parametrize("name", ["voc07_subset", "voc12_animals"])
+def test_the_photographs_are_counted_alike_by_audit_and_training(
+    shared: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`dasnet data`, the first lines of a training, labels.csv and the page hold the same numbers."""
+    root = shared / "data" / name
+    assert main(["data", str(root), "--json", str(tmp_path / "data.json")]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads((tmp_path / "data.json").read_text())
+    config = RunConfig(str(root), str(tmp_path / "run"))
+    dataset = open_dataset(root)
+    page = RunPage(config, dataset, (64, 64))
+    data = check_masks(config, dataset)
+    page.write(data)
+    announce_data(data, page.problems)
+    assert data.counts.splits == document["splits"]
+    splits = format_text_table(splits_table(data.counts))
+    assert splits in printed
+    assert splits in capsys.readouterr().out
+    cells = [value for row in splits_table(data.counts).rows for value in row[1:]]
+    html = page.path.read_text().split("<h3>Splits</h3>")[1].split("</table>")[0]
+    assert re.findall(r"<td class=.number.>([^<]*)</td>", html) == [f"{value:,}" for value in cells]
+    write_label_audit(audit_dataset(data.dataset), tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open() as file:
+        uses = Counter(row["mask"] for row in csv.DictReader(file))
+    total = data.counts.splits["all"]
+    assert uses["trained"] + uses["evaluated"] + uses["ignored: crowd or difficult"] == total["masks"]
+    assert uses["absent"] == total["no mask"]
+    assert sum(uses.values()) == total["boxes"]
+
+
+def test_a_class_may_be_called_all(tmp_path: Path) -> None:
+    rows = [annotation(n, image=n, category=1 + n % 2, segmentation=square_polygon()) for n in range(1, 13)]
+    make_coco(tmp_path, coco_content(rows, 12, ((1, "all"), (2, "dog"))), "all.json", "images")
+    data = open_dataset(tmp_path)
+    counts = count_labels(data, audit_dataset(data), check_all_masks(data))
+    assert [(row[0], row[2]) for row in classes_table(counts).rows] == [("all", 6), ("dog", 6), ("all", 12)]

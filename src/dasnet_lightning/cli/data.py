@@ -243,12 +243,17 @@ def _describe(finding: Finding, usable: bool) -> dict[str, Any]:
         "class_names": list(data.train.class_names),
         "images": {name: splits[name]["images"] for name in ("train", "val")},
         "splits": splits,
-        "classes": finding.counts.classes,
+        "classes": {"all": _total(splits), **finding.counts.classes},
         "notes": finding.notes,
         "broken_images": list(finding.broken),
         "invalid_masks": list(finding.invalid_masks),
         "problems": _problems(finding.problems),
     }
+
+
+def _total(splits: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Return the counts of all classes, which have the keys of one class."""
+    return {key: count for key, count in splits["all"].items() if key != "with masks"}
 
 
 def _describe_failure(path: Path, error: "RecordsError") -> dict[str, Any]:

@@ -21,7 +21,7 @@ class LabelCounts:
 
     Attributes:
         splits: counts of "train", "val" and "all", with the keys "images", "with masks" and COUNTED.
-        classes: counts of each class in label order, and "all"; with the keys "images" and COUNTED.
+        classes: counts of each class in label order, with the keys "images" and COUNTED.
     """
 
     splits: dict[str, Counts]
@@ -47,7 +47,6 @@ def count_labels(data: DataSet, rows: Sequence[LabelUse], checked: CheckedMasks)
     for row in rows:
         by_class.setdefault(row.class_name, []).append(row)
     classes = {name: {"images": len(_images_of(used)), **_count(used, opened)} for name, used in by_class.items()}
-    classes["all"] = {key: splits["all"][key] for key in ("images", *COUNTED)}
     return LabelCounts(splits, classes)
 
 

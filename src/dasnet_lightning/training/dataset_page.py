@@ -18,9 +18,10 @@ from dasnet_lightning.report import KeyFigure, Picture, Report, Table, Value, wr
 from dasnet_lightning.training.config import STAGE_TWO_AUGMENTATION, RunConfig
 from dasnet_lightning.training.data_check import CheckedData, draw_budget
 from dasnet_lightning.training.data_tables import classes_table, splits_table
-from dasnet_lightning.visualization import draw_boxes, draw_masks, readable_scale
+from dasnet_lightning.visualization import draw_boxes, draw_masks, instance_palette, readable_scale
 
 PAGE = "dataset.html"
+LONGEST_SIDE = 320  # pixels of a picture; the page holds all of them
 PICTURES = 6  # of each stage
 SHOWN = 20  # problems in the table
 ACTIONS = ("refused", "mask_invalid", "unused", "warning", "clipped")
@@ -38,11 +39,11 @@ def draw_samples(dataset: SegmentationDataset, caption: str, count: int = PICTUR
         except DataError:
             continue
         target, image = sample.target, np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
-        scale = readable_scale(image)
-        masks = np.zeros((0, *image.shape[:2]), bool)
+        scale, masks = readable_scale(image, LONGEST_SIDE), np.zeros((0, *image.shape[:2]), bool)
         if target.masks is not None:
             masks = target.masks[target.has_mask].numpy()
-        tinted = draw_masks(image, masks, scale=scale)
+        colors = instance_palette(len(target.boxes))[target.has_mask.numpy()]
+        tinted = draw_masks(image, masks, colors[: len(masks)], scale=scale)
         class_names = dataset.source.class_names
         names = [*class_names, *(f"{name} (ignored)" for name in class_names)]
         labels = target.labels + target.ignore * len(class_names)
