@@ -12,6 +12,7 @@ from data_builders import VocObject, annotation, coco_content, make_coco, make_v
 from PIL import Image
 
 from dasnet_lightning.cli.main import main
+from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.label_audit import audit_dataset, write_label_audit
 from dasnet_lightning.data.label_counts import count_labels
 from dasnet_lightning.data.mask_check import CheckedMasks, check_all_masks, check_drawn_masks
@@ -20,6 +21,7 @@ from dasnet_lightning.data.records import MaskState, Source
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import make_split, mask_labels
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.report import format_text_table
 from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.data_check import announce_data, check_masks
@@ -117,6 +119,10 @@ def test_what_stops_training_is_said_with_counts(tmp_path: Path) -> None:
     data = open_dataset(crowd, crowd="object")
     assert training_obstacle(data) == validation_obstacle(data.val) == ""
     assert not any(item.ignore for record in data.val.records for item in record.objects)
+    module = MixedSupervisionDataModule(str(crowd), image_size=32, crowd="object")
+    assert not module.train_set()[(0, 0)].target.ignore.any()
+    with pytest.raises(ConfigError, match="crowd is 'objects', expected one of ignore, object"):
+        open_dataset(crowd, crowd="objects")  # type: ignore[arg-type]
 
     rows = [annotation(n, image=n) for n in range(1, 13)]
     make_coco(tmp_path / "boxes", coco_content(rows, num_images=12), "all.json", "images")
@@ -139,6 +145,10 @@ def test_masks_of_a_wrong_kind_are_counted_as_invalid(tmp_path: Path) -> None:
     checked = check_all_masks(data)
     counts = count_labels(data, audit_dataset(checked.apply(data)), checked)
     assert counts.splits["all"]["invalid mask"] == 4
+    val_set = MixedSupervisionDataModule(str(root), image_size=32).val_set()
+    assert val_set[(0, 0)].target.truth is None, (
+        "nothing is measured on boxes that are void and a background around them"
+    )
     assert counts.splits["all"]["masks"] == counts.splits["all"]["with masks"] == 0
 
 

@@ -1,7 +1,7 @@
 """Fingerprint of a data set, so that a run notices when its labels or images change, and can say what changed.
 
-The fingerprint holds one short entry for each image: the number and a digest of its boxes with their classes, the number and
-a digest of its masks, and the size of its file. Masks are hashed as they are stored, without being decoded.
+The fingerprint holds one short entry for each image. It consists of the number and a digest of its boxes with their classes,
+the same of its masks, and the size of its file. Masks are hashed as they are stored, without being decoded.
 """
 
 from collections.abc import Mapping

@@ -44,7 +44,8 @@ def validation_obstacle(val: Source) -> str:
         reason = "has a label"
     elif all(item.ignore for item in objects):
         reason = "has a label that is neither crowd nor difficult"
-    return f"none of the {number} validation images {reason}, so masks cannot be measured"
+    measured = "no mask" if "mask" in reason else "nothing"
+    return f"none of the {number} validation images {reason}, so {measured} can be measured"
 
 
 def has_usable_mask(objects: Iterable[ObjectRecord]) -> bool:

@@ -1,7 +1,7 @@
 """What a run keeps of its data set, and what becomes of a run whose data set changed.
 
-`run.json` holds the fingerprint. A changed data set is refused unless the user accepts it; the run then says which stages
-were trained before the change.
+`run.json` holds the fingerprint beside the settings, among them the options of the data set. A changed data set is refused
+unless the user accepts it; the run then says which stages were trained before the change.
 """
 
 from collections.abc import Mapping, Sequence

@@ -116,7 +116,8 @@ def detection_table(result: RunResult) -> Table:
     """Return the box AP of the detector."""
     names = ("val/box_ap50", "val/box_ap75", "val/box_ap", "score_threshold")
     values = [measured(result, result.detection, name) for name in names]
-    return Table("Detection", ["AP50", "AP75", "AP", "score threshold"], [values], AP_NOTE)
+    gap = f"-: {validation_obstacle(result.val_set.source)}. " if None in values else ""
+    return Table("Detection", ["AP50", "AP75", "AP", "score threshold"], [values], gap + AP_NOTE)
 
 
 def write_page(result: RunResult, title: str, command: Sequence[str], pictures: int = 8) -> Path:
