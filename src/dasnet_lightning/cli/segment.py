@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasnet_lightning.cli.json_output import add_json_argument, json_document
 from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
 from dasnet_lightning.options import replace_options
 
@@ -48,10 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_feature_cache_arguments(parser, "of the images, to segment them again with other decoders or options,")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment all images; return 2 if some could not be read."""
+    with json_document(args.json) as document:
+        return _run(args, document)
+
+
+def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     from dasnet_lightning import console
 
     paths = find_images(args.images, args.out)
@@ -61,18 +68,22 @@ def run(args: argparse.Namespace) -> int:
     segmenter = _load(args, changes)
     args.out.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    failures: dict[str, str] = {}
+    predictions = args.out / "predictions.json"
+    document |= {"out": args.out, "predictions": predictions, "images": content["images"], "failures": failures}
     try:
-        failures = _segment_all(segmenter, paths, args.out, content, voc)
+        _segment_all(segmenter, paths, args.out, content, voc, failures)
     finally:  # keep the results before Ctrl-C too
         if voc is not None:
             voc.write()
-        _write_predictions(args.out / "predictions.json", content, args.checkpoint)
-    done = len(paths) - failures
+        _write_predictions(predictions, content, args.checkpoint)
+        document["objects"] = len(content["annotations"])
+    done = len(paths) - len(failures)
     console.out(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
     if segmenter.feature_cache is not None:
         console.out(f"features of {segmenter.feature_cache.hits:,} images taken from {args.feature_cache}")
     if failures:
-        console.error(f"dasnet: {failures:,} of {len(paths):,} images could not be segmented, see above")
+        console.error(f"dasnet: {len(failures):,} of {len(paths):,} images could not be segmented, see above")
     return 2 if failures else 0
 
 
@@ -179,27 +190,30 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
 
 
 def _segment_all(
-    segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any], voc: "VocResults | None"
-) -> int:
-    """Write a picture and the predictions of each image; return how many images could not be read."""
+    segmenter: "Segmenter",
+    paths: Sequence[Path],
+    out: Path,
+    content: dict[str, Any],
+    voc: "VocResults | None",
+    failures: dict[str, str],
+) -> None:
+    """Write a picture and add the predictions of each image; add the errors of unreadable images to `failures`."""
     from dasnet_lightning import console
     from dasnet_lightning.console import progress
     from dasnet_lightning.errors import DataError
 
-    failures = 0
     pairs = list(zip(paths, name_pictures(paths, out), strict=True))
     for image_id, (path, picture) in enumerate(progress(pairs, "segment"), start=1):
         try:
             segmentation = segmenter.segment(path)
         except DataError as error:
-            failures += 1
+            failures[str(path)] = str(error)
             console.error(f"dasnet: {error}")
             continue
         segmentation.save(picture)
         if voc is not None:
             voc.add(path.stem, segmentation)
         _add(content, segmentation, image_id, path)
-    return failures
 
 
 def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, path: Path) -> None:
