@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
+from dasnet_lightning.data.records import Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, parse_object
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.coco_images import choose_image_root
@@ -18,6 +18,7 @@ from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folde
 from dasnet_lightning.data.sources.coco_per_image import find_coco_per_image, open_coco_per_image
 from dasnet_lightning.data.sources.coco_spellings import find_coco_layout, list_unused_tests, spelled_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
+from dasnet_lightning.data.sources.selection import Selection, count_crowd
 from dasnet_lightning.data.sources.shape_data import ShapeData, build_sources
 from dasnet_lightning.data.sources.shape_formats import find_marked, find_unmarked
 from dasnet_lightning.data.sources.union import open_union
@@ -55,33 +56,6 @@ class DataSet:
     problems: tuple[Problem, ...] = ()
 
 
-class Selection(Source):
-    """Source with only some images of another source.
-
-    Args:
-        source: opens the masks.
-        records: the selected images.
-        problems: problems to report with them.
-    """
-
-    def __init__(self, source: Source, records: Sequence[ImageRecord], problems: Sequence[Problem]) -> None:
-        self.source = source
-        self.class_names = source.class_names
-        self.category_ids = source.category_ids
-        self.records = tuple(records)
-        self.problems = tuple(problems)
-        self.root = source.root
-        self.files = source.files
-
-    def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
-        """Open masks through the original source."""
-        return self.source.load_masks(record, indices)
-
-    def mask_digest(self, record: ImageRecord) -> str | None:
-        """Return the digest of the original source."""
-        return self.source.mask_digest(record)
-
-
 def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error", crowd: Crowd = "ignore") -> DataSet:
     """Detect the format of a data set and read its records.
 
@@ -107,7 +81,7 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     for source in (data.train, data.val):
         _require_images(source, root)
     data = _warn_about_overlap(data)
-    return data if crowd == "ignore" else replace(data, train=_count_crowd(data.train), val=_count_crowd(data.val))
+    return data if crowd == "ignore" else replace(data, train=count_crowd(data.train), val=count_crowd(data.val))
 
 
 def _open_any(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
@@ -246,15 +220,6 @@ def _require_images(source: Source, file: Path) -> None:
     if not images:
         raise DataError(f"{file}: a split has no image, add some or remove its list")
     raise RecordsError(images, f"None of the {len(images)} images of a split can be used; restore the image files.")
-
-
-def _count_crowd(source: Source) -> Source:
-    """Return the source with crowd and difficult objects as ordinary objects."""
-    records = [
-        replace(record, objects=tuple(replace(item, ignore=False) for item in record.objects))
-        for record in source.records
-    ]
-    return Selection(source, records, source.problems)
 
 
 def _warn_about_overlap(data: DataSet) -> DataSet:

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.image_index import list_files
 from dasnet_lightning.data.sources.voc_colors import find_colors
 from dasnet_lightning.visualization import voc_palette
@@ -20,16 +19,6 @@ def find_mask_files(root: Path) -> dict[str, Path]:
     folder = root / FOLDER
     files = list_files(folder, (".png",)) if folder.is_dir() else []
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
-
-
-def list_unused_masks(root: Path, image_ids: frozenset[str]) -> list[Problem]:
-    """Return a problem for each file in SegmentationObject that belongs to none of the images."""
-    files = find_mask_files(root)
-    return [
-        Problem(path, "mask", "no image in JPEGImages has this name", "warning")
-        for image_id, path in files.items()
-        if image_id not in image_ids
-    ]
 
 
 def to_index_map(picture: Image.Image, name: str) -> tuple[UInt8[np.ndarray, "H W"] | None, str]:
