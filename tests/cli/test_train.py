@@ -19,7 +19,8 @@ from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
-from dasnet_lightning.training.config import RunConfig, TrainerSettings, TrainOptions
+from dasnet_lightning.training.config import RunConfig, TrainerSettings
+from dasnet_lightning.training.options import TrainOptions
 
 TINY = [
     *(

@@ -14,8 +14,8 @@ from dasnet_lightning.detectors.ssd.ssd_tiny import TinyBackbone
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
-from dasnet_lightning.training.config import build_config
 from dasnet_lightning.training.detector_stage import resolve_detector
+from dasnet_lightning.training.options import build_config
 
 CLASSES = ("background", "dog", "disc")
 TINY = [
@@ -81,7 +81,10 @@ def test_class_rows_are_reported(tmp_path, monkeypatch):
         "dasnet_lightning.detectors.ssd.ssd300_mobilenet_v2.load_state", lambda *_: {"trunk.": torch.zeros(1)}
     )
     monkeypatch.setattr("dasnet_lightning.detectors.ssd.ssd300_mobilenet_v2.coco_state", lambda _: source)
-    name, options, size, reported = resolve(tmp_path, detector="ssd300_mobilenet_v2", weights="coco.pth")
+    name, options, size, reported, starts_trained = resolve(
+        tmp_path, detector="ssd300_mobilenet_v2", weights="coco.pth"
+    )
+    assert starts_trained, "trained predictors are fine-tuned at a low rate"
     assert (name, options, size) == ("ssd300_mobilenet_v2", {"weights": "coco.pth"}, (300, 300))
     note = "starts from coco.pth and takes over COCO's rows of dog; fresh: disc"
     assert note in reported

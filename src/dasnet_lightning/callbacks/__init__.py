@@ -5,6 +5,7 @@ from dasnet_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from dasnet_lightning.callbacks.nan_guard import NaNGuard
 from dasnet_lightning.callbacks.progress import ProgressLines, StepSize, Throughput, ValidationTime
 from dasnet_lightning.callbacks.resumable import Resumable
+from dasnet_lightning.callbacks.weight_average import WeightAverage
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -15,4 +16,5 @@ __all__ = [
     "StepSize",
     "Throughput",
     "ValidationTime",
+    "WeightAverage",
 ]

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from dasnet_lightning.cli.options import add_field_arguments, field_values
-from dasnet_lightning.training.config import RunConfig, TrainerSettings, build_config
+from dasnet_lightning.training.config import RunConfig, TrainerSettings
+from dasnet_lightning.training.options import build_config
 
 RUN_OPTIONS = ("task", "mask_budgets", "detector_steps", "steps", "seed", "num_workers")
 TRAINER_OPTIONS = ("accelerator", "precision")

@@ -5,7 +5,8 @@ import sys
 
 from dasnet_lightning.cli.json_output import add_json_argument, json_document
 from dasnet_lightning.cli.options import add_field_arguments, field_values
-from dasnet_lightning.training.config import RunConfig, TrainerSettings, build_config
+from dasnet_lightning.training.config import RunConfig, TrainerSettings
+from dasnet_lightning.training.options import build_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

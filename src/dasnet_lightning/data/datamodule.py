@@ -4,7 +4,7 @@ There are two seeds: `split_seed` draws the images whose masks may be used, `see
 """
 
 import logging
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,33 +16,14 @@ from dasnet_lightning import distributed
 from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
-from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.data.sampler import EpochSampler
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
-from dasnet_lightning.data.splits import (
-    Split,
-    check_same_split,
-    describe_short,
-    make_split,
-    mask_labels,
-    parse_budget,
-    read_split_of,
-    split_state,
-    write_split,
-)
+from dasnet_lightning.data.splits import Split, check_same_split, describe_short, split_state, write_split
+from dasnet_lightning.data.supervision import OpenedData, Supervision, choose_split, training_records
+from dasnet_lightning.data.validation_split import hold_out
 from dasnet_lightning.errors import ConfigError, DataError
 
-Supervision = Literal["boxes", "masks", "mixed"]
-
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class OpenedData:
-    """Opened data set and its split; the split is None if the supervision is "boxes"."""
-
-    dataset: DataSet
-    split: Split | None
 
 
 class MixedSupervisionDataModule(LightningDataModule):
@@ -65,6 +46,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         allow_missing: leave out images whose file does not exist instead of refusing the data set.
         fix: "error" refuses a data set with unusable annotations, "drop" leaves them out.
         crowd: "ignore" or "object" (see `open_dataset`).
+        held_out: share of the training images that supervision "boxes" leaves out, to choose a score threshold on them.
     """
 
     def __init__(
@@ -83,6 +65,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         allow_missing: bool = False,
         fix: Literal["error", "drop"] = "error",
         crowd: Literal["ignore", "object"] = "ignore",
+        held_out: float = 0.0,
     ) -> None:
         super().__init__()
         # Lightning refuses to log hyperparameters of the same name of both the model and the data module
@@ -104,6 +87,9 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.allow_missing = allow_missing
         self.fix: Literal["error", "drop"] = fix
         self.crowd: Literal["ignore", "object"] = crowd
+        if not 0 <= held_out <= 0.5:
+            raise ConfigError(f"held_out is {held_out}, expected 0 to 0.5")
+        self.held_out = held_out
         self.train_transform = build_transform(augmentation, self.image_size)
         self.eval_transform = build_transform("none", self.image_size)
         self._opened: OpenedData | None = None
@@ -124,7 +110,10 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def use(self, dataset: DataSet) -> None:
         """Use an open data set, so that several stages read its files once; the split is drawn again."""
-        self._opened = OpenedData(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
+        split = choose_split(dataset.train, self.supervision, self.mask_budget, self.split_seed, self.split_file)
+        for text in [] if split is None else describe_short(split, dataset.train.class_names):
+            _logger.warning("%s: %s", self.data_root, text)
+        self._opened = OpenedData(dataset, split)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -153,6 +142,12 @@ class MixedSupervisionDataModule(LightningDataModule):
         """Ids of the training images whose masks may be opened."""
         return frozenset() if self.split is None else frozenset(self.split.image_ids)
 
+    @cached_property
+    def held_out_ids(self) -> frozenset[str]:
+        """Ids of the training images that supervision "boxes" leaves out."""
+        records = self.opened().dataset.train.records
+        return hold_out(records, self.held_out) if self.supervision == "boxes" else frozenset()
+
     def write_split(self, path: str | Path) -> None:
         """Write the split to a file. Raises ConfigError if the supervision is "boxes", which has no split."""
         if self.split is None:
@@ -162,8 +157,7 @@ class MixedSupervisionDataModule(LightningDataModule):
     def train_set(self) -> SegmentationDataset:
         """Return the augmented training images of this supervision."""
         source, mask_ids = self.opened().dataset.train, self.mask_ids
-        keep_all = self.supervision != "masks"
-        records = [record for record in source.records if keep_all or record.image_id in mask_ids]
+        records = training_records(source, self.supervision, mask_ids, self.held_out_ids)
         if not records:
             raise DataError(
                 f"{self.data_root}: no training image is left for supervision='{self.supervision}', "
@@ -178,10 +172,14 @@ class MixedSupervisionDataModule(LightningDataModule):
         return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
-        """Load at most `count` training images over all processes: evenly spaced, not augmented, without masks."""
-        source = self.opened().dataset.train
-        step = -(-len(source.records) // count)
-        dataset = SegmentationDataset(source, source.records[::step], frozenset(), self.eval_transform, self.seed)
+        """Load at most `count` images over all processes: evenly spaced, not augmented, without masks.
+
+        They are the held-out images, or training images if none are held out.
+        """
+        source, held_out = self.opened().dataset.train, self.held_out_ids
+        records = [record for record in source.records if not held_out or record.image_id in held_out]
+        records = records[:: -(-len(records) // count)]
+        dataset = SegmentationDataset(source, records, frozenset(), self.eval_transform, self.seed)
         rank, world_size = self._rank_and_world_size()
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
@@ -255,13 +253,3 @@ class MixedSupervisionDataModule(LightningDataModule):
         """Return the images drawn over all processes; a resumed training may have another batch size than before."""
         batches, draws = self._resumed_from
         return draws + (self._batches_taken() - batches) * self._step_size()
-
-    def _choose_split(self, records: tuple[ImageRecord, ...], class_names: tuple[str, ...]) -> Split | None:
-        if self.supervision == "boxes":
-            return None
-        if self.split_file is not None:
-            return read_split_of(self.split_file, records)
-        split = make_split(*mask_labels(records), parse_budget(self.mask_budget), self.split_seed, len(class_names))
-        for text in describe_short(split, class_names):
-            _logger.warning("%s: %s", self.data_root, text)
-        return split

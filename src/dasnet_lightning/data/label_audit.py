@@ -7,7 +7,7 @@ relies on the states of the masks in the records, which `mask_check` corrects.
 import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from dasnet_lightning.storage.atomic import write_text
 
 IGNORED = "ignored: crowd or difficult"
 OUTSIDE_BUDGET = "outside the budget"
+HELD_OUT = "held out: chooses the score threshold"
 COLUMNS = ("boxes", "refused", "ignored", "masks", "trained", "outside budget", "evaluated", "absent", "invalid")
 
 ClassCounts = dict[str, dict[str, int]]
@@ -34,7 +35,7 @@ class LabelUse:
         object_id: id of the object.
         class_name: name of its class.
         split: "train" or "val".
-        box: "trained", "evaluated", "ignored: ..." or "refused: ...".
+        box: "trained", "held out: ...", "evaluated", "ignored: ..." or "refused: ...".
         mask: "trained", "evaluated", "outside the budget", "ignored: ...", "absent", "invalid: ..." or, if the box is
             refused, "refused".
     """
@@ -79,9 +80,21 @@ def audit_labels(
     return (*rows, *_rows_of_refused(source, split_name))
 
 
-def audit_dataset(data: DataSet, mask_ids: Collection[str] | None = None) -> tuple[LabelUse, ...]:
-    """Return one row for every annotated object of both splits; `mask_ids` as in `audit_labels`."""
-    return (*audit_labels(data.train, mask_ids, "train"), *audit_labels(data.val, None, "val"))
+def audit_dataset(
+    data: DataSet, mask_ids: Collection[str] | None = None, held_out: Collection[str] = ()
+) -> tuple[LabelUse, ...]:
+    """Return one row for every annotated object of both splits.
+
+    Args:
+        data: the data set.
+        mask_ids: images inside the mask budget, None for all.
+        held_out: training images whose boxes no stage trains.
+    """
+    train = [
+        replace(row, box=HELD_OUT) if row.box == "trained" and row.image_id in held_out else row
+        for row in audit_labels(data.train, mask_ids, "train")
+    ]
+    return (*train, *audit_labels(data.val, None, "val"))
 
 
 def summarize(rows: Iterable[LabelUse]) -> ClassCounts:

@@ -1,4 +1,4 @@
-"""Choice of validation images for a data set that has no validation split."""
+"""Choice of images by the hash of their ids: a validation split, and training images for the score threshold."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dasnet_lightning.data.records import ImageRecord
 
 VAL_SHARE = 0.2
+FEWEST_HELD_OUT = 20
 
 
 def choose_validation(records: Sequence[ImageRecord]) -> frozenset[str]:
@@ -24,6 +25,25 @@ def choose_validation(records: Sequence[ImageRecord]) -> frozenset[str]:
         wanted = max(min(wanted, count), count - len(plain))
         chosen = [*masked[:wanted], *plain[: count - wanted]]
     return frozenset(record.image_id for record in chosen)
+
+
+def hold_out(records: Sequence[ImageRecord], share: float) -> frozenset[str]:
+    """Return the ids of training images that a detector does not see, so that its scores on them are those of new images.
+
+    They are chosen by the hash of their ids, others than those that `choose_validation` would choose. Fewer than
+    `FEWEST_HELD_OUT` images say too little about scores; then none are held out.
+
+    Args:
+        records: the training images.
+        share: share of the images with a box that are held out.
+    """
+    ranked = sorted((record for record in records if record.objects), key=lambda record: _hash(record.image_id))
+    count = round(share * len(ranked))
+    return (
+        frozenset(record.image_id for record in ranked[len(ranked) - count :])
+        if count >= FEWEST_HELD_OUT
+        else frozenset()
+    )
 
 
 def _hash(image_id: str) -> tuple[bytes, str]:

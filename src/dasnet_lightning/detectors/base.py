@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from dasnet_lightning.detectors.class_rows import TAKES_OVER
 from dasnet_lightning.detectors.plugins import Builder, Plugins
 from dasnet_lightning.detectors.pretrained import describe_weights, resolve_weights
 from dasnet_lightning.errors import ConfigError
@@ -41,6 +42,11 @@ class Detector(nn.Module, ABC):
     learns_boxes: bool = True
     portable_options: Mapping[str, Any] | None = None
     weights_note: str = ""
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the detector starts with trained class predictors, so that a short fine-tuning at a low rate is enough."""
+        return TAKES_OVER in self.weights_note
 
     @abstractmethod
     def features(self, images: Images) -> Pyramid:

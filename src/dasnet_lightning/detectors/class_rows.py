@@ -16,6 +16,7 @@ Predictors = Mapping[str, int]  # key of a layer without ".weight" or ".bias" ->
 Rows = Sequence[int | None]  # for each class, background first, its class in the loaded detector; None for none
 
 BACKGROUND = 0
+TAKES_OVER = "takes over COCO's rows of "  # how the note of a detector begins that starts with trained predictors
 SYNONYMS = {  # both sides as `normalize_name` returns them
     "aeroplane": "airplane",
     "plane": "airplane",
@@ -71,7 +72,7 @@ def describe_rows(class_names: Sequence[str], rows: Rows) -> str:
     known = [(name, coco_names()[row]) for name, row in pairs if row is not None]
     taken = [name if normalize_name(name) == normalize_name(coco) else f"{name} ({coco})" for name, coco in known]
     fresh = [name for name, row in pairs if row is None]
-    parts = [f"takes over COCO's rows of {', '.join(taken)}" if taken else "takes over none of COCO's class rows"]
+    parts = [f"{TAKES_OVER}{', '.join(taken)}" if taken else "takes over none of COCO's class rows"]
     return "; ".join([*parts, f"fresh: {', '.join(fresh)}"] if fresh else parts)
 
 

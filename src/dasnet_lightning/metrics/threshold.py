@@ -1,57 +1,72 @@
-"""Choice of the score threshold with the best F1 on images with known boxes.
+"""Choice of the score threshold from which detections count in class maps and are shown.
 
-A fixed threshold does not work: softmax scores are low after a short training and high after a long one.
+A fixed threshold does not work: softmax scores are low after a short training and high after a long one. The threshold with
+the best F1 is too high for class maps, because a missed object costs more of the mIoU than a false one with a low score.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
-from torchvision.ops import box_iou
 
-from dasnet_lightning.types import Detections, Target
+from dasnet_lightning.metrics.semantic import SemanticIoU
+from dasnet_lightning.types import VOID, Detections, Target
 
-LOWEST, HIGHEST = 0.05, 0.9
+LOWEST, HIGHEST, STEP = 0.05, 0.9, 0.05
+GRID = 64  # cells per side of the maps
 
 
 def best_score_threshold(
-    detections: Sequence[Detections], targets: Sequence[Target], iou_threshold: float = 0.5
+    detections: Sequence[Detections], targets: Sequence[Target], size: tuple[int, int], num_classes: int
 ) -> float:
-    """Return the score threshold with the best F1 at that IoU, in LOWEST..HIGHEST.
+    """Return the score threshold with the best mIoU of class maps made of filled boxes, in LOWEST..HIGHEST.
 
-    A true positive is the detection with the highest score among those of its class on an object. Detections of ignored
-    objects do not count. Without a true positive the threshold is HIGHEST.
+    The maps are coarse (64 x 64 cells). Of detected boxes that overlap the best score wins, of annotated boxes the smaller
+    one. Cells inside ignored objects do not count. Of equally good thresholds the middle one is returned; if no detection
+    is right at any, HIGHEST.
+
+    Args:
+        detections: the detections of each image.
+        targets: the annotated boxes of each image.
+        size: (H, W) of the network input, in pixels.
+        num_classes: number of classes, background included.
     """
-    matches = [
-        _match_detections(image_detections, target, iou_threshold)
-        for image_detections, target in zip(detections, targets, strict=True)
-    ]
-    scores = torch.cat([image_scores for image_scores, _ in matches])
-    true_positive = torch.cat([image_matches for _, image_matches in matches])
-    if not bool(true_positive.any()):
+    candidates = np.arange(LOWEST, HIGHEST + STEP / 2, STEP)
+    true_maps = [_true_map(target, size) for target in targets]
+    values, right = [], False
+    for threshold in candidates:
+        metric = SemanticIoU(num_classes)
+        for image_detections, true_map in zip(detections, true_maps, strict=True):
+            metric.update(_detected_map(image_detections, float(threshold), size), true_map)
+        right = right or bool(metric.confusion.diagonal()[1:].sum())
+        values.append(metric.by_class([str(label) for label in range(num_classes)])["miou"])
+    if not right:
         return HIGHEST
-    order = scores.argsort(descending=True, stable=True)
-    num_true = true_positive[order].double().cumsum(0)
-    num_kept = torch.arange(1, len(num_true) + 1, dtype=torch.float64)
-    num_objects = sum(int((~target.ignore).sum()) for target in targets)
-    best = int((2 * num_true / (num_kept + num_objects)).argmax())
-    return min(max(float(scores[order][best]), LOWEST), HIGHEST)
+    equal = candidates[np.isclose(values, np.nanmax(values), rtol=0, atol=1e-9)]
+    return round(float(equal[len(equal) // 2]), 2)
 
 
-def _match_detections(detections: Detections, target: Target, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Return the scores of the detections that count, and which of them are true positives."""
-    keep = detections.scores >= LOWEST
-    boxes, scores = detections.boxes[keep].float().cpu(), detections.scores[keep].float().cpu()
-    same_class = detections.labels[keep].cpu()[:, None] == target.labels.cpu()[None]
-    iou = box_iou(boxes, target.boxes.cpu()) * same_class
-    unmatched = torch.ones(len(target.labels), dtype=torch.bool)
-    counted, true_positive = torch.ones_like(scores, dtype=torch.bool), torch.zeros_like(scores, dtype=torch.bool)
-    for index in scores.argsort(descending=True, stable=True).tolist():
-        candidates = torch.where(unmatched, iou[index], torch.zeros(()))
-        if len(candidates) and float(candidates.max()) >= iou_threshold:
-            match = int(candidates.argmax())
-            if bool(target.ignore[match]):
-                counted[index] = False
-            else:
-                unmatched[match], true_positive[index] = False, True
-    return scores[counted], true_positive[counted]
+def _true_map(target: Target, size: tuple[int, int]) -> Int64[Tensor, "g g"]:
+    areas = (target.boxes[:, 2:] - target.boxes[:, :2]).prod(dim=1)
+    areas = torch.where(target.ignore, torch.inf, areas)  # painted first: objects inside a crowd count
+    order = areas.argsort(descending=True, stable=True)
+    labels = torch.where(target.ignore, VOID, target.labels)
+    return _paint(target.boxes[order].cpu(), labels[order].cpu(), size)
+
+
+def _detected_map(detections: Detections, threshold: float, size: tuple[int, int]) -> Int64[Tensor, "g g"]:
+    order = detections.scores.argsort(stable=True)
+    order = order[detections.scores[order] >= threshold]
+    return _paint(detections.boxes[order].cpu(), detections.labels[order].cpu(), size)
+
+
+def _paint(boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Int64[Tensor, "g g"]:
+    """Fill boxes into a map, later ones over earlier ones."""
+    painted = np.zeros((GRID, GRID), np.int64)
+    scale = torch.tensor([size[1], size[0], size[1], size[0]]) / GRID
+    cells = (boxes.float() / scale).round().long().clamp(0, GRID)
+    for (x0, y0, x1, y1), label in zip(cells.tolist(), labels.tolist(), strict=True):
+        painted[y0:y1, x0:x1] = label
+    return torch.from_numpy(painted)

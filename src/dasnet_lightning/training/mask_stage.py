@@ -9,6 +9,7 @@ import torch
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.data.label_audit import audit_dataset, summarize, write_label_audit
+from dasnet_lightning.data.validation_split import hold_out
 from dasnet_lightning.distributed import run_on_rank_zero, world_size
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
@@ -30,12 +31,16 @@ TRAINED_PER_VALIDATED = 15
 
 def audit_budget(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
     """Write the split and the label audit of a budget; return the counts by class and use."""
-    return run_on_rank_zero(lambda: _write_accounting(data, budget_folder(config, data)))
+    return run_on_rank_zero(lambda: _write_accounting(config, data))
 
 
-def _write_accounting(data: MixedSupervisionDataModule, folder: Path) -> Mapping[str, Mapping[str, int]]:
+def _write_accounting(config: RunConfig, data: MixedSupervisionDataModule) -> Mapping[str, Mapping[str, int]]:
+    folder = budget_folder(config, data)
     data.write_split(folder / "split.json")
-    uses = audit_dataset(data.opened().dataset, data.mask_ids)
+    dataset = data.opened().dataset
+    holds_out = not (config.joint_steps or config.detector_checkpoint)  # joint training trains all boxes
+    held_out = hold_out(dataset.train.records, config.held_out or 0.0) if holds_out else ()
+    uses = audit_dataset(dataset, data.mask_ids, held_out)
     write_label_audit(uses, folder / "labels.csv")
     return summarize(uses)
 

@@ -22,8 +22,6 @@ from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.config import (
     STAGE_TWO_AUGMENTATION,
     RunConfig,
-    TrainOptions,
-    build_config,
     check_settings,
 )
 from dasnet_lightning.training.data_check import announce_data, check_labels, check_masks, unchecked
@@ -34,6 +32,7 @@ from dasnet_lightning.training.failures import explained_failures
 from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
 from dasnet_lightning.training.launch import processes
 from dasnet_lightning.training.mask_stage import audit_budget, start_task, train_budget, train_jointly
+from dasnet_lightning.training.options import TrainOptions, build_config
 from dasnet_lightning.training.report import finish
 from dasnet_lightning.training.results import RunResult
 
@@ -131,7 +130,7 @@ def run_stages(config: RunConfig, dataset: DataSet, detector: ResolvedDetector) 
     """
     image_size = detector.image_size
     boxes = build_data(config, dataset, "boxes", image_size)
-    checkpoint, detection = train_detector(config, boxes, detector.name, detector.options)
+    checkpoint, detection = train_detector(config, boxes, detector)
     budgets, accounting = [], {}
     for budget in config.mask_budgets:
         masks = build_data(config, dataset, "masks", image_size, budget)
@@ -170,6 +169,7 @@ def build_data(
         allow_missing=config.allow_missing,
         fix=config.fix,
         crowd=config.crowd,
+        held_out=config.held_out or 0.0,
     )
     data.use(dataset)
     return data

@@ -26,6 +26,7 @@ from dasnet_lightning.callbacks import (
     StepSize,
     Throughput,
     ValidationTime,
+    WeightAverage,
 )
 from dasnet_lightning.callbacks.resumable import CHECKPOINT
 from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero, world_size
@@ -51,12 +52,14 @@ class Stage:
         folder: of its checkpoints, logs and metrics.
         steps: optimizer steps.
         validations: how many times it validates; 0 for never.
+        ema: decay of the average of the weights that is validated and kept; 0 for the last weights.
     """
 
     name: str
     folder: Path
     steps: int
     validations: int = 4
+    ema: float = 0.0
 
     @property
     def final(self) -> Path:
@@ -157,12 +160,14 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
 
 def build_callbacks(stage: Stage, settings: TrainerSettings) -> list[Callback]:
     """Return the callbacks of a stage. Resumable comes last, so that checkpoints hold what the others did in a step."""
+    averages = [WeightAverage(stage.ema)] if stage.ema else []
     return [
         Throughput(),
         ValidationTime(),
         BoxAPGuard(),
         StepSize(stage.name, settings.scale_lr),
         NaNGuard(str(stage.folder)),
+        *averages,
         TQDMProgressBar() if sys.stderr.isatty() else ProgressLines(stage.name),
         Resumable(str(stage.folder), settings.checkpoint_every),
     ]

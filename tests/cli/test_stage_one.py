@@ -1,0 +1,46 @@
+"""Length, rate and warnings of stage one."""
+
+from pathlib import Path
+
+import pytest
+
+from dasnet_lightning.training.config import RunConfig, default_detector_lr
+from dasnet_lightning.training.detector_stage import default_steps, detector_warnings
+from dasnet_lightning.training.stage import Stage
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "trained", "steps"),
+    [(100, 16, False, 600), (671, 16, False, 1677), (100, 32, False, 300), (100, 16, True, 100), (2000, 16, True, 500)],
+)
+def test_the_length_of_stage_one_is_a_number_of_images(images: int, batch_size: int, trained: bool, steps: int) -> None:
+    config = RunConfig("data", detector_batch_size=batch_size)
+    assert default_steps(config, images, trained) == steps
+
+
+def test_trained_predictors_get_a_low_rate() -> None:
+    assert default_detector_lr("ssd300_mobilenet_v2", starts_trained=True) == 1e-4
+    assert default_detector_lr("ssd300_mobilenet_v2") == 1e-3
+    assert default_detector_lr("ssd320_vgg16") == 2e-4
+
+
+def write_curve(folder: Path, values: list[float]) -> Stage:
+    log = folder / "log" / "version_0"
+    log.mkdir(parents=True)
+    rows = [f"{step * 100},{value}" for step, value in enumerate(values, start=1)]
+    (log / "metrics.csv").write_text("\n".join(["step,val/box_ap50", *rows]))
+    return Stage("stage one", folder, 100 * len(values))
+
+
+def test_a_weak_or_rising_detector_is_named(tmp_path: Path) -> None:
+    (weak, rising) = detector_warnings(write_curve(tmp_path / "a", [0.1, 0.15, 0.2, 0.25]), {"val/box_ap50": 0.25})
+    assert "the box AP50 is 0.25" in weak
+    assert "still rose from 0.20 to 0.25 in the last 100 steps; more --detector-steps" in rising
+    assert detector_warnings(write_curve(tmp_path / "b", [0.5, 0.7, 0.78, 0.79]), {"val/box_ap50": 0.79}) == []
+
+
+def test_an_earlier_run_keeps_its_defaults(tmp_path: Path) -> None:
+    assert RunConfig("data", str(tmp_path)).resolve().held_out == 0.1
+    (tmp_path / "run.json").write_text('{"data": "data", "detector_lr": 0.001}')
+    again = RunConfig("data", str(tmp_path)).resolve()
+    assert (again.held_out, again.detector_ema, again.detector_lr) == (0.0, 0.0, 0.001)
