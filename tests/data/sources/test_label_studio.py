@@ -157,8 +157,6 @@ def test_one_annotation_of_a_task_counts(tmp_path: Path) -> None:
         "task 1: 1 more annotations of the same image are not used",
         "task 3: its image 'a.jpg' is described twice, keep one of the two",
     ]
-    assert data is not None
-    assert "1 of 3 are in no task" in str(data.problems[0])
 
 
 @pytest.mark.parametrize(

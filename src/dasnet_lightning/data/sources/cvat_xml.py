@@ -16,7 +16,7 @@ from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE, RecordsError
 from dasnet_lightning.data.sources.drawing import Bitmap, DrawnImage, DrawnObject, ellipse, merge_group, rotate_box
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 from dasnet_lightning.errors import DataError
 
 HEAD_BYTES = 2048
@@ -50,8 +50,7 @@ def read_cvat(root: Path, files: list[Path]) -> ShapeData:
     reader = _Reader(root, index_images(root), {}, {}, {})
     for file in files:
         _read_file(reader, file)
-    problems = report_unused(root, reader.index, reader.splits, "are in no XML file")
-    return ShapeData("cvat", root, files[0], tuple(reader.names), reader.splits, problems)
+    return ShapeData("cvat", root, files[0], tuple(reader.names), reader.splits, files=tuple(files))
 
 
 def _is_cvat(file: Path) -> bool:

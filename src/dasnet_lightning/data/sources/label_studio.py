@@ -16,7 +16,7 @@ from dasnet_lightning.data.sources.coco_json import read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, rotate_box, to_pixels
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images
 from dasnet_lightning.data.sources.label_studio_rle import decode_brush
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 from dasnet_lightning.errors import DataError
 
 HEAD_BYTES = 65_536
@@ -59,8 +59,7 @@ def read_label_studio(root: Path, files: Sequence[Path]) -> ShapeData:
             _read_task(root, file, number, task, index, content, seen)
     images = [image for content in splits.values() for image in content.images]
     names = {item.class_name for image in images for item in image.objects if item.class_name}
-    problems = report_unused(root, index, splits, "are in no task")
-    return ShapeData("label_studio", root, files[0], tuple(sorted(names)), splits, problems)
+    return ShapeData("label_studio", root, files[0], tuple(sorted(names)), splits, files=tuple(files))
 
 
 def _is_label_studio(file: Path) -> bool:

@@ -18,7 +18,7 @@ from dasnet_lightning.data.sources.checks import MAX_SIDE
 from dasnet_lightning.data.sources.coco_json import read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, merge_group
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 
 HEAD_BYTES = 4096
 MAX_PEEKS = 5  # files that are looked into for the format
@@ -47,9 +47,8 @@ def read_labelme(root: Path, files: Sequence[Path]) -> ShapeData:
         name = top if len(file.relative_to(root).parts) > 1 else "all"
         content = splits.setdefault(name, SplitContent())
         _read_file(root, file, index, content, used)
-    problems = report_unused(root, index, splits, "have no label file")
     classes = {item.class_name for content in splits.values() for image in content.images for item in image.objects}
-    return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), splits, problems)
+    return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), splits)
 
 
 def _is_labelme(file: Path) -> bool:

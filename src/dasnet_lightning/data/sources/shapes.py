@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dasnet_lightning.data.hashing import hash_parts
 from dasnet_lightning.data.packed_masks import unpack_masks
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
 from dasnet_lightning.data.sources.checks import (
@@ -87,6 +88,11 @@ class ShapeSource(Source):
         objects = [record.objects[index] for index in indices]
         shapes = [_rasterizable(*self._shapes[item.object_id], record.size) for item in objects]
         return collect_masks(pack_shapes(shapes, record.size), [item.box for item in objects], [""] * len(objects))
+
+    def mask_digest(self, record: ImageRecord) -> str:
+        """Return a digest of the polygons and run lengths of an image."""
+        drawn = [self._shapes[item.object_id][0] for item in record.objects if item.object_id in self._shapes]
+        return hash_parts(sorted(_stored_bytes(item) for item in drawn))
 
     def _build_raw_images(
         self, images: Sequence[DrawnImage], labels: Mapping[str, int]
@@ -178,6 +184,14 @@ def _rasterizable(item: DrawnObject, shape: MaskShape | None, size: tuple[int, i
     for part in item.bitmaps:
         mask[part.top : part.top + part.height, part.left : part.left + part.width] |= decode_bitmap(part)
     return MaskShape(counts=count_runs(mask.T.ravel()))
+
+
+def _stored_bytes(item: DrawnObject) -> bytes:
+    parts = [np.array(polygon, np.float64).tobytes() for polygon in item.polygons]
+    for bitmap in item.bitmaps:
+        window = np.array([bitmap.left, bitmap.top, bitmap.width, bitmap.height], np.int64)
+        parts += [window.tobytes(), np.asarray(bitmap.runs, np.int64).tobytes()]
+    return b"".join(parts)
 
 
 def _raise_refused(refused: Sequence[Problem], fix: Fix) -> None:

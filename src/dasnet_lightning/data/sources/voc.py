@@ -25,7 +25,7 @@ from dasnet_lightning.data.sources.checks import (
 )
 from dasnet_lightning.data.sources.masks import VOID_INDEX, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
-from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, read_split_list
+from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, list_all, read_split_list
 from dasnet_lightning.data.sources.voc_masks import find_mask_files, to_index_map
 from dasnet_lightning.data.sources.voc_xml import (
     VOC_CLASSES,
@@ -48,7 +48,7 @@ class VOCSource(Source):
 
     Args:
         root: the folder with Annotations, or one above it.
-        split: name of a list file.
+        split: name of a list file; None for all images with an annotation file.
         class_names: names by label, background first. None means VOC's 20 classes if the XML files name PASCAL VOC as
             their source, else the classes of a class file in the root and all that occur.
         allow_missing: leave out images without image or annotation file and report them as problems.
@@ -62,7 +62,7 @@ class VOCSource(Source):
     def __init__(
         self,
         root: Path,
-        split: str,
+        split: str | None,
         *,
         class_names: Sequence[str] | None = None,
         allow_missing: bool = False,
@@ -72,8 +72,7 @@ class VOCSource(Source):
         check_fix(fix)
         self.root = find_voc_root(Path(root))
         self.split = split
-        list_file, image_ids = read_split_list(self.root, split, lists)
-        self.files = (list_file,)
+        list_file, image_ids = read_split_list(self.root, split, lists) if split else list_all(self.root)
         paths, missing = _locate_images(self.root, list_file, image_ids)
         if missing and not allow_missing:
             advice = f"{len(missing)} images cannot be used; restore them, or allow missing images."
@@ -84,7 +83,8 @@ class VOCSource(Source):
             if _xml_file(self.root, image_id).is_file()
         }
         self.class_names, notes = choose_classes(self.root, class_names, list(xmls.values()))
-        notes += [*check_lines(list_file, image_ids), *check_class_names(self.root, self.class_names[1:])]
+        notes += check_lines(list_file, image_ids) if split else []
+        notes += [*check_class_names(self.root, self.class_names[1:])]
         notes += _warn_of_polygons(self.root, list(xmls.values()))
         images = _build_raw_images(self.root, xmls, paths, self.class_names)
         _check_box_convention(list_file, images)
@@ -93,6 +93,8 @@ class VOCSource(Source):
         self.problems = (*notes, *missing, *problems)
         self._object_counts = {image.image_id: len(image.objects) for image in images}
         self._mask_files = find_mask_files(self.root)
+        used = [self._mask_files[image_id] for image_id in image_ids if image_id in self._mask_files]
+        self.files = (*((list_file,) if split else ()), *(_xml_file(self.root, image_id) for image_id in xmls), *used)
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open the index map of an image and cut out the requested objects, with the void pixels (255)."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import join_names
+from dasnet_lightning.data.sources.image_index import list_files
 from dasnet_lightning.errors import DataError
 
 LISTS = ("Main", "Segmentation")  # folders of ImageSets
@@ -38,6 +39,15 @@ def read_split_list(root: Path, split: str, lists: Sequence[str] = LISTS) -> tup
     files = [path.relative_to(folder) for folder in folders for path in folder.rglob("*") if path.is_file()]
     known_ids = {path.with_suffix("").as_posix() for path in files}
     return splits[split], read_ids(splits[split], known_ids)
+
+
+def list_all(root: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder of annotations and the ids of all its XML files. Raises DataError if it has none."""
+    folder = root / "Annotations"
+    ids = [path.relative_to(folder).with_suffix("").as_posix() for path in list_files(folder, (".xml",))]
+    if not ids:
+        raise DataError(f"{folder}: has no XML file, expected one for each image")
+    return folder, tuple(sorted(ids))
 
 
 def read_ids(file: Path, known_ids: Collection[str] = ()) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def read_yolo(files: YoloFiles) -> ShapeData:
         *files.problems,
         *(Problem(file, "labels", "no image has this name", "refused") for file in labels.unused()),
     ]
-    data = ShapeData("yolo", files.base, files.config, names, splits, problems, category_ids=True)
+    data = ShapeData("yolo", files.base, files.config, names, splits, problems, True, files.lists)
     _check_shares(data)
     _note_keypoints(data, rules)
     return data

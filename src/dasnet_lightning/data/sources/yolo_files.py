@@ -32,6 +32,7 @@ class YoloFiles:
         missing: a problem for each listed image that does not exist, by split.
         problems: notes about the configuration.
         keypoint_numbers: numbers of key points that follow the box in each row.
+        lists: the configuration, the list of names, and the lists of images.
     """
 
     config: Path
@@ -41,6 +42,10 @@ class YoloFiles:
     missing: dict[str, list[Problem]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     keypoint_numbers: int = 0
+    lists: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.lists = (self.config, *self.lists)
 
 
 def find_yolo_config(root: Path) -> Path | None:
@@ -166,6 +171,7 @@ def _add_entry(files: YoloFiles, key: str, entry: str, index: list[ImageIndex]) 
     else:
         if not index:
             index.append(index_images(files.base))
+        files.lists += (path,)
         _add_list(files, split, path, index[0])
 
 
@@ -200,7 +206,7 @@ def _read_darknet(config: Path) -> YoloFiles:
     names = _resolve(entries.get("names", "obj.names"), "obj.names", config.parent, config.parent)
     if names is None:
         raise DataError(f"{config}: 'names' does not exist, expected a file with one class name per line")
-    files = YoloFiles(config, config.parent, _read_name_file(names))
+    files = YoloFiles(config, config.parent, _read_name_file(names), lists=(names,))
     for key in SPLIT_KEYS:
         if key in entries:
             _add_entry(files, f"{key}.txt", entries[key], [])
