@@ -1,7 +1,7 @@
 """The program `dasnet`, which imports only the module of the command that runs.
 
 The module of a command has `add_arguments(parser)` and `run(args) -> int`, and imports torch only inside `run`. LightningCLI
-parses the arguments of `fit`, `validate` and `test` itself. The exit code is 0 on success, 2 for an error that the user can
+parses the arguments of `fit`, `validate` and `test --config` itself. The exit code is 0 on success, 2 for an error that the user can
 fix, and 130 after Ctrl-C.
 """
 
@@ -32,7 +32,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command("data", "check a data set: every label that is used or refused, and why"),
     "fit": Command("fit", "train one stage from a YAML file (LightningCLI)"),
     "validate": Command("fit", "validate one stage from a YAML file (LightningCLI)"),
-    "test": Command("fit", "test one stage from a YAML file (LightningCLI)"),
+    "test": Command("test", "measure a checkpoint on a test split or another data set"),
 }
 _HANDED_OVER = ("fit", "validate", "test")
 

@@ -101,7 +101,7 @@ def data_warnings(data: CheckedData, problems: Sequence[Problem]) -> list[str]:
     """Return what deserves a warning before training."""
     warnings = []
     if faults := data.checked.faults:
-        (name, reason), total = next(iter(faults.items())), data.counts.splits["all"]["masks"] + len(faults)
+        (name, reason), total = faults[0], data.counts.splits["all"]["masks"] + len(faults)
         warnings.append(
             f"{len(faults)} of {total} masks cannot be used, only their boxes are; the first: {name}: {reason}"
         )

@@ -15,7 +15,7 @@ from PIL import Image
 from dasnet_lightning.data.images import upright_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE
-from dasnet_lightning.data.sources.coco_json import read_json
+from dasnet_lightning.data.sources.coco_json import is_instances, read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, merge_group
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
@@ -48,7 +48,8 @@ def read_labelme(root: Path, files: Sequence[Path]) -> ShapeData:
         content = splits.setdefault(name, SplitContent())
         _read_file(root, file, index, content, used)
     classes = {item.class_name for content in splits.values() for image in content.images for item in image.objects}
-    return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), splits)
+    filled = {name: content for name, content in splits.items() if content.images or content.missing or content.problems}
+    return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), filled)
 
 
 def _is_labelme(file: Path) -> bool:
@@ -62,6 +63,8 @@ def _is_labelme(file: Path) -> bool:
 
 def _read_file(root: Path, file: Path, index: ImageIndex, content: SplitContent, used: set[Path]) -> None:
     value = read_json(file)
+    if is_instances(value):
+        return  # a COCO file beside them, which counts as unused
     if not isinstance(value, dict) or not isinstance(value.get("shapes"), list):
         content.problems.append(Problem(file, "file", "is not a labelme file, it has no list 'shapes'", "refused"))
         return
