@@ -13,6 +13,8 @@ from dasnet_lightning.data.records import MaskState, Problem, Source
 from dasnet_lightning.data.sources.checks import join_names
 from dasnet_lightning.data.sources.coco_layout import IMAGE_SUFFIXES
 from dasnet_lightning.data.sources.open import DataSet
+from dasnet_lightning.data.sources.voc_lists import read_list
+from dasnet_lightning.errors import DataError
 
 SHOWN = 3  # names in one message
 RUN_FILE = "run.json"  # a folder with this file is a run, not data
@@ -46,7 +48,9 @@ def find_unused_files(data: DataSet) -> tuple[Problem, ...]:
     for path in files:
         kind, contents = _describe_labels(path)
         if contents:
-            single.append(Problem(path, contents, "not used, neither for training nor for validation or test", "unused"))
+            single.append(
+                Problem(path, contents, "not used, neither for training nor for validation or test", "unused")
+            )
         elif kind:
             groups.setdefault((_top(data.root, path), kind), []).append(path.name)
     problems = [
@@ -123,7 +127,7 @@ def _unused_lists(root: Path, files: Sequence[Path], sources: Sequence[Source]) 
     """Return a problem for each VOC list whose images are in no split, unless a longer list has named them."""
     known = {record.image_id for source in sources for record in source.records}
     lists = [path for path in files if path.suffix == ".txt" and path.relative_to(root).parts[0] == "ImageSets"]
-    entries = {path: _read_first_words(path) - known for path in lists}
+    entries = {path: _read_ids(path, known) - known for path in lists}
     problems = []
     for path, ids in sorted(entries.items(), key=lambda item: (-len(item[1]), item[0])):
         if ids - known:
@@ -133,7 +137,8 @@ def _unused_lists(root: Path, files: Sequence[Path], sources: Sequence[Source]) 
     return problems
 
 
-def _read_first_words(path: Path) -> set[str]:
-    """Return the image ids of a list, whose lines may have a flag after the id."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {line.split()[0] for line in lines if line.strip()}
+def _read_ids(path: Path, known: set[str]) -> set[str]:
+    try:
+        return set(read_list(path, known))
+    except DataError:
+        return set()

@@ -86,9 +86,7 @@ class FloorMetrics:
             selected = Detections(detections.boxes[kept], detections.labels[kept], detections.scores[kept])
             for name, fill in FLOORS.items():
                 prediction = predict_floor(fill, selected, input_size, size, threshold)
-                mask_ap, iou = self._metrics.setdefault(
-                    (name, source), (InstanceAP(), SemanticIoU(self.num_classes))
-                )
+                mask_ap, iou = self._metrics.setdefault((name, source), (InstanceAP(), SemanticIoU(self.num_classes)))
                 mask_ap.update([image_id], [prediction], [target], input_size)
                 iou.update(prediction.semantic, target.truth.semantic.cpu())
 

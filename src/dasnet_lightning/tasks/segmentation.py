@@ -48,7 +48,9 @@ from dasnet_lightning.tasks.step_helpers import (
 from dasnet_lightning.types import Batch, Detections, Images, Loss, Prediction, Pyramid, Regions
 
 BOX_SOURCES = ("ground_truth_boxes", "detected_boxes")
-Observer = Callable[[str, Batch, Sequence[Detections]], None]  # gets the kind of boxes, the measured images, their boxes
+Observer = Callable[
+    [str, Batch, Sequence[Detections]], None
+]  # gets the kind of boxes, the measured images, their boxes
 
 
 class SegmentationTask(L.LightningModule, ABC):

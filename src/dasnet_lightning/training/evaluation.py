@@ -166,7 +166,9 @@ def load_task(checkpoint: str | Path) -> DetectionTask | SegmentationTask:
     kind = read_info(read_checkpoint(checkpoint), checkpoint).task
     task = TASKS[kind].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     if not task.class_names:
-        raise ConfigError(f"{checkpoint}: names no classes, so its labels cannot be matched; use `dasnet test --config`")
+        raise ConfigError(
+            f"{checkpoint}: names no classes, so its labels cannot be matched; use `dasnet test --config`"
+        )
     return task
 
 
@@ -261,4 +263,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-

@@ -39,7 +39,9 @@ def find_coco_per_image(root: Path) -> dict[str, CocoFile] | None:
 def choose_splits(contents: Mapping[str, CocoFile]) -> tuple[dict[str, CocoFile], list[Problem]]:
     """Return the contents for "train" and, if there are any, "val" and "test", and notes on contents that nothing uses."""
     first = next(name for name in (TRAIN, "all", VAL, TEST) if name in contents)
-    chosen = {TRAIN: contents[first]} | {name: contents[name] for name in (VAL, TEST) if name in contents and name != first}
+    chosen = {TRAIN: contents[first]} | {
+        name: contents[name] for name in (VAL, TEST) if name in contents and name != first
+    }
     notes = [
         Problem(
             content.path,

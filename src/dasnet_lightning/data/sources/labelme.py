@@ -48,7 +48,9 @@ def read_labelme(root: Path, files: Sequence[Path]) -> ShapeData:
         content = splits.setdefault(name, SplitContent())
         _read_file(root, file, index, content, used)
     classes = {item.class_name for content in splits.values() for image in content.images for item in image.objects}
-    filled = {name: content for name, content in splits.items() if content.images or content.missing or content.problems}
+    filled = {
+        name: content for name, content in splits.items() if content.images or content.missing or content.problems
+    }
     return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), filled)
 
 

@@ -14,11 +14,14 @@ from dasnet_lightning.data.hashing import hash_parts
 from dasnet_lightning.data.packed_masks import unpack_masks
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
 from dasnet_lightning.data.sources.checks import (
+    BACKGROUND,
     Fix,
     RecordsError,
     check_class_names,
     check_fix,
     describe_object,
+    describe_renamed,
+    rename_class,
 )
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, count_runs, decode_bitmap, extent
 from dasnet_lightning.data.sources.masks import (
@@ -32,8 +35,6 @@ from dasnet_lightning.data.sources.masks import (
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.errors import DataError
 
-BACKGROUND = "background"
-RENAMED = "background (object)"  # a class of the files with the name that label 0 has
 MISSING = "its image is missing"  # as read_images says
 MAX_RECTANGLES = 0.5  # a larger share of rectangular polygons suggests that boxes were exported as polygons
 
@@ -68,7 +69,7 @@ class ShapeSource(Source):
     ) -> None:
         check_fix(fix)
         self.root = root
-        renamed = [RENAMED if name == BACKGROUND else name for name in names]
+        renamed = [rename_class(name) for name in names]
         self.class_names: tuple[str, ...] = (BACKGROUND, *renamed) if class_names is None else tuple(class_names)
         labels = _map_labels(file, renamed, self.class_names)
         self.category_ids: Mapping[int, int | str] = {}
@@ -101,7 +102,7 @@ class ShapeSource(Source):
         for image in images:
             raw_objects = []
             for item in image.objects:
-                name = RENAMED if item.class_name == BACKGROUND else item.class_name
+                name = rename_class(item.class_name)
                 fault = item.fault or ("" if name in labels else _describe_class_fault(item.class_name))
                 if fault:
                     fault = MISSING if image.path is None else fault
@@ -127,8 +128,7 @@ class ShapeSource(Source):
         unused = [name for name in names if not counts[name]]
         if unused:
             notes.append(Problem(file, "classes", f"without any object: {', '.join(unused)}", "warning"))
-        if BACKGROUND in names:
-            text = f"the class '{BACKGROUND}' is renamed to '{RENAMED}', because label 0 has that name"
+        if text := describe_renamed([(name, rename_class(name)) for name in names]):
             notes.append(Problem(file, "classes", text, "warning"))
         drawn = [(shape, item.box) for record in self.records for item in record.objects
                  if item.object_id in self._shapes for shape in (self._shapes[item.object_id][1],)]  # fmt: skip

@@ -66,9 +66,9 @@ def read_ids(file: Path, known_ids: Collection[str] = ()) -> tuple[str, ...]:
     return ids
 
 
-def read_list(file: Path) -> list[str]:
+def read_list(file: Path, known_ids: Collection[str] = ()) -> list[str]:
     """Return the image ids of a list file in its order; the list may be empty. Raises DataError if it is unreadable."""
-    return [_read_id(line, ()) for line in _read_lines(file)]
+    return [_read_id(line, known_ids) for line in _read_lines(file)]
 
 
 def check_lines(file: Path, ids: Sequence[str]) -> list[Problem]:
