@@ -45,13 +45,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def roboflow(root: Path, **images: int) -> Path:
-    first = 0
-    for split, count in images.items():
+    for first, (split, count) in enumerate(images.items()):
         rows = [annotation(n, image=n, segmentation=square_polygon()) for n in range(1, count + 1)]
         content = coco_content(rows, num_images=count)
         for image in content["images"]:
             image["file_name"] = f"p{first}_{image['file_name']}"
-        first += 1
         make_coco(root, content, f"{split}/_annotations.coco.json", split)
     return root
 

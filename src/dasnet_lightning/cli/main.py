@@ -1,8 +1,8 @@
 """The program `dasnet`, which imports only the module of the command that runs.
 
 The module of a command has `add_arguments(parser)` and `run(args) -> int`, and imports torch only inside `run`. LightningCLI
-parses the arguments of `fit`, `validate` and `test --config` itself. The exit code is 0 on success, 2 for an error that the user can
-fix, and 130 after Ctrl-C.
+parses the arguments of `fit`, `validate` and `test --config` itself. The exit code is 0 on success, 2 for an error that the
+user can fix, and 130 after Ctrl-C.
 """
 
 import argparse

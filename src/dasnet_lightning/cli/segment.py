@@ -224,7 +224,7 @@ def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, p
     content["categories"] = [
         {"id": key, "name": name} for key, name in list(zip(ids, segmentation.class_names, strict=True))[1:]
     ]
-    areas = segmentation.masks.flatten(1).sum(dim=1).tolist()
+    areas = segmentation.windows.areas()
     for result, area in zip(segmentation.to_coco(image_id), areas, strict=True):
         number = len(content["annotations"]) + 1
         content["annotations"].append({"id": number, "iscrowd": 0, "area": area, **result})

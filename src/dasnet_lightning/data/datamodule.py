@@ -217,10 +217,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         return self._loader(dataset, sampler)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Load the test split in the way of `val_dataloader`, or the validation images if there is no test split.
-
-        Labels are mapped to the classes of training by their names, and a mismatch is reported.
-        """
+        """Load the test split, with its labels matched by class name, or else the validation images."""
         test = self.opened().dataset.test
         if test is None:
             return self.val_dataloader()

@@ -34,6 +34,7 @@ from dasnet_lightning.training.hardware import default_workers, quiet_lightning,
 from dasnet_lightning.training.stage import build_evaluator
 
 SplitName = Literal["test", "val", "all"]
+Options = tuple[bool, Fix, Crowd]  # allow_missing, fix and crowd of `open_dataset`
 TASKS: Mapping[str, type[DetectionTask | SegmentationTask]] = {
     "detection": DetectionTask,
     "semantic": SemanticTask,
@@ -124,12 +125,29 @@ def evaluate(
         >>> result = dasnet_lightning.evaluate("data/pets", "runs/pets-all/masks-all/final.ckpt")
         >>> result.metrics["miou_detected_boxes"], result.floors["ellipse"]["miou_detected_boxes"]
     """
-    quiet_lightning()
     workers = default_workers() if num_workers is None else num_workers
-    set_thread_counts(workers)
-    task = load_task(checkpoint)
-    run = _read_run(Path(checkpoint))
-    name, source, notes = _choose_split(Path(data).expanduser(), split, run, (allow_missing, fix, crowd))
+    settings = TrainerSettings(accelerator=accelerator, precision=precision).resolve()
+    result = _evaluate(
+        Path(data).expanduser(), Path(checkpoint), split, (allow_missing, fix, crowd), settings, batch_size, workers
+    )
+    if out is not None:
+        _write(result, Path(out))
+    return result
+
+
+def _evaluate(
+    data: Path,
+    checkpoint: Path,
+    split: SplitName | None,
+    options: Options,
+    settings: TrainerSettings,
+    batch_size: int,
+    num_workers: int,
+) -> Evaluation:
+    quiet_lightning()
+    set_thread_counts(num_workers)
+    task, run = load_task(checkpoint), _read_run(checkpoint)
+    name, source, notes = _choose_split(data, split, run, options)
     if trained := find_trained(run.get("fingerprint", {}), source):
         notes.append(f"{len(trained)} of the {len(source.records)} images were training images of this checkpoint")
     source, mismatch = map_classes(source, task.class_names)
@@ -137,12 +155,10 @@ def evaluate(
     with console.counter("checking masks") as move:
         source = mark_invalid(source, find_mask_faults(source, source.records, move))
     floors = _observe_floors(task)
-    settings = TrainerSettings(accelerator=accelerator, precision=precision).resolve()
-    module = _build_data(data, source, task, batch_size, workers)
     with explained_failures():
-        build_evaluator(settings).test(task, module, verbose=False)
+        build_evaluator(settings).test(task, _build_data(data, source, task, batch_size, num_workers), verbose=False)
     rows = audit_labels(source, None, "val")
-    result = Evaluation(
+    return Evaluation(
         data=str(data),
         checkpoint=str(checkpoint),
         task=next(key for key, kind in TASKS.items() if type(task) is kind),
@@ -156,9 +172,6 @@ def evaluate(
         obstacle=validation_obstacle(source, SPLIT_TITLES[name]),
         rows=rows,
     )
-    if out is not None:
-        _write(result, Path(out))
-    return result
 
 
 def load_task(checkpoint: str | Path) -> DetectionTask | SegmentationTask:
@@ -173,7 +186,7 @@ def load_task(checkpoint: str | Path) -> DetectionTask | SegmentationTask:
 
 
 def _choose_split(
-    path: Path, split: str | None, run: Mapping[str, Any], options: tuple[bool, Fix, Crowd]
+    path: Path, split: str | None, run: Mapping[str, Any], options: Options
 ) -> tuple[str, Source, list[str]]:
     """Return the name of the split, its images, and notes about the choice."""
     splits = open_named_splits(path, *options)
@@ -198,7 +211,7 @@ def _validation(splits: NamedSplits) -> tuple[Source, list[str]]:
     return val, [f"{splits.root}: names no validation split, {len(val.records)} images chosen by the hash of their ids"]
 
 
-def _require_clean(source: Source, options: tuple[bool, Fix, Crowd]) -> Source:
+def _require_clean(source: Source, options: Options) -> Source:
     """Raise DataError if a test split, which is always opened, has something that the options do not accept."""
     allow_missing, fix, _ = options
     refused = [problem for problem in source.problems if problem.action == "refused"]

@@ -194,6 +194,6 @@ def test_boxes_follow_the_upright_picture(tmp_path: Path) -> None:
 
 def test_a_class_called_background_is_an_ordinary_class(tmp_path: Path) -> None:
     source = source_of(find_yolo(make_yolo(tmp_path, "train: images/train\nnames: [background, dog]\n", POLYGON, BOX)))
-    assert source.class_names == ("background", "background (object)", "dog")
+    assert source.class_names == ("background", "background (class)", "dog")
     assert [item.label for item in source.records[0].objects] == [1, 2]
-    assert any("is renamed to" in text for text in messages(source))
+    assert any("renamed, because the names are reserved" in text for text in messages(source))

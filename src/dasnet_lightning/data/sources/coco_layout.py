@@ -19,7 +19,7 @@ TEST_PATTERNS = ("annotations/instances_test*.json", "annotations/test*.json", "
 
 @dataclass(frozen=True)
 class CocoLayout:
-    """Annotation files of a COCO data set; `val` and `test` are None if there are no such files."""
+    """Annotation files of a COCO data set; `val` and `test` are None without such files."""
 
     train: Path
     val: Path | None
