@@ -47,7 +47,7 @@ def test_every_shape_becomes_what_it_is(tmp_path: Path) -> None:
     assert np.array_equal(mask_of(source, record, 2), expected)
     y, x = np.mgrid[:30, :40] + 0.5
     assert iou(mask_of(source, record, 3), ((x - 20) / 5) ** 2 + ((y - 15) / 10) ** 2 <= 1) > 0.97
-    text = "image 'a.jpg': 1 points, 1 polyline, 2 tag not used, only boxes and masks"
+    text = "shapes: 1 points, 1 polyline, 2 tag not used, only boxes and masks"
     assert messages(source) == [f"{file}: {text}"]
 
 

@@ -62,7 +62,7 @@ def test_every_shape_becomes_what_it_is(tmp_path: Path) -> None:
     expected = np.zeros((30, 40), bool)
     expected[4:12, 3:9] = mask
     assert np.array_equal(mask_of(source, record, 3), expected)
-    assert f"{file}: shapes: 2 line, 1 point not used, only boxes and masks" in messages(source)
+    assert f"{tmp_path}: shapes: 2 line, 1 point not used, only boxes and masks" in messages(source)
 
 
 def test_shapes_of_one_group_are_one_object(tmp_path: Path) -> None:

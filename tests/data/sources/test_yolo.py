@@ -120,7 +120,7 @@ ROWS = {
     "0 0.5 0.5 0.1 0.1 0.9": "six numbers, as predictions with a confidence",
     "0 0.1 0.1 0.2 0.2 0.3 0.3 0.4": "has 8 numbers",
     "0 320 0.5 0.1 0.1": "coordinate 320 of row",
-    "0 0.5 0.5 nan 0.1": "coordinate nan",
+    "0 0.5 0.5 nan 0.1": "that is not finite",
     "0 0.5 0.5 0 0.1": "has zero width",
     "0 0.5 0.5 -0.1 0.1": "negative width",
 }

@@ -118,9 +118,8 @@ def _read_image(reader: _Reader, file: Path, element: ET.Element, content: Split
     for item in objects:
         reader.names.setdefault(item.class_name)
     reader.names.pop("", None)
-    if ignored:
-        counts = ", ".join(f"{count} {tag}" for tag, count in sorted(ignored.items()))
-        content.problems.append(Problem(file, f"image '{name}'", f"{counts} not used, only boxes and masks", "warning"))
+    content.ignored += ignored
+    content.joined += len(element) - ignored.total() - len(objects)
     content.images.append(DrawnImage(image_id, shown, path, size, file, objects))
     return ""
 
@@ -154,7 +153,7 @@ def _read_shape(object_id: str, name: str, element: ET.Element) -> DrawnObject:
         return _read_mask(object_id, name, element)
     points = element.get("points", "")
     try:
-        polygon = [float(number) for point in points.split(";") for number in _pair(point)]
+        polygon = [float(number) for point in points.strip(" ;").split(";") for number in _pair(point)]
     except ValueError:
         raise ValueError(f"'points' is '{points[:60]}', expected x,y;x,y;...") from None
     return DrawnObject(object_id, name, None, f"of the polygon with {len(polygon) // 2} points", (polygon,))

@@ -91,9 +91,9 @@ def _read_task(
     image_id = path.relative_to(root).with_suffix("").as_posix() if path else task.name
     shapes, ignored = _join_regions(task.regions)
     objects = tuple(_read_region(f"{image_id}/{place}", region, size) for place, region in enumerate(shapes))
-    if ignored:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
-        content.problems.append(Problem(file, record, f"{counts} not used, only boxes and masks", "warning"))
+    content.ignored += ignored
+    if value.get("predictions") and not task.regions:
+        content.ignored["predictions of a model"] += len(value["predictions"])
     if task.unused:
         text = f"{task.unused} more annotations of the same image are not used"
         content.problems.append(Problem(file, record, text, "warning"))
@@ -150,9 +150,11 @@ def _join_regions(regions: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
         if not isinstance(value, dict) or kind.removesuffix("labels") not in (*SHAPES, ""):
             ignored[kind or "result without a value"] += 1
             continue
+        rotation = region.get("image_rotation") or 0
         entry = joined.setdefault(str(region.get("id") or number), {"labels": []})
         entry["labels"] = entry["labels"] or next((value[key] for key in LABEL_KEYS if key in value), [])
         entry.update({key: item for key, item in value.items() if key not in LABEL_KEYS})
+        entry["image_rotation"] = rotation
     shapes = []
     for entry in joined.values():
         if any(key in entry for key in ("rle", "points", "radiusX", "width")):
@@ -167,6 +169,9 @@ def _read_region(object_id: str, region: dict[str, Any], size: tuple[int, int]) 
     name = str(labels[0]).strip() if labels else ""
     if len(labels) > 1:
         return DrawnObject(object_id, name, None, fault=f"has the labels {', '.join(map(str, labels))}, expected one")
+    if region["image_rotation"]:
+        fault = f"is drawn on an image turned by {region['image_rotation']} degrees, which is not read; draw it anew"
+        return DrawnObject(object_id, name, None, fault=fault)
     try:
         return _read_shape(object_id, name, region, size)
     except (KeyError, TypeError, ValueError) as error:

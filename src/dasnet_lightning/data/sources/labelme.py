@@ -79,11 +79,8 @@ def _read_file(root: Path, file: Path, index: ImageIndex, content: SplitContent,
     if not content.take(file, f"image '{name}'", path, reason, used):
         return
     objects, ignored = _read_shapes(image_id, value["shapes"])
-    if ignored:
-        text = (
-            f"{', '.join(f'{count} {kind}' for kind, count in sorted(ignored.items()))} not used, only boxes and masks"
-        )
-        content.problems.append(Problem(file, "shapes", text, "warning"))
+    content.ignored += ignored
+    content.joined += len(value["shapes"]) - ignored.total() - len(objects)
     content.images.append(DrawnImage(image_id, name, path, size, file, objects))
 
 

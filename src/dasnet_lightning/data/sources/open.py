@@ -1,5 +1,6 @@
 """Opening of a data set with a training, a validation and, if its files name one, a test split."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     if splits.val is None:
         problems = (*problems, _describe_drawn_split(splits.file, train, val))
     data = DataSet(train, val, splits.format, splits.root, problems, splits.test, splits.noted)
-    return replace(data, problems=(*data.problems, *_find_overlaps(data)))
+    return replace(data, problems=(*data.problems, *_find_overlaps(data), *_find_repeated(data)))
 
 
 def open_named_splits(path: Path | str, allow_missing: bool, fix: Fix, crowd: Crowd) -> NamedSplits:
@@ -131,6 +132,19 @@ def _find_overlaps(data: DataSet) -> Iterator[Problem]:
                 f"{join_names(shared)}"
             )
             yield Problem(data.root, f"{first} and {second}", message, "warning")
+
+
+def _find_repeated(data: DataSet) -> Iterator[Problem]:
+    """Yield a warning for each split with labels of one image that have the same class and box."""
+    for name, source in data.sources.items():
+        repeated, first = 0, ""
+        for record in source.records:
+            keys = Counter((item.label, item.box) for item in record.objects)
+            extra = len(record.objects) - len(keys)
+            repeated, first = repeated + extra, first or (record.path.name if extra else "")
+        if repeated:
+            message = f"{repeated} labels have the class and the box of another label of their image, first in {first}"
+            yield Problem(data.root, f"split '{name}'", message, "warning")
 
 
 def _shared_images(first: Source, second: Source) -> list[str]:

@@ -1,6 +1,7 @@
 """Contents of a data set of shapes, by split, and the sources that are built from them."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,32 @@ SPELLING = re.compile(r"(train|val|test)(ing|id|idation|set)?(?![a-z])")  # trai
 
 @dataclass(eq=False)
 class SplitContent:
-    """Images of one split; `missing` has a problem for each image file that does not exist, `problems` all others."""
+    """Images of one split.
+
+    Attributes:
+        images: the images.
+        missing: a problem for each image file that does not exist.
+        problems: all other problems.
+        ignored: number of shapes that are not used, by their kind.
+        joined: number of shapes that are one object with others of their group.
+    """
 
     images: list[DrawnImage] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    joined: int = 0
+
+    def describe_shapes(self, file: Path) -> list[Problem]:
+        """Return one warning for all shapes that are not used, and one for those that are parts of an object."""
+        notes = []
+        if self.ignored:
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.ignored.items()))
+            notes.append(Problem(file, "shapes", f"{counts} not used, only boxes and masks", "warning"))
+        if self.joined:
+            text = f"{self.joined:,} shapes belong to the object of another shape with their label and group"
+            notes.append(Problem(file, "groups", text, "warning"))
+        return notes
 
     def take(self, file: Path, record: str, path: Path | None, reason: str, used: set[Path]) -> bool:
         """Note which image a label file describes; return False if another one described it before.
@@ -118,7 +140,7 @@ def build_source(data: ShapeData, content: SplitContent, allow_missing: bool, fi
         raise RecordsError(content.missing, f"{count} images are missing; restore them, or allow missing images.")
     if not found:
         raise DataError(f"{data.file}: has no image that can be used, expected images beside their labels")
-    problems = (*content.missing, *content.problems)
+    problems = (*content.missing, *content.problems, *content.describe_shapes(data.file))
     source = ShapeSource(data.root, data.file, content.images, data.names, fix=fix, problems=problems)
     source.files = tuple(dict.fromkeys((*data.files, *(image.file for image in content.images))))
     if data.category_ids:
@@ -139,4 +161,6 @@ def _join(contents: Sequence[SplitContent]) -> SplitContent:
         [image for content in contents for image in content.images],
         [problem for content in contents for problem in content.missing],
         [problem for content in contents for problem in content.problems],
+        sum((content.ignored for content in contents), Counter()),
+        sum(content.joined for content in contents),
     )

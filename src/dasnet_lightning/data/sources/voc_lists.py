@@ -43,11 +43,16 @@ def read_split_list(root: Path, split: str, lists: Sequence[str] = LISTS) -> tup
 
 def list_all(root: Path) -> tuple[Path, tuple[str, ...]]:
     """Return the folder of annotations and the ids of all its XML files. Raises DataError if it has none."""
-    folder = root / "Annotations"
-    ids = [path.relative_to(folder).with_suffix("").as_posix() for path in list_files(folder, (".xml",))]
+    folder, ids = root / "Annotations", sorted(find_xml_files(root))
     if not ids:
         raise DataError(f"{folder}: has no XML file, expected one for each image")
-    return folder, tuple(sorted(ids))
+    return folder, tuple(ids)
+
+
+def find_xml_files(root: Path) -> dict[str, Path]:
+    """Return the annotation file of each image id, whatever the case of its suffix."""
+    folder = root / "Annotations"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_files(folder, (".xml",))}
 
 
 def read_ids(file: Path, known_ids: Collection[str] = ()) -> tuple[str, ...]:

@@ -227,12 +227,17 @@ def _read_names(config: Path, content: dict[str, Any]) -> dict[int, str]:
 
 
 def _read_name_file(file: Path) -> dict[int, str]:
-    return dict(enumerate(_read_lines(file)))
+    """Return the names by line; an empty line keeps its index free, so that those below keep theirs."""
+    return {index: line.strip() for index, line in enumerate(_read_text(file).splitlines()) if line.strip()}
 
 
 def _read_lines(file: Path) -> list[str]:
+    return [line.strip() for line in _read_text(file).splitlines() if line.strip()]
+
+
+def _read_text(file: Path) -> str:
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as text ({error})") from error
 
@@ -241,6 +246,11 @@ def _read_config(file: Path) -> Any:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise DataError(f"{file}: is larger than {MAX_BYTES} bytes, expected the short description of a data set")
-        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(text)
+        if isinstance(content, dict) and "names" in content:
+            # as text: YAML takes the names no, on and 1e3 for other values
+            content["names"] = yaml.load(text, Loader=yaml.BaseLoader)["names"]
+        return content
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
