@@ -164,7 +164,9 @@ def test_cvat_shapes(tmp_path: Path, shape: str, state: str) -> None:
 
 def test_voc_annotations_in_capitals(tmp_path: Path) -> None:
     ids = [f"i{number}" for number in range(IMAGES)]
-    make_voc(tmp_path, dict.fromkeys(ids, [VocObject("cat", (6, 6, 15, 15))]), ids, {"train": ids[:3], "val": ids[3:]})
+    make_voc(
+        tmp_path, {key: [VocObject("cat", (6, 6, 15, 15))] for key in ids}, ids, {"train": ids[:3], "val": ids[3:]}
+    )
     for path in (tmp_path / "Annotations").iterdir():
         path.rename(path.with_suffix(".XML"))
     data, texts = opened(tmp_path)

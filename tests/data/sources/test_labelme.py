@@ -40,7 +40,7 @@ def encode_mask(mask: np.ndarray) -> str:
 
 def test_every_shape_becomes_what_it_is(tmp_path: Path) -> None:
     mask = np.tri(8, 6, dtype=bool)
-    file = write_labelme(
+    write_labelme(
         tmp_path,
         "a.json",
         shape("cat", TRIANGLE),
