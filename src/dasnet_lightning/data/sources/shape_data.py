@@ -12,7 +12,7 @@ from dasnet_lightning.data.sources.drawing import DrawnImage
 from dasnet_lightning.data.sources.shapes import ShapeSource
 from dasnet_lightning.errors import DataError
 
-TRAIN, VAL, TEST = "train", "val", "test"
+TRAIN, VAL, TEST, ALL = "train", "val", "test", "all"
 UnusedSplit = tuple[Problem, frozenset[Path]]  # a note that counts its images, and its files
 SPELLING = re.compile(r"(train|val|test)(ing|id|idation|set)?(?![a-z])")  # train2017, valid, Validation, test_images
 
@@ -119,7 +119,7 @@ def build_sources(
     if names != [TRAIN, VAL]:
         others = [name for name in data.splits if name != TEST] or [TEST]
         names = names if TRAIN in names else others
-        whole = _join([data.splits[name] for name in names])
+        whole = join_splits([data.splits[name] for name in names])
         train, val = build_source(data, whole, allow_missing, fix), None
     else:
         train, val = (build_source(data, data.splits[name], allow_missing, fix) for name in names)
@@ -132,8 +132,10 @@ def build_test(data: ShapeData) -> ShapeSource:
     return build_source(data, data.splits[TEST], allow_missing=True, fix="drop")
 
 
-def build_source(data: ShapeData, content: SplitContent, allow_missing: bool, fix: Fix) -> ShapeSource:
-    """Build the source of one split. Raises the errors of `build_sources`."""
+def build_source(
+    data: ShapeData, content: SplitContent, allow_missing: bool, fix: Fix, class_names: Sequence[str] | None = None
+) -> ShapeSource:
+    """Build the source of one split, with other class names if they are given. Raises the errors of `build_sources`."""
     found = any(image.path is not None for image in content.images)
     if content.missing and not (allow_missing and found):
         count = len(content.missing)
@@ -141,9 +143,11 @@ def build_source(data: ShapeData, content: SplitContent, allow_missing: bool, fi
     if not found:
         raise DataError(f"{data.file}: has no image that can be used, expected images beside their labels")
     problems = (*content.missing, *content.problems, *content.describe_shapes(data.file))
-    source = ShapeSource(data.root, data.file, content.images, data.names, fix=fix, problems=problems)
+    source = ShapeSource(
+        data.root, data.file, content.images, data.names, class_names=class_names, fix=fix, problems=problems
+    )
     source.files = tuple(dict.fromkeys((*data.files, *(image.file for image in content.images))))
-    if data.category_ids:
+    if data.category_ids and class_names is None:
         source.category_ids = {label: label - 1 for label in range(1, len(source.class_names))}
     return source
 
@@ -156,7 +160,8 @@ def _describe_unused(data: ShapeData, name: str) -> UnusedSplit:
     return Problem(data.file, f"split '{name}'", text, "unused"), paths
 
 
-def _join(contents: Sequence[SplitContent]) -> SplitContent:
+def join_splits(contents: Sequence[SplitContent]) -> SplitContent:
+    """Return the contents of several splits as one."""
     return SplitContent(
         [image for content in contents for image in content.images],
         [problem for content in contents for problem in content.missing],
