@@ -28,7 +28,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("demo", "the whole method in minutes on synthetic images, with a report page"),
     "train": Command("train", "train both stages on your data set, evaluate, write a report"),
-    "segment": Command("segment", "segment images with a trained checkpoint: pictures and COCO JSON"),
+    "segment": Command("segment", "segment images with a trained checkpoint: COCO JSON and, with --draw, pictures"),
     "data": Command("data", "check a data set: every label that is used or refused, and why"),
     "fit": Command("fit", "train one stage from a YAML file (LightningCLI)"),
     "validate": Command("fit", "validate one stage from a YAML file (LightningCLI)"),
