@@ -25,7 +25,7 @@ PAGE_IMAGE_SIZE = 320  # pixels of the network input on the page
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    about = "folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several"
+    about = "data set in any supported format: a folder, a label file, or a YAML list of several"
     parser.add_argument("data", metavar="DATA", type=Path, help=about)
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for each label")
     parser.add_argument(

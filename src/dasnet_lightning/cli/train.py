@@ -10,7 +10,7 @@ from dasnet_lightning.training.config import RunConfig, TrainerSettings, build_c
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run."""
-    about = "VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several"
+    about = "data set in any supported format: a folder, a label file, or a YAML list of several"
     parser.add_argument("data", metavar="DATA", help=about)
     add_field_arguments(parser, RunConfig)
     add_field_arguments(parser, TrainerSettings)
