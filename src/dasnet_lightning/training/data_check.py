@@ -107,6 +107,10 @@ def data_warnings(data: CheckedData, problems: Sequence[Problem]) -> list[str]:
         )
     if obstacle := validation_obstacle(data.dataset.val):
         warnings.append(f"{obstacle}; the metrics are shown as '-'")
+    test = data.dataset.test
+    refused = 0 if test is None else sum(problem.action == "refused" for problem in test.problems)
+    if refused:
+        warnings.append(f"{refused} entries of the test split cannot be used; `dasnet data` lists them")
     unused = [str(problem) for problem in problems if problem.action == "unused"]
     warnings += unused[:SHOWN]
     if len(unused) > SHOWN:
