@@ -10,6 +10,7 @@ from shape_builders import ABSENT, INVALID, PRESENT, pictures
 
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.unused_files import list_problems
+from dasnet_lightning.errors import DataError
 
 IMAGES = 5
 BOX, POLYGON = "0 0.5 0.5 0.2 0.2", "1 0.1 0.1 0.4 0.1 0.4 0.4"
@@ -193,3 +194,19 @@ def test_coco_files_in_other_encodings(tmp_path: Path, encoding: str) -> None:
     file = make_coco(tmp_path, content, "labels.json", "images")
     file.write_bytes(json.dumps(content).encode(encoding))
     assert len(objects(opened(file)[0])) == 3
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """Paths of another machine: the end of the path decides, and where it cannot, no image is guessed."""
+    content = coco_content([annotation(n, image=n) for n in (1, 2, 3)], num_images=3)
+    pictures(tmp_path, "day1/a.jpg", "day2/a.jpg", "day3/a.jpg")
+    for image, day in zip(content["images"], ("day1", "day2", "day3"), strict=True):
+        image["file_name"] = f"/home/me/photos/{day}/a.jpg"
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    data = open_dataset(tmp_path / "labels.json")
+    paths = {record.image_id: record.path for source in data.sources.values() for record in source.records}
+    assert paths == {str(n): tmp_path / f"day{n}" / "a.jpg" for n in (1, 2, 3)}
+    content["images"][0]["file_name"] = "/home/me/photos/a.jpg"
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="1 of 3 images are missing"):
+        open_dataset(tmp_path / "labels.json")
