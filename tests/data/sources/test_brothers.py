@@ -208,5 +208,5 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     assert paths == {str(n): tmp_path / f"day{n}" / "a.jpg" for n in (1, 2, 3)}
     content["images"][0]["file_name"] = "/home/me/photos/a.jpg"
     (tmp_path / "labels.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="1 of 3 images are missing"):
+    with pytest.raises(DataError, match="is absolute, expected one relative to the image folder"):
         open_dataset(tmp_path / "labels.json")
