@@ -70,10 +70,13 @@ def test_a_folder_becomes_pictures_and_a_coco_file(
     write_image(tmp_path / "in" / "sub" / "A.PNG", (40, 30))
     (tmp_path / "in" / "notes.txt").write_text("no image")
     out = tmp_path / "in" / "out"
+    arguments = ["segment", str(tmp_path / "in"), "--checkpoint", "c.ckpt", "--out", str(out), "--device", "cpu"]
+    assert main(arguments) == 0
+    assert [path.name for path in out.iterdir()] == ["predictions.json"]  # pictures only if asked for
+    loads.clear()
+    capsys.readouterr()
     for _ in range(2):  # the second time the pictures of the first lie inside the folder
-        assert (
-            main(["segment", str(tmp_path / "in"), "--checkpoint", "c.ckpt", "--out", str(out), "--device", "cpu"]) == 0
-        )
+        assert main([*arguments, "--draw"]) == 0
         assert sorted(path.name for path in out.iterdir()) == ["A_2.png", "a.png", "predictions.json"]
     assert (loads[0]["checkpoint"], loads[0]["device"]) == (Path("c.ckpt"), "cpu")
     assert (loads[0]["feature_cache"], loads[0]["feature_cache_gb"]) == (None, 10.0)
@@ -96,7 +99,7 @@ def test_a_broken_image_is_reported_and_the_rest_is_done(
     good = write_image(tmp_path / "good.png")
     (tmp_path / "bad.jpg").write_bytes(b"")
     arguments = [str(tmp_path / "bad.jpg"), str(good), "--checkpoint", "c", "--out", str(tmp_path / "out")]
-    assert main(["segment", *arguments]) == 2
+    assert main(["segment", *arguments, "--draw"]) == 2
     captured = capsys.readouterr()
     assert "bad.jpg" in captured.err
     assert "1 of 2 images could not be segmented" in captured.err

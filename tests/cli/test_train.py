@@ -246,7 +246,10 @@ def test_wrong_questions_get_one_sentence(finished):
 
 def test_segment_command_with_a_real_checkpoint(finished, shapes, tmp_path):
     checkpoint = str(finished / "masks-all" / "final.ckpt")
-    assert main(["segment", str(shapes / "val"), "--checkpoint", checkpoint, "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["segment", str(shapes / "val"), "--checkpoint", checkpoint, "--out", str(tmp_path / "out"), "--draw"])
+        == 0
+    )
     assert len(list((tmp_path / "out").glob("*.png"))) == 6
     predicted = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(predicted["images"]) == 6

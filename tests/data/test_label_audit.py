@@ -89,8 +89,8 @@ def test_budgets_do_not_touch_the_validation(tmp_path: Path) -> None:
     use = {row.object_id: row for row in audit_labels(mixed_coco(tmp_path), set(), "val")}
     assert (use["20"].box, use["20"].mask) == ("evaluated", "evaluated")
     assert use["3"].mask == "absent"
-    with pytest.raises(ConfigError, match="'train' or 'val'"):
-        audit_labels(mixed_coco(tmp_path / "again"), None, "test")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected 'train', 'val', 'test'"):
+        audit_labels(mixed_coco(tmp_path / "again"), None, "extra")  # type: ignore[arg-type]
 
 
 def test_no_budget_means_all_masks(tmp_path: Path) -> None:

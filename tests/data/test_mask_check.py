@@ -61,7 +61,7 @@ def test_faulty_masks_are_marked_with_their_reason(tmp_path: Path) -> None:
     corrected = checked.apply(data)
     assert [key for key, state in states(corrected).items() if state is MaskState.INVALID] == ["2", "5"]
     assert "lies inside its box" in corrected.train.records[1].objects[0].reason
-    assert list(checked.faults) == ["image '2': object 2", "image '5': object 5", "image '7': object 7"]
+    assert [name for name, _ in checked.faults] == ["image '2': object 2", "image '5': object 5", "image '7': object 7"]
     assert corrected.train.load_masks(corrected.train.records[0], [0]).valid == (True,)
     assert set(states(data).values()) == {MaskState.PRESENT}, "the data set itself is not changed"
 

@@ -28,11 +28,12 @@ def roboflow(root: Path, *splits: str) -> Path:
     return root
 
 
-def test_a_test_split_is_reported(tmp_path: Path) -> None:
+def test_a_test_split_is_used_and_a_fourth_one_reported(tmp_path: Path) -> None:
     assert unused(roboflow(tmp_path, "train", "valid")) == []
-    assert unused(roboflow(tmp_path, "train", "valid", "test")) == [
-        "test/_annotations.coco.json: 2 images with 2 labels",
-        "test: 2 pictures that no annotation in use names",
+    assert unused(roboflow(tmp_path, "train", "valid", "test")) == []
+    assert unused(roboflow(tmp_path, "train", "valid", "test", "old")) == [
+        "old/_annotations.coco.json: 2 images with 2 labels",
+        "old: 2 pictures that no annotation in use names",
     ]
 
 
@@ -60,14 +61,14 @@ def test_voc_masks_lists_and_annotations_without_an_image_are_reported(tmp_path:
         tmp_path,
         {key: [CAT] for key in ("a", "b", "c", "d", "e")},
         masked=("a", "b", "d"),
-        lists={"train": ["a"], "val": ["b", "c"], "test": ["d", "e"], "cat_test": ["d"], "trainval": ["a", "b", "c"]},
+        lists={"train": ["a"], "val": ["b", "c"], "job2": ["d", "e"], "cat_job2": ["d"], "trainval": ["a", "b", "c"]},
     )
     for name in ("a", "c", "x"):
         (root / "SegmentationClass").mkdir(exist_ok=True)
         shutil.copy(root / "SegmentationObject" / "a.png", root / "SegmentationClass" / f"{name}.png")
     assert unused(root) == [
-        "ImageSets/Main/test.txt: 2 images",
-        "Annotations: 2 annotation files of images that no list names",
+        "ImageSets/Main/job2.txt: 2 images",
+        "Annotations: 2 VOC annotation files",
         "JPEGImages: 2 pictures that no annotation in use names",
         "SegmentationClass: 1 mask files of images whose masks were not read",
         "SegmentationClass: 1 mask files without an image in use",

@@ -13,7 +13,7 @@ from dasnet_lightning.functional.boxes import pixel_windows, restore_boxes, scal
 from dasnet_lightning.functional.position_sensitive import assemble
 from dasnet_lightning.models import local_decoding
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.models.instance import InstanceOptions, segment_instances
+from dasnet_lightning.models.instance import BoxScores, ClassMap, InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.nn.decoder import Decoder
 from dasnet_lightning.nn.heads import PositionSensitiveHead
@@ -276,3 +276,29 @@ def test_given_boxes_are_segmented_whole_whatever_the_options_say():
     assert answer.masks.flatten(1).any(dim=1).tolist() == [True] * 3
     assert answer.semantic.any()
     assert len(segment_instances(model, pyramid, boxes, [(32, 32)], options)[0].masks) == 1
+
+
+def test_the_class_map_does_not_depend_on_the_order_of_the_boxes() -> None:
+    """Boxes are scored in buckets of any order; the result is that of comparing the detections one after the other."""
+    generator = torch.Generator().manual_seed(3)
+    size, options = (20, 30), InstanceOptions(score_threshold=0.2)
+    windows = [(0, 0, 20, 15), (5, 3, 30, 20), (5, 3, 30, 20), (10, 0, 25, 20)]
+    scores = [0.9, 0.5, 0.5, 0.1]
+    boxes = []
+    for x0, y0, x1, y1 in windows:
+        inside = (torch.rand(y1 - y0, x1 - x0, generator=generator) * 4).round() / 4  # many ties
+        boxes.append(BoxScores((x0, y0, x1, y1), inside, torch.tensor(1.0)))
+    boxes[2] = boxes[1]
+    expected, best = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
+    for label, (item, score) in enumerate(zip(boxes, scores, strict=True), start=1):
+        if score >= options.score_threshold:
+            weighted = (item.inside * score).masked_fill(item.inside <= options.foreground_threshold, 0)
+            wins = weighted > best[item.slices]
+            best[item.slices] = torch.where(wins, weighted, best[item.slices])
+            expected[item.slices] = torch.where(wins, torch.tensor(label), expected[item.slices])
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        result = ClassMap(size, options, torch.device("cpu"))
+        for place in order:
+            result.add(place, boxes[place], place + 1, scores[place])
+        assert torch.equal(result.semantic, expected), order
+    assert 3 not in expected  # equal to the second, which comes first

@@ -25,7 +25,7 @@ PAGE_IMAGE_SIZE = 320  # pixels of the network input on the page
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    about = "folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several"
+    about = "data set in any supported format: a folder, a label file, or a YAML list of several"
     parser.add_argument("data", metavar="DATA", type=Path, help=about)
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for each label")
     parser.add_argument(
@@ -154,7 +154,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     missing = [problem for problem in refused if parse_object(problem.record) is None]
     gone = {problem.record for problem in missing}
     labels = [(problem, parse_object(problem.record)) for problem in refused]
-    broken = [text for source in (data.train, data.val) for text in _decode(source)] if verify else []
+    broken = [text for source in data.sources.values() for text in _decode(source)] if verify else []
     with counter("masks") as move:
         checked = check_all_masks(data, move) if verify else CheckedMasks()
     corrected = checked.apply(data)
@@ -241,7 +241,7 @@ def _describe(finding: Finding, usable: bool) -> dict[str, Any]:
         "usable": usable,
         "verified": finding.verified,
         "class_names": list(data.train.class_names),
-        "images": {name: splits[name]["images"] for name in ("train", "val")},
+        "images": {name: counts["images"] for name, counts in splits.items() if name != "all"},
         "splits": splits,
         "classes": {"all": _total(splits), **finding.counts.classes},
         "notes": finding.notes,

@@ -1,8 +1,8 @@
 """The program `dasnet`, which imports only the module of the command that runs.
 
 The module of a command has `add_arguments(parser)` and `run(args) -> int`, and imports torch only inside `run`. LightningCLI
-parses the arguments of `fit`, `validate` and `test` itself. The exit code is 0 on success, 2 for an error that the user can
-fix, and 130 after Ctrl-C.
+parses the arguments of `fit`, `validate` and `test --config` itself. The exit code is 0 on success, 2 for an error that the
+user can fix, and 130 after Ctrl-C.
 """
 
 import argparse
@@ -28,11 +28,11 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("demo", "the whole method in minutes on synthetic images, with a report page"),
     "train": Command("train", "train both stages on your data set, evaluate, write a report"),
-    "segment": Command("segment", "segment images with a trained checkpoint: pictures and COCO JSON"),
+    "segment": Command("segment", "segment images with a trained checkpoint: COCO JSON and, with --draw, pictures"),
     "data": Command("data", "check a data set: every label that is used or refused, and why"),
     "fit": Command("fit", "train one stage from a YAML file (LightningCLI)"),
     "validate": Command("fit", "validate one stage from a YAML file (LightningCLI)"),
-    "test": Command("fit", "test one stage from a YAML file (LightningCLI)"),
+    "test": Command("test", "measure a checkpoint on a test split or another data set"),
 }
 _HANDED_OVER = ("fit", "validate", "test")
 

@@ -1,4 +1,4 @@
-"""`dasnet segment`: pictures, COCO JSON and VOC result files for images, folders and glob patterns.
+"""`dasnet segment`: COCO JSON, pictures and VOC result files for images, folders and glob patterns.
 
 An unreadable image is reported and skipped.
 """
@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("segmented"), help="default: %(default)s")
+    parser.add_argument(
+        "--draw", action=argparse.BooleanOptionalAction, default=False, help="also draw each image with its objects"
+    )
     parser.add_argument(
         "--score-threshold",
         metavar="S",
@@ -72,7 +75,7 @@ def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     predictions = args.out / "predictions.json"
     document |= {"out": args.out, "predictions": predictions, "images": content["images"], "failures": failures}
     try:
-        _segment_all(segmenter, paths, args.out, content, voc, failures)
+        _segment_all(segmenter, paths, args.out if args.draw else None, content, voc, failures)
     finally:  # keep the results before Ctrl-C too
         if voc is not None:
             voc.write()
@@ -192,17 +195,18 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
 def _segment_all(
     segmenter: "Segmenter",
     paths: Sequence[Path],
-    out: Path,
+    out: Path | None,
     content: dict[str, Any],
     voc: "VocResults | None",
     failures: dict[str, str],
 ) -> None:
-    """Write a picture and add the predictions of each image; add the errors of unreadable images to `failures`."""
+    """Add the predictions of each image, and the errors of unreadable images to `failures`; draw if `out` is given."""
     from dasnet_lightning import console
     from dasnet_lightning.console import progress
     from dasnet_lightning.errors import DataError
 
-    pairs = list(zip(paths, name_pictures(paths, out), strict=True))
+    pictures = [None] * len(paths) if out is None else name_pictures(paths, out)
+    pairs = list(zip(paths, pictures, strict=True))
     for image_id, (path, picture) in enumerate(progress(pairs, "segment"), start=1):
         try:
             segmentation = segmenter.segment(path)
@@ -210,7 +214,8 @@ def _segment_all(
             failures[str(path)] = str(error)
             console.error(f"dasnet: {error}")
             continue
-        segmentation.save(picture)
+        if picture is not None:
+            segmentation.save(picture)
         if voc is not None:
             voc.add(path.stem, segmentation)
         _add(content, segmentation, image_id, path)
@@ -224,7 +229,7 @@ def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, p
     content["categories"] = [
         {"id": key, "name": name} for key, name in list(zip(ids, segmentation.class_names, strict=True))[1:]
     ]
-    areas = segmentation.masks.flatten(1).sum(dim=1).tolist()
+    areas = segmentation.windows.areas()
     for result, area in zip(segmentation.to_coco(image_id), areas, strict=True):
         number = len(content["annotations"]) + 1
         content["annotations"].append({"id": number, "iscrowd": 0, "area": area, **result})

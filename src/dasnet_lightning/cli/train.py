@@ -11,7 +11,7 @@ from dasnet_lightning.training.options import build_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run."""
-    about = "VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several"
+    about = "data set in any supported format: a folder, a label file, or a YAML list of several"
     parser.add_argument("data", metavar="DATA", help=about)
     add_field_arguments(parser, RunConfig)
     add_field_arguments(parser, TrainerSettings)

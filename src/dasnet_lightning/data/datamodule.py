@@ -16,7 +16,9 @@ from dasnet_lightning import distributed
 from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
+from dasnet_lightning.data.records import Source
 from dasnet_lightning.data.sampler import EpochSampler
+from dasnet_lightning.data.sources.class_mapping import map_classes
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import Split, check_same_split, describe_short, split_state, write_split
 from dasnet_lightning.data.supervision import OpenedData, Supervision, choose_split, training_records
@@ -167,7 +169,9 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def val_set(self) -> SegmentationDataset:
         """Return all validation images with all their masks, not augmented."""
-        source = self.opened().dataset.val
+        return self._with_truth(self.opened().dataset.val)
+
+    def _with_truth(self, source: Source) -> SegmentationDataset:
         mask_ids = frozenset(record.image_id for record in source.records)
         return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
 
@@ -200,7 +204,10 @@ class MixedSupervisionDataModule(LightningDataModule):
         would wait for it forever. Such a rank therefore gets the first image again, without ground truth: it has no mask
         to measure, and box metrics count an image id once.
         """
-        dataset, (rank, world_size) = self.val_set(), self._rank_and_world_size()
+        return self._evaluation_loader(self.val_set())
+
+    def _evaluation_loader(self, dataset: SegmentationDataset) -> DataLoader[Sample]:
+        rank, world_size = self._rank_and_world_size()
         if rank >= len(dataset):
             first_image = dataset.records[:1]
             dataset = SegmentationDataset(dataset.source, first_image, frozenset(), self.eval_transform, self.seed)
@@ -209,8 +216,14 @@ class MixedSupervisionDataModule(LightningDataModule):
         return self._loader(dataset, sampler)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Load the validation images; data sets have no third split."""
-        return self.val_dataloader()
+        """Load the test split, with its labels matched by class name, or else the validation images."""
+        test = self.opened().dataset.test
+        if test is None:
+            return self.val_dataloader()
+        source, mismatch = map_classes(test, self.class_names, "the training split")
+        if mismatch:
+            _logger.warning("%s", mismatch)
+        return self._evaluation_loader(self._with_truth(source))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the stream of draws and the split, for checkpoints."""

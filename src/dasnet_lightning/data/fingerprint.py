@@ -43,6 +43,20 @@ def fingerprint(data: DataSet) -> Fingerprint:
     }
 
 
+def find_trained(before: Mapping[str, Any], source: Source) -> list[str]:
+    """Return the ids of the images of a source that a fingerprint lists for training: the same id, boxes and file size."""
+    if before.get("version") != VERSION:
+        return []
+    trained: Mapping[str, str] = before["train"]
+    found = []
+    for record in source.records:
+        if record.image_id in trained:
+            old, new = _Entry(*trained[record.image_id].split(" ")), _fingerprint_image(source, record)
+            if (old.box_digest, old.file_size) == (new.box_digest, new.file_size):
+                found.append(record.image_id)
+    return found
+
+
 def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return what differs between two fingerprints, one phrase for each kind of change; empty if nothing does."""
     if before.get("version") != after.get("version"):

@@ -21,6 +21,8 @@ from dasnet_lightning.storage.atomic import write_text
 IGNORED = "ignored: crowd or difficult"
 OUTSIDE_BUDGET = "outside the budget"
 HELD_OUT = "held out: chooses the score threshold"
+TEST_SPLIT = "test split"  # neither trained nor evaluated by a training
+USES = {"train": "trained", "val": "evaluated", "test": TEST_SPLIT}
 COLUMNS = ("boxes", "refused", "ignored", "masks", "trained", "outside budget", "evaluated", "absent", "invalid")
 
 ClassCounts = dict[str, dict[str, int]]
@@ -34,10 +36,10 @@ class LabelUse:
         image_id: id of the image.
         object_id: id of the object.
         class_name: name of its class.
-        split: "train" or "val".
-        box: "trained", "held out: ...", "evaluated", "ignored: ..." or "refused: ...".
-        mask: "trained", "evaluated", "outside the budget", "ignored: ...", "absent", "invalid: ..." or, if the box is
-            refused, "refused".
+        split: "train", "val" or "test".
+        box: "trained", "held out: ...", "evaluated", "test split", "ignored: ..." or "refused: ...".
+        mask: "trained", "evaluated", "test split", "outside the budget", "ignored: ...", "absent", "invalid: ..." or, if
+            the box is refused, "refused".
     """
 
     image_id: str
@@ -51,7 +53,7 @@ class LabelUse:
 def audit_labels(
     source: Source,
     mask_ids: Collection[str] | None,
-    split_name: Literal["train", "val"],
+    split_name: Literal["train", "val", "test"],
     verify_masks: bool = False,
     progress: Progress | None = None,
 ) -> tuple[LabelUse, ...]:
@@ -65,10 +67,10 @@ def audit_labels(
         progress: called with (images done, all images) while masks are decoded.
 
     Raises:
-        ConfigError: `split_name` is neither "train" nor "val".
+        ConfigError: `split_name` has another value.
     """
-    if split_name not in ("train", "val"):
-        raise ConfigError(f"split_name is '{split_name}', expected 'train' or 'val'")
+    if split_name not in USES:
+        raise ConfigError(f"split_name is '{split_name}', expected {', '.join(map(repr, USES))}")
     budget = None if mask_ids is None else frozenset(mask_ids)
     if verify_masks:
         source = mark_invalid(source, find_mask_faults(source, source.records, progress))
@@ -83,7 +85,7 @@ def audit_labels(
 def audit_dataset(
     data: DataSet, mask_ids: Collection[str] | None = None, held_out: Collection[str] = ()
 ) -> tuple[LabelUse, ...]:
-    """Return one row for every annotated object of both splits.
+    """Return one row for every annotated object of all splits.
 
     Args:
         data: the data set.
@@ -94,7 +96,8 @@ def audit_dataset(
         replace(row, box=HELD_OUT) if row.box == "trained" and row.image_id in held_out else row
         for row in audit_labels(data.train, mask_ids, "train")
     ]
-    return (*train, *audit_labels(data.val, None, "val"))
+    test = () if data.test is None else audit_labels(data.test, None, "test")
+    return (*train, *audit_labels(data.val, None, "val"), *test)
 
 
 def summarize(rows: Iterable[LabelUse]) -> ClassCounts:
@@ -121,8 +124,13 @@ def write_label_audit(rows: Sequence[LabelUse], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
+def has_mask(row: LabelUse) -> bool:
+    """Return whether an object has a mask that can be used, whatever it is used for."""
+    return row.mask in (*USES.values(), OUTSIDE_BUDGET, IGNORED)
+
+
 def _row_of(item: ObjectRecord, image_id: str, class_names: Sequence[str], split: str, in_budget: bool) -> LabelUse:
-    used = "trained" if split == "train" else "evaluated"
+    used = USES[split]
     if item.mask is MaskState.ABSENT:
         mask = "absent"
     elif item.mask is MaskState.INVALID:
@@ -130,7 +138,7 @@ def _row_of(item: ObjectRecord, image_id: str, class_names: Sequence[str], split
     elif item.ignore:
         mask = IGNORED
     else:
-        mask = used if in_budget or split == "val" else OUTSIDE_BUDGET
+        mask = used if in_budget or split != "train" else OUTSIDE_BUDGET
     box = IGNORED if item.ignore else used
     return LabelUse(image_id, item.object_id, class_names[item.label], split, box, mask)
 
@@ -155,7 +163,7 @@ def _columns_of(row: LabelUse) -> list[str]:
     """Return the columns that count a row."""
     columns = ["boxes"]
     columns += [column for column in ("refused", "ignored") if row.box.startswith(column)]
-    if row.mask in ("trained", "evaluated", OUTSIDE_BUDGET, IGNORED):
+    if has_mask(row):
         columns.append("masks")
     if row.mask in ("trained", "evaluated", "absent"):
         columns.append(row.mask)

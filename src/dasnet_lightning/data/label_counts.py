@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dasnet_lightning.data.label_audit import IGNORED, OUTSIDE_BUDGET, LabelUse
+from dasnet_lightning.data.label_audit import IGNORED, USES, LabelUse, has_mask
 from dasnet_lightning.data.mask_check import CheckedMasks
 from dasnet_lightning.data.sources.open import DataSet
 
@@ -20,7 +20,8 @@ class LabelCounts:
     mask, or was refused. Crowd and difficult labels are counted as ignored in addition.
 
     Attributes:
-        splits: counts of "train", "val" and "all", with the keys "images", "with masks" and COUNTED.
+        splits: counts of "train", "val", "test" if there is such a split, and "all", with the keys "images", "with masks"
+            and COUNTED.
         classes: counts of each class in label order, with the keys "images" and COUNTED.
     """
 
@@ -33,16 +34,15 @@ def count_labels(data: DataSet, rows: Sequence[LabelUse], checked: CheckedMasks)
 
     Args:
         data: the data set.
-        rows: the audit of both splits.
+        rows: the audit of all splits.
         checked: images whose masks were decoded; the masks of all others count as not opened.
     """
-    opened = {"train": checked.train, "val": checked.val}
-    sources = {"train": data.train, "val": data.val}
+    opened = {"train": checked.train, "val": checked.val, "test": checked.test}
     splits = {
         split: _count_split(len(source.records), [row for row in rows if row.split == split], opened[split])
-        for split, source in sources.items()
+        for split, source in data.sources.items()
     }
-    splits["all"] = {key: splits["train"][key] + splits["val"][key] for key in splits["train"]}
+    splits["all"] = {key: sum(counts[key] for counts in splits.values()) for key in splits["train"]}
     by_class: dict[str, list[LabelUse]] = {name: [] for name in data.train.class_names[1:]}
     for row in rows:
         by_class.setdefault(row.class_name, []).append(row)
@@ -51,8 +51,8 @@ def count_labels(data: DataSet, rows: Sequence[LabelUse], checked: CheckedMasks)
 
 
 def _count_split(images: int, rows: Sequence[LabelUse], opened: frozenset[str]) -> Counts:
-    masked = {row.image_id for row in rows if _has_mask(row) and row.image_id in opened}
-    return {"images": images, "with masks": len(masked), **_count(rows, dict.fromkeys(("train", "val"), opened))}
+    masked = {row.image_id for row in rows if has_mask(row) and row.image_id in opened}
+    return {"images": images, "with masks": len(masked), **_count(rows, dict.fromkeys(USES, opened))}
 
 
 def _count(rows: Iterable[LabelUse], opened: dict[str, frozenset[str]]) -> Counts:
@@ -63,13 +63,9 @@ def _count(rows: Iterable[LabelUse], opened: dict[str, frozenset[str]]) -> Count
         counts["refused"] += row.box.startswith("refused")
         counts["no mask"] += row.mask == "absent"
         counts["invalid mask"] += row.mask.startswith("invalid")
-        if _has_mask(row):
+        if has_mask(row):
             counts["masks" if row.image_id in opened[row.split] else "not opened"] += 1
     return counts
-
-
-def _has_mask(row: LabelUse) -> bool:
-    return row.mask in ("trained", "evaluated", OUTSIDE_BUDGET, IGNORED)
 
 
 def _images_of(rows: Iterable[LabelUse]) -> set[tuple[str, str]]:

@@ -17,38 +17,43 @@ Progress = Callable[[int, int], None]  # (images done, all images)
 
 @dataclass(frozen=True)
 class CheckedMasks:
-    """Result of decoding masks of both splits.
+    """Result of decoding masks of all splits.
 
     Attributes:
         train: training images whose masks were decoded.
         val: validation images whose masks were decoded.
         train_faults: training masks that cannot be used.
         val_faults: validation masks that cannot be used.
+        test: test images whose masks were decoded.
+        test_faults: test masks that cannot be used.
     """
 
     train: frozenset[str] = frozenset()
     val: frozenset[str] = frozenset()
     train_faults: MaskFaults = field(default_factory=dict)
     val_faults: MaskFaults = field(default_factory=dict)
+    test: frozenset[str] = frozenset()
+    test_faults: MaskFaults = field(default_factory=dict)
 
     @property
-    def faults(self) -> dict[str, str]:
-        """Why masks of both splits cannot be used, by "image 'a': object 7"."""
-        return {
-            f"image '{image_id}': object {object_id}": reason
-            for split in (self.train_faults, self.val_faults)
+    def faults(self) -> list[tuple[str, str]]:
+        """The masks of all splits that cannot be used, as "image 'a': object 7", each with the reason."""
+        return [
+            (f"image '{image_id}': object {object_id}", reason)
+            for split in (self.train_faults, self.val_faults, self.test_faults)
             for image_id, faults in split.items()
             for object_id, reason in faults.items()
-        }
+        ]
 
     def problems(self, data: DataSet) -> list[Problem]:
         """Return the faulty masks as problems of the data set."""
-        return [Problem(data.root, name, reason, "mask_invalid") for name, reason in self.faults.items()]
+        return [Problem(data.root, name, reason, "mask_invalid") for name, reason in self.faults]
 
     def apply(self, data: DataSet) -> DataSet:
         """Return the data set with the faulty masks marked INVALID."""
         train, val = mark_invalid(data.train, self.train_faults), mark_invalid(data.val, self.val_faults)
-        return replace(data, train=train, val=val)
+        test = None if data.test is None else mark_invalid(data.test, self.test_faults)
+        return replace(data, train=train, val=val, test=test)
 
 
 def find_mask_faults(
@@ -80,12 +85,12 @@ def find_mask_faults(
 
 def check_all_masks(data: DataSet, progress: Progress | None = None) -> CheckedMasks:
     """Decode every mask of a data set."""
-    return CheckedMasks(
-        train=image_ids(data.train),
-        val=image_ids(data.val),
-        train_faults=find_mask_faults(data.train, data.train.records, progress),
-        val_faults=find_mask_faults(data.val, data.val.records, progress),
-    )
+    decoded: dict[str, frozenset[str]] = {}
+    faults: dict[str, MaskFaults] = {}
+    for name, source in data.sources.items():
+        decoded[name] = image_ids(source)
+        faults[f"{name}_faults"] = find_mask_faults(source, source.records, progress)
+    return CheckedMasks(**decoded, **faults)  # type: ignore[arg-type]
 
 
 def check_drawn_masks(

@@ -34,8 +34,8 @@ def training_obstacle(data: DataSet) -> str:
     return f"{masks} of {len(both)} labels have a mask, none for training, and stage two needs some; add masks to a few images"
 
 
-def validation_obstacle(val: Source) -> str:
-    """Return why masks cannot be evaluated on the validation split; "" if they can."""
+def validation_obstacle(val: Source, name: str = "validation") -> str:
+    """Return why masks cannot be evaluated on a split, which `name` names; "" if they can."""
     objects = _objects(val)
     if has_usable_mask(objects):
         return ""
@@ -45,7 +45,7 @@ def validation_obstacle(val: Source) -> str:
     elif all(item.ignore for item in objects):
         reason = "has a label that is neither crowd nor difficult"
     measured = "no mask" if "mask" in reason else "nothing"
-    return f"none of the {number} validation images {reason}, so {measured} can be measured"
+    return f"none of the {number} {name} images {reason}, so {measured} can be measured"
 
 
 def has_usable_mask(objects: Iterable[ObjectRecord]) -> bool:

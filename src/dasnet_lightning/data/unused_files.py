@@ -1,26 +1,33 @@
-"""Search for files in a data folder that look like data and that neither split uses: a third split, masks, pictures."""
+"""Search for files in a data folder that look like data and that no split uses: label files, masks, pictures, lists.
+
+This is the one place that reports them, for every format, with one message for each group of files.
+"""
 
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dasnet_lightning.data.label_file_kinds import describe_json, describe_xml
 from dasnet_lightning.data.records import MaskState, Problem, Source
 from dasnet_lightning.data.sources.checks import join_names
-from dasnet_lightning.data.sources.coco_json import is_instances, read_json
 from dasnet_lightning.data.sources.coco_layout import IMAGE_SUFFIXES
 from dasnet_lightning.data.sources.open import DataSet
+from dasnet_lightning.data.sources.voc_lists import read_list
 from dasnet_lightning.errors import DataError
 
 SHOWN = 3  # names in one message
 RUN_FILE = "run.json"  # a folder with this file is a run, not data
 MASK_FOLDER = re.compile(r"segmentation|masks?\b|^inst", re.IGNORECASE)
 
+Groups = dict[tuple[str, str], list[str]]  # names of files by top folder and kind
+
 
 def list_problems(data: DataSet) -> tuple[Problem, ...]:
     """Return all problems of a data set and of its splits, and its unused files, each once."""
-    problems = (*data.train.problems, *data.val.problems, *data.problems, *find_unused_files(data))
-    return tuple({str(problem): problem for problem in problems}.values())  # both splits may report the same file
+    of_splits = (problem for source in data.sources.values() for problem in source.problems)
+    problems = (*of_splits, *data.problems, *find_unused_files(data))
+    return tuple({str(problem): problem for problem in problems}.values())  # several splits may report the same file
 
 
 def find_unused_files(data: DataSet) -> tuple[Problem, ...]:
@@ -30,16 +37,29 @@ def find_unused_files(data: DataSet) -> tuple[Problem, ...]:
     """
     if not data.root.is_dir():
         return ()
-    files = list(_walk(data.root))
-    sources = (data.train, data.val)
-    groups = _group_pictures(data.root, files, sources)
+    sources = tuple(data.sources.values())
+    # a label file that cannot be used at all is a problem of its own
+    refused = {item.file for source in sources for item in source.problems} | {item.file for item in data.problems}
+    known = {_absolute(path) for path in (*data.noted, *refused)}
+    known |= {_absolute(path) for source in sources for path in source.files}
+    files = [path for path in _walk(data.root) if _absolute(path) not in known]
+    groups = _group_pictures(data, files)
+    single = []
+    for path in files:
+        kind, contents = _describe_labels(path)
+        if contents:
+            single.append(
+                Problem(path, contents, "not used, neither for training nor for validation or test", "unused")
+            )
+        elif kind:
+            groups.setdefault((_top(data.root, path), kind), []).append(path.name)
     problems = [
         Problem(
             data.root / folder, f"{len(names)} {kind}", f"not used, the first: {join_names(names[:SHOWN])}", "unused"
         )
         for (folder, kind), names in sorted(groups.items())
     ]
-    return (*_unused_annotations(files, sources), *_unused_lists(data.root, files, sources), *problems)
+    return (*single, *_unused_lists(data.root, files, sources), *problems)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -52,56 +72,62 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _group_pictures(root: Path, files: Sequence[Path], sources: Sequence[Source]) -> dict[tuple[str, str], list[str]]:
-    """Return the names of unused pictures, masks and VOC annotations by top folder and kind."""
-    records = [record for source in sources for record in source.records]
-    used = {os.path.abspath(record.path) for record in records}  # noqa: PTH100 (keeps links)
-    stems = {record.path.stem for record in records}
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (keeps links)
+
+
+def _top(root: Path, path: Path) -> str:
+    parts = path.relative_to(root).parts
+    return parts[0] if len(parts) > 1 else "."
+
+
+def _group_pictures(data: DataSet, files: Sequence[Path]) -> Groups:
+    """Return the names of unused pictures and masks."""
+    records = [record for source in data.sources.values() for record in source.records]
+    used = {_absolute(record.path) for record in records}
+    ids, stems = {record.image_id for record in records}, {record.path.stem for record in records}
     # without an object there is nothing to cut out of a mask file
-    with_masks = {
-        record.path.stem
+    masked = [
+        record
         for record in records
         if not record.objects or any(item.mask is not MaskState.ABSENT for item in record.objects)
-    }
-    groups: dict[tuple[str, str], list[str]] = {}
+    ]
+    masked_ids, masked_stems = {record.image_id for record in masked}, {record.path.stem for record in masked}
+    groups: Groups = {}
     for path in files:
-        folder = path.parent.relative_to(root)
-        kind = ""
-        if path.suffix.lower() in IMAGE_SUFFIXES and os.path.abspath(path) not in used:  # noqa: PTH100
-            kind = "pictures that no annotation in use names"
-            if any(MASK_FOLDER.search(part) for part in folder.parts):
-                kind = "mask files of images whose masks were not read" if path.stem in stems else ""
-                kind = kind or "mask files without an image in use"
-                kind = "" if path.stem in with_masks else kind
-        elif path.suffix.lower() == ".xml" and "Annotations" in folder.parts and path.stem not in stems:
-            kind = "annotation files of images that no list names"
-        if kind:
-            groups.setdefault((folder.parts[0] if folder.parts else ".", kind), []).append(path.name)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or _absolute(path) in used:
+            continue
+        kind, folders = "pictures that no annotation in use names", path.parent.relative_to(data.root).parts
+        places = [place for place, part in enumerate(folders) if MASK_FOLDER.search(part)]
+        if places:
+            below = path.relative_to(data.root.joinpath(*folders[: places[-1] + 1])).with_suffix("").as_posix()
+            flat = "/" not in below
+            if below in masked_ids or (flat and below in masked_stems):
+                continue
+            of_image = below in ids or (flat and below in stems)
+            kind = f"mask files {'of images whose masks were not read' if of_image else 'without an image in use'}"
+        groups.setdefault((_top(data.root, path), kind), []).append(path.name)
     return groups
 
 
-def _unused_annotations(files: Sequence[Path], sources: Sequence[Source]) -> list[Problem]:
-    """Return a problem for each COCO file that no split reads."""
-    used = {os.path.abspath(file) for source in sources for file in source.files}  # noqa: PTH100
-    problems = []
-    for path in files:
-        if not used or path.suffix.lower() != ".json" or os.path.abspath(path) in used:  # noqa: PTH100
-            continue
-        try:
-            content = read_json(path)
-        except DataError:
-            continue
-        if is_instances(content):
-            counts = f"{len(content['images'])} images with {len(content['annotations'])} labels"
-            problems.append(Problem(path, counts, "not used, neither for training nor for validation", "unused"))
-    return problems
+def _describe_labels(path: Path) -> tuple[str, str]:
+    """Return what kind of label file a file is, and what it contains if it describes several images; "" if unknown."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return describe_json(path)
+    if suffix == ".xml":
+        return describe_xml(path)
+    if suffix != ".txt":
+        return "", ""
+    beside = any(path.with_suffix(image_suffix).is_file() for image_suffix in IMAGE_SUFFIXES)
+    return ("YOLO label files" if beside or "labels" in path.parent.parts[-2:] else ""), ""
 
 
 def _unused_lists(root: Path, files: Sequence[Path], sources: Sequence[Source]) -> list[Problem]:
     """Return a problem for each VOC list whose images are in no split, unless a longer list has named them."""
     known = {record.image_id for source in sources for record in source.records}
     lists = [path for path in files if path.suffix == ".txt" and path.relative_to(root).parts[0] == "ImageSets"]
-    entries = {path: _read_first_words(path) - known for path in lists}
+    entries = {path: _read_ids(path, known) - known for path in lists}
     problems = []
     for path, ids in sorted(entries.items(), key=lambda item: (-len(item[1]), item[0])):
         if ids - known:
@@ -111,7 +137,8 @@ def _unused_lists(root: Path, files: Sequence[Path], sources: Sequence[Source]) 
     return problems
 
 
-def _read_first_words(path: Path) -> set[str]:
-    """Return the image ids of a list, whose lines may have a flag after the id."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {line.split()[0] for line in lines if line.strip()}
+def _read_ids(path: Path, known: set[str]) -> set[str]:
+    try:
+        return set(read_list(path, known))
+    except DataError:
+        return set()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -11,7 +11,28 @@ from torch import Tensor
 
 from dasnet_lightning import visualization
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.rle import encode_mask
+
+
+class MaskField:
+    """Field that holds masks in little memory and returns them as a tensor [n, H, W] on each access."""
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Any: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> Bool[Tensor, "n H W"]: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Any:
+        if instance is None:
+            raise AttributeError("masks")  # tells dataclasses that the field has no default
+        return instance.__dict__["mask_windows"].dense()
+
+    def __set__(self, instance: object, value: Bool[Tensor, "n H W"] | MaskWindows) -> None:
+        if not isinstance(value, MaskWindows) and value.ndim != 3:
+            raise ValueError(f"masks has shape {tuple(value.shape)}, expected (n, H, W)")
+        instance.__dict__["mask_windows"] = value if isinstance(value, MaskWindows) else MaskWindows.of(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +44,8 @@ class Segmentation:
         boxes: xyxy in pixels of the image.
         labels: indices into `class_names`.
         scores: scores in 0..1.
-        masks: one mask for each object.
+        masks: one mask for each object. They are kept as `MaskWindows`, a bit for each pixel of a box, and made into a
+            tensor of n x H x W bytes on each access; `windows` has them without that.
         semantic: the class of each pixel, 0 for background.
         class_names: names of the classes, background first.
         category_ids: the data set's id of each class for exports, as long as `class_names`; entry 0 is not used. None
@@ -37,9 +59,9 @@ class Segmentation:
     boxes: Float[Tensor, "n 4"]
     labels: Int64[Tensor, " n"]
     scores: Float[Tensor, " n"]
-    masks: Bool[Tensor, "n H W"]
     semantic: Int64[Tensor, "H W"]
     class_names: tuple[str, ...]
+    masks: MaskField = MaskField()
     category_ids: tuple[int | str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -53,8 +75,9 @@ class Segmentation:
             "semantic": (height, width),
         }
         for name, shape in expected.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, expected {shape}")
+            value = self.__dict__["mask_windows" if name == "masks" else name]
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
         if self.category_ids is not None and len(self.category_ids) != len(self.class_names):
             raise ValueError(
                 f"category_ids has {len(self.category_ids)} entries, expected one for each of the "
@@ -64,6 +87,12 @@ class Segmentation:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    @property
+    def windows(self) -> MaskWindows:
+        """The masks as they are kept."""
+        windows: MaskWindows = self.__dict__["mask_windows"]
+        return windows
+
     def draw(self, semantic: bool = False) -> Image.Image:
         """Draw the objects, or the class map, on the image; small images are enlarged."""
         scale = visualization.readable_scale(self.image)
@@ -72,7 +101,7 @@ class Segmentation:
                 visualization.draw_semantic(self.image, self.semantic, self.class_names, scale=scale)
             )
         picture = visualization.draw_segmentation(
-            self.image, self.boxes, self.labels, self.scores, self.masks, self.class_names, scale=scale
+            self.image, self.boxes, self.labels, self.scores, self.windows, self.class_names, scale=scale
         )
         return Image.fromarray(picture)
 
@@ -80,7 +109,7 @@ class Segmentation:
         """Return the objects as COCO results, for `json.dump` and pycocotools' `loadRes`."""
         results = []
         for box, label, score, mask in zip(
-            self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), self.masks.numpy(), strict=True
+            self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), self.windows, strict=True
         ):
             results.append(
                 {

@@ -19,13 +19,14 @@ from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cache
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.inference.segmentation import Segmentation
+from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
-from dasnet_lightning.models.instance import InstanceOptions, segment_instances
+from dasnet_lightning.models.instance import InstanceOptions, WindowPrediction, segment_windows
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.config import NetworkConfig, restore_options
-from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
+from dasnet_lightning.types import Detections, Images, Pyramid
 
 ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
 InferenceOptions = SemanticOptions | InstanceOptions
@@ -146,7 +147,7 @@ class Segmenter:
             boxes=image_boxes.cpu()[order],
             labels=prediction.detections.labels.cpu()[order],
             scores=scores[order],
-            masks=prediction.masks.cpu()[order],
+            masks=prediction.masks.select(order.tolist()),
             semantic=prediction.semantic.cpu(),
             class_names=self.class_names,
             category_ids=self.category_ids,
@@ -159,13 +160,14 @@ class Segmenter:
 
     def _predict(
         self, pyramid: Pyramid, detections: Detections, size: tuple[int, int], given: bool = False
-    ) -> Prediction:
+    ) -> WindowPrediction:
         """Segment the detections whose score reaches the threshold, or all of them if they are given boxes."""
         options = self.options
         if isinstance(options, InstanceOptions):
             options = replace(options, lowest_score=options.score_threshold)
-            return segment_instances(self.model, pyramid, [detections], [size], options, given)[0]
-        return segment_semantic(self.model, pyramid, [detections], [size], options, given)[0]
+            return segment_windows(self.model, pyramid, [detections], [size], options, given)[0]
+        prediction = segment_semantic(self.model, pyramid, [detections], [size], options, given)[0]
+        return WindowPrediction(prediction.detections, MaskWindows.of(prediction.masks), prediction.semantic)
 
     def _to_detections(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:
         """Return given boxes as detections of score 1 in input pixels; `size` is the (H, W) of the image."""

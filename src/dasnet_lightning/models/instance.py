@@ -15,6 +15,7 @@ from dasnet_lightning.functional.patches import Patches
 from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores, pixel_grid
 from dasnet_lightning.functional.regions import best_detections, regions_by_class, regions_by_instance
 from dasnet_lightning.functional.windows import box_windows, join_windows, size_buckets
+from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.local_decoding import decode_windows
 from dasnet_lightning.nn.heads import PositionSensitiveHead
@@ -96,6 +97,30 @@ def segment_instances(
         options: options of inference.
         given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
     """
+    return tuple(
+        Prediction(item.detections, item.masks.dense().to(item.semantic.device), item.semantic)
+        for item in segment_windows(model, pyramid, detections, sizes, options, given)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPrediction:
+    """A `Prediction` whose masks take little memory."""
+
+    detections: Detections
+    masks: MaskWindows
+    semantic: Int64[Tensor, "H0 W0"]
+
+
+def segment_windows(
+    model: DASNet,
+    pyramid: Pyramid,
+    detections: Sequence[Detections],
+    sizes: Sequence[tuple[int, int]],
+    options: InstanceOptions,
+    given: bool = False,
+) -> tuple[WindowPrediction, ...]:
+    """Do the work of `segment_instances`, whose arguments it takes, at a memory of a bit for each pixel of a box."""
     selected = list(detections)
     if given:
         options = replace(options, score_threshold=0.0)
@@ -106,12 +131,18 @@ def segment_instances(
     decoded = [_distinct_boxes(item) if by_instance else (item, list(range(len(item.labels)))) for item in selected]
     group = regions_by_instance if by_instance else regions_by_class
     regions = group([item for item, _ in decoded])
-    scores = dict(_score_all(model, pyramid, regions, sizes, options.regions_at_once))
-    predictions, start = [], 0
-    for image_detections, (boxes, index), size in zip(selected, decoded, sizes, strict=True):
-        predictions.append(_predict(image_detections, [scores[start + number] for number in index], size, options))
-        start += len(boxes.labels)
-    return tuple(predictions)
+    images = [_ScoredImage(item, size, options) for item, size in zip(selected, sizes, strict=True)]
+    # the detections that each decoded box stands for, in the order of the decoded boxes
+    owners = [
+        (image, [place for place, other in enumerate(index) if other == number])
+        for image, (boxes, index) in zip(images, decoded, strict=True)
+        for number in range(len(boxes.labels))
+    ]
+    for number, scores in _score_all(model, pyramid, regions, sizes, options.regions_at_once):
+        image, places = owners[number]
+        for place in places:
+            image.add(place, scores)
+    return tuple(image.predict() for image in images)
 
 
 def _distinct_boxes(detections: Detections) -> tuple[Detections, list[int]]:
@@ -178,34 +209,53 @@ def read_scores(
     ]
 
 
-def _predict(
-    detections: Detections, box_scores: Sequence[BoxScores], size: tuple[int, int], options: InstanceOptions
-) -> Prediction:
-    semantic = class_map(box_scores, detections, size, options)
-    masks = torch.zeros(len(box_scores), *size, dtype=torch.bool, device=detections.boxes.device)
-    for mask, item in zip(masks, box_scores, strict=True):
-        mask[item.slices] = item.inside > options.foreground_threshold
-    scores = detections.scores
-    if options.weight_by_instance_score and len(box_scores):
-        scores = scores * torch.stack([item.score for item in box_scores]).to(scores.dtype)
-    return Prediction(Detections(detections.boxes, detections.labels, scores), masks, semantic)
+class _ScoredImage:
+    """Collects the scores of the boxes of one image, which come in any order, and keeps only what they decide."""
+
+    def __init__(self, detections: Detections, size: tuple[int, int], options: InstanceOptions) -> None:
+        self.detections, self.options = detections, options
+        self.masks = MaskWindows(size, len(detections.labels))
+        self.instance_scores = torch.ones_like(detections.scores)
+        self.map = ClassMap(size, options, detections.boxes.device)
+
+    def add(self, place: int, scores: BoxScores) -> None:
+        mask = scores.inside > self.options.foreground_threshold
+        self.masks.put(place, scores.window, mask.cpu().numpy())
+        self.instance_scores[place] = scores.score
+        self.map.add(place, scores, int(self.detections.labels[place]), float(self.detections.scores[place]))
+
+    def predict(self) -> WindowPrediction:
+        scores = self.detections.scores
+        if self.options.weight_by_instance_score:
+            scores = scores * self.instance_scores
+        detections = Detections(self.detections.boxes, self.detections.labels, scores)
+        return WindowPrediction(detections, self.masks, self.map.semantic)
 
 
-def class_map(
-    box_scores: Sequence[BoxScores], detections: Detections, size: tuple[int, int], options: InstanceOptions
-) -> Int64[Tensor, "H0 W0"]:
-    """Return the class map of an image: each pixel has the class of its best instance, or 0.
+class ClassMap:
+    """Class map of an image: each pixel has the class of its best instance, or 0.
 
-    Instances with a detector score of at least `score_threshold` compete with their inside probability times that score.
-    A probability that does not exceed `foreground_threshold` does not count.
+    Instances with a detector score of at least `score_threshold` compete with their inside probability times that score;
+    of equal ones the first detection wins. A probability that does not exceed `foreground_threshold` does not count.
+
+    Args:
+        size: (height, width) of the map.
+        options: options of inference.
+        device: where the map lies.
     """
-    best = torch.zeros(size, device=detections.boxes.device)
-    semantic = torch.zeros(size, dtype=torch.int64, device=detections.boxes.device)
-    for item, label, score in zip(box_scores, detections.labels, detections.scores.float(), strict=True):
-        if score < options.score_threshold:
-            continue
-        weighted = (item.inside * score).masked_fill(item.inside <= options.foreground_threshold, 0)
-        wins = weighted > best[item.slices]
-        best[item.slices] = torch.where(wins, weighted, best[item.slices])
-        semantic[item.slices] = torch.where(wins, label, semantic[item.slices])
-    return semantic
+
+    def __init__(self, size: tuple[int, int], options: InstanceOptions, device: torch.device) -> None:
+        self.options = options
+        self.semantic = torch.zeros(size, dtype=torch.int64, device=device)
+        self._best = torch.zeros(size, device=device)
+        self._winner = torch.zeros(size, dtype=torch.int32, device=device)
+
+    def add(self, place: int, scores: BoxScores, label: int, detector_score: float) -> None:
+        """Add the instance of a detection; `place` is its place among the detections."""
+        if detector_score < self.options.score_threshold:
+            return
+        window, inside = scores.slices, scores.inside
+        weighted = (inside * detector_score).masked_fill(inside <= self.options.foreground_threshold, 0)
+        best, winner = self._best[window], self._winner[window]
+        wins = (weighted > best) | ((weighted == best) & (weighted > 0) & (winner > place))
+        best[wins], winner[wins], self.semantic[window][wins] = weighted[wins], place, label

@@ -48,6 +48,9 @@ from dasnet_lightning.tasks.step_helpers import (
 from dasnet_lightning.types import Batch, Detections, Images, Loss, Prediction, Pyramid, Regions
 
 BOX_SOURCES = ("ground_truth_boxes", "detected_boxes")
+Observer = Callable[
+    [str, Batch, Sequence[Detections]], None
+]  # gets the kind of boxes, the measured images, their boxes
 
 
 class SegmentationTask(L.LightningModule, ABC):
@@ -107,6 +110,8 @@ class SegmentationTask(L.LightningModule, ABC):
         self.mask_ap = {source: InstanceAP(evaluation.coco_evaluator) for source in BOX_SOURCES}
         self.box_ap = BoxAP(evaluation.coco_evaluator)
         self.metrics: dict[str, float] = {}  # all values of the last validation; the log holds some of them
+        self.measure_boxes = recipe.joint
+        self.observers: list[Observer] = []
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
@@ -200,7 +205,7 @@ class SegmentationTask(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Update the metrics with the images that have a ground truth; in joint training also the box AP."""
-        if self.recipe.joint:
+        if self.measure_boxes:
             detections = self.model.detector.detect(self.model.detector.features(batch.images))
             self.box_ap.update(batch.image_ids, detections, batch.targets)
         batch = batch.select([index for index, target in enumerate(batch.targets) if target.truth is not None])
@@ -211,6 +216,8 @@ class SegmentationTask(L.LightningModule, ABC):
         true_maps = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
         for source, boxes in zip(BOX_SOURCES, (annotated, self.model.detector.detect(pyramid)), strict=True):
+            for observe in self.observers:
+                observe(source, batch, boxes)
             predictions = self.predict(pyramid, boxes, sizes, given=boxes is annotated)
             self.mask_ap[source].update(batch.image_ids, predictions, batch.targets, pyramid.size)
             for prediction, true_map in zip(predictions, true_maps, strict=True):
@@ -232,7 +239,7 @@ class SegmentationTask(L.LightningModule, ABC):
             self.metrics |= {_metric_key(name, source): value for name, value in values.items()}
             iou.reset()
             mask_ap.reset()
-        if self.recipe.joint:
+        if self.measure_boxes:
             self.metrics |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
             self.box_ap.reset()
         self.log_dict(select_logged(self.metrics))

@@ -101,12 +101,16 @@ def data_warnings(data: CheckedData, problems: Sequence[Problem]) -> list[str]:
     """Return what deserves a warning before training."""
     warnings = []
     if faults := data.checked.faults:
-        (name, reason), total = next(iter(faults.items())), data.counts.splits["all"]["masks"] + len(faults)
+        (name, reason), total = faults[0], data.counts.splits["all"]["masks"] + len(faults)
         warnings.append(
             f"{len(faults)} of {total} masks cannot be used, only their boxes are; the first: {name}: {reason}"
         )
     if obstacle := validation_obstacle(data.dataset.val):
         warnings.append(f"{obstacle}; the metrics are shown as '-'")
+    test = data.dataset.test
+    refused = 0 if test is None else sum(problem.action == "refused" for problem in test.problems)
+    if refused:
+        warnings.append(f"{refused} entries of the test split cannot be used; `dasnet data` lists them")
     unused = [str(problem) for problem in problems if problem.action == "unused"]
     warnings += unused[:SHOWN]
     if len(unused) > SHOWN:

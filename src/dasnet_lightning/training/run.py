@@ -45,7 +45,7 @@ def train(data: str | Path, out: str | Path | None = None, **options: Unpack[Tra
     A run that was interrupted continues when it is started again with the same options.
 
     Args:
-        data: VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several.
+        data: the data set: a folder, a label file, or a YAML list of several.
         out: run folder; None for runs/DATA-BUDGETS.
         options: fields of `RunConfig` and `TrainerSettings`, such as `mask_budgets=("5/class", "all")`, `detector`,
             `weights`, `image_size`, `detector_steps`, `steps`, `batch_size`, `lr`, `seed`, `devices`, `precision` and `logger`.

@@ -6,11 +6,13 @@ still given in the picture's own pixels. Boxes, labels, scores and masks may be 
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
+from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.visualization.colors import Color, as_rgb, instance_palette, voc_palette
 from dasnet_lightning.visualization.text import Picture, add_legend, class_name, draw_labels
 
@@ -41,7 +43,7 @@ def enlarge_mask(mask: Bool[np.ndarray, "h w"], scale: int) -> Bool[np.ndarray, 
 
 def draw_masks(
     image: Picture,
-    masks: ArrayLike,
+    masks: ArrayLike | MaskWindows,
     colors: ArrayLike | None = None,
     alpha: float = 0.45,
     outline: bool = True,
@@ -57,12 +59,13 @@ def draw_masks(
         outline: whether to draw the outlines.
         scale: enlarges the picture first.
     """
-    stack = np.asarray(masks, dtype=bool).reshape(-1, *image.shape[:2])
-    paint = instance_palette(len(stack)) if colors is None else np.asarray(colors, dtype=np.uint8)
-    picture = Image.fromarray(enlarge(image, scale))
-    for index in np.argsort(-stack.sum(axis=(1, 2)), kind="stable"):
-        _tint(picture, enlarge_mask(stack[index], scale), as_rgb(paint[index]), alpha, outline)
-    return np.array(picture)
+    if not isinstance(masks, MaskWindows):
+        masks = MaskWindows.of(np.asarray(masks, dtype=bool).reshape(-1, *image.shape[:2]))
+    paint = instance_palette(len(masks)) if colors is None else np.asarray(colors, dtype=np.uint8)
+    picture = enlarge(image, scale)
+    for index in np.argsort(-np.array(masks.areas(), dtype=np.int64), kind="stable").tolist():
+        _tint(picture, masks, index, scale, as_rgb(paint[index]), alpha, outline)
+    return picture
 
 
 def draw_boxes(
@@ -91,7 +94,7 @@ def draw_boxes(
     names = [class_name(class_names, int(label)) for label in np.asarray(labels).reshape(-1)]
     if scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, np.asarray(scores, dtype=float), strict=True)]
-    line, pen = _line_width(picture), ImageDraw.Draw(picture)
+    line, pen = _line_width(picture.size), ImageDraw.Draw(picture)
     limit = np.array([picture.width - 1, picture.height - 1] * 2)
     windows = [(row[0], row[1], row[2], row[3]) for row in np.clip(corners, 0, limit).tolist()]
     for index in np.argsort(-(corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]), kind="stable"):
@@ -106,7 +109,7 @@ def draw_segmentation(
     boxes: ArrayLike,
     labels: ArrayLike,
     scores: ArrayLike | None,
-    masks: ArrayLike | None,
+    masks: ArrayLike | MaskWindows | None,
     class_names: Sequence[str],
     scale: int = 1,
 ) -> Picture:
@@ -143,7 +146,7 @@ def draw_semantic(
     picture = draw_masks(image, masks, colors, alpha, scale=scale)
     void = unknown.repeat(scale, axis=0).repeat(scale, axis=1)
     rows, columns = np.nonzero(void)
-    period = 3 * _line_width(Image.fromarray(picture))
+    period = 3 * _line_width(picture.shape[:2])
     stripe = np.where((rows + columns) // period % 2 == 0, 215, 120)[:, None]
     picture[rows, columns] = (0.4 * picture[rows, columns] + 0.6 * stripe).astype(np.uint8)
     if not legend:
@@ -152,24 +155,42 @@ def draw_semantic(
     return add_legend(picture, [*entries, *([("void", (168, 168, 168))] if len(rows) else [])])
 
 
-def _tint(picture: Image.Image, mask: np.ndarray, color: Color, alpha: float, outline: bool) -> None:
+def _tint(
+    picture: Picture, masks: MaskWindows, index: int, scale: int, color: Color, alpha: float, outline: bool
+) -> None:
     """Blend one mask into the picture, inside the mask's own window."""
-    if not mask.any():
+    crop, (left, top, _, _) = masks.crop(index), masks.window(index)
+    rows, columns = np.flatnonzero(crop.any(axis=1)), np.flatnonzero(crop.any(axis=0))
+    if not len(rows):
         return
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    margin = 2 * _line_width(picture) + 1
+    line = _line_width(picture.shape[:2])
+    margin = -(-(2 * line + 1) // scale)  # in pixels of the mask
+    x0, y0 = left + int(columns[0]), top + int(rows[0])
+    x1, y1 = left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
     window = (
-        max(0, int(columns[0]) - margin), max(0, int(rows[0]) - margin),
-        min(mask.shape[1], int(columns[-1]) + margin + 1), min(mask.shape[0], int(rows[-1]) + margin + 1),
+        max(0, x0 - margin), max(0, y0 - margin),
+        min(masks.size[1], x1 + margin), min(masks.size[0], y1 + margin),
     )  # fmt: skip
-    shape = Image.fromarray(mask[window[1] : window[3], window[0] : window[2]].astype(np.uint8) * 255)
-    weight = np.array(shape, dtype=float) / 255 * alpha
-    if outline:
-        inner = np.array(shape.filter(ImageFilter.MinFilter(2 * _line_width(picture) + 1)))
-        band = Image.fromarray(np.array(shape) - inner).filter(ImageFilter.GaussianBlur(0.6))
-        weight = np.maximum(weight, np.array(band, dtype=float) / 255)
-    picture.paste(color, window, Image.fromarray((weight * 255).round().astype(np.uint8)))
+    shape = np.zeros((window[3] - window[1], window[2] - window[0]), bool)
+    inner = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    shape[y0 - window[1] : y1 - window[1], x0 - window[0] : x1 - window[0]] = inner
+    _blend(picture, enlarge_mask(shape, scale), (window[0] * scale, window[1] * scale), color, alpha, line * outline)
 
 
-def _line_width(picture: Image.Image) -> int:
-    return max(1, round(max(picture.size) / 240))
+def _blend(
+    picture: Picture, shape: Bool[np.ndarray, "h w"], start: tuple[int, int], color: Color, alpha: float, line: int
+) -> None:
+    """Tint a window of the picture that begins at `start` (x, y); `line` is the width of the outline, 0 for none."""
+    solid = shape.view(np.uint8) * np.uint8(255)
+    weight = cv2.convertScaleAbs(solid, alpha=alpha)
+    if line:
+        inner = cv2.erode(solid, np.ones((2 * line + 1, 2 * line + 1), np.uint8))
+        weight = cv2.max(weight, cv2.GaussianBlur(solid - inner, (0, 0), 0.5))
+    x, y = start
+    view = Image.fromarray(picture[y : y + shape.shape[0], x : x + shape.shape[1]])
+    view.paste(color, (0, 0, *view.size), Image.fromarray(weight))
+    picture[y : y + shape.shape[0], x : x + shape.shape[1]] = np.asarray(view)
+
+
+def _line_width(size: tuple[int, ...]) -> int:
+    return max(1, round(max(size) / 240))

@@ -9,8 +9,10 @@ from data_builders import annotation, coco_content, square_polygon
 from shape_builders import ABSENT, PRESENT, pictures, states
 
 from dasnet_lightning.data.sources.coco import COCOSource
-from dasnet_lightning.data.sources.coco_per_image import find_coco_per_image, open_coco_per_image
+from dasnet_lightning.data.sources.coco_per_image import choose_splits, find_coco_per_image
 from dasnet_lightning.data.sources.coco_spellings import find_coco_spelled, spelled_folders
+from dasnet_lightning.data.sources.open import open_dataset
+from dasnet_lightning.data.unused_files import find_unused_files
 from dasnet_lightning.errors import DataError
 
 
@@ -93,10 +95,15 @@ def test_splits_by_folder_share_their_classes(tmp_path: Path) -> None:
     make_singles(tmp_path / "test")
     contents = find_coco_per_image(tmp_path)
     assert contents is not None
-    train, val, problems = open_coco_per_image(tmp_path, contents, allow_missing=False, fix="error")
-    assert val is not None
-    assert (len(train.records), len(val.records)) == (3, 3)
-    assert [str(problem) for problem in problems] == [f"{tmp_path}: split 'test': 3 images are not used"]
+    chosen, problems = choose_splits(contents)
+    assert ({name: len(content.images) for name, content in chosen.items()}, problems) == (
+        {"train": 3, "val": 3, "test": 3},
+        [],
+    )
+    data = open_dataset(tmp_path)
+    assert data.test is not None
+    assert [len(source.records) for source in data.sources.values()] == [3, 3, 3]
+    assert find_unused_files(data) == ()
 
 
 def test_other_folders_are_not_taken_for_it(tmp_path: Path) -> None:

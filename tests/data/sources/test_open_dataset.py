@@ -209,11 +209,34 @@ def test_coco_files_in_other_spellings_are_opened(tmp_path: Path) -> None:
     assert (len(data.train.records), len(data.val.records), data.problems) == (2, 1, ())
 
 
-def test_a_test_split_of_coco_is_reported(tmp_path: Path) -> None:
+def test_a_test_split_of_coco_is_opened(tmp_path: Path) -> None:
     write_pair(tmp_path, PLACES[-1])
     make_coco(tmp_path, contents()[0], "test/_annotations.coco.json", "test")
-    (problem,) = [item for item in open_dataset(tmp_path).problems if "test" in item.file.parts]
-    assert problem.message == "this test split is used neither for training nor for validation"
+    data = open_dataset(tmp_path)
+    assert data.test is not None
+    assert [record.path.parent.name for record in data.test.records] == ["test", "test"]
+    assert not [problem for problem in data.problems if problem.record == "split 'test'"]
+
+
+def test_a_test_split_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
+    write_pair(tmp_path, PLACES[-1])
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "_annotations.coco.json").write_text("{")
+    data = open_dataset(tmp_path)
+    assert data.test is None
+    (problem,) = data.problems
+    assert problem.record == "split 'test'"
+    assert "not valid JSON" in problem.message
+
+
+def test_unusable_labels_of_a_test_split_are_reported_and_left_out(tmp_path: Path) -> None:
+    write_pair(tmp_path, PLACES[-1])
+    rows = [annotation(1, bbox=[5, 5, 0, 10]), annotation(2)]
+    make_coco(tmp_path, coco_content(rows, num_images=1), "test/_annotations.coco.json", "test")
+    data = open_dataset(tmp_path)
+    assert data.test is not None
+    assert len(data.test.records[0].objects) == 1
+    assert any("zero width" in problem.message for problem in list_problems(data) if problem.action == "refused")
 
 
 def test_cvat_masks_and_a_voc_list_called_default_are_opened(tmp_path: Path) -> None:
@@ -243,10 +266,21 @@ def test_what_is_no_data_set_is_described(tmp_path: Path) -> None:
         open_dataset(tmp_path / "half")
 
 
-@pytest.mark.parametrize(("lists", "words"), [({}, "without lists"), ({"test": ["a"]}, "lists test, expected")])
-def test_voc_without_usable_lists_says_what_is_missing(tmp_path: Path, lists: dict[str, list[str]], words: str) -> None:
-    make_voc(tmp_path, {"a": [CAT]}, lists=lists)
-    with pytest.raises(DataError, match=words):
+def test_voc_with_a_test_list_alone_says_what_is_missing(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": [CAT]}, lists={"test": ["a"]})
+    with pytest.raises(DataError, match="lists test, expected"):
+        open_dataset(tmp_path)
+
+
+def test_voc_without_lists_is_read_with_all_images(tmp_path: Path) -> None:
+    root = make_voc(tmp_path, {f"i{n}": [CAT] for n in range(10)}, ["i3", "i4"], lists={})
+    data = open_dataset(tmp_path)
+    assert (len(data.train.records), len(data.val.records)) == (8, 2)
+    assert "no validation split was found, 2 of 10 images" in data.problems[-1].message
+    assert sum(record.has_masks for source in data.sources.values() for record in source.records) == 2
+    for path in (root / "Annotations").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="Annotations: has no XML file"):
         open_dataset(tmp_path)
 
 

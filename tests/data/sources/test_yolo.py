@@ -7,7 +7,7 @@ from PIL import Image
 from shape_builders import ABSENT, INVALID, PRESENT, TRIANGLE, mask_of, messages, pictures, source_of, states
 
 from dasnet_lightning.data.label_audit import audit_labels
-from dasnet_lightning.data.sources.shape_data import build_sources
+from dasnet_lightning.data.sources.shape_data import build_sources, build_test
 from dasnet_lightning.data.sources.yolo import find_yolo
 from dasnet_lightning.errors import DataError
 
@@ -101,13 +101,13 @@ def test_exports_with_class_files(tmp_path: Path) -> None:
     assert states(source_of(find_yolo(cvat))) == [[ABSENT]]
 
 
-def test_a_test_split_is_reported(tmp_path: Path) -> None:
+def test_a_test_split_is_read_and_a_missing_one_reported(tmp_path: Path) -> None:
     make_yolo(tmp_path, "train: images/train\nval: images/val\ntest: images/test\n" + NAMES, BOX)
     pictures(tmp_path, "images/test/t.jpg")
     data = find_yolo(tmp_path)
     assert data is not None
-    texts = [str(problem) for problem in build_sources(data)[2]]
-    assert any("split 'test': 1 images are used neither for training" in text for text in texts)
+    texts = [str(problem) for problem in data.problems]
+    assert [record.path.name for record in build_test(data).records] == ["t.jpg"]
     assert any("split 'val': 'images/val' does not exist" in text for text in texts)
 
 
@@ -120,7 +120,7 @@ ROWS = {
     "0 0.5 0.5 0.1 0.1 0.9": "six numbers, as predictions with a confidence",
     "0 0.1 0.1 0.2 0.2 0.3 0.3 0.4": "has 8 numbers",
     "0 320 0.5 0.1 0.1": "coordinate 320 of row",
-    "0 0.5 0.5 nan 0.1": "coordinate nan",
+    "0 0.5 0.5 nan 0.1": "that is not finite",
     "0 0.5 0.5 0 0.1": "has zero width",
     "0 0.5 0.5 -0.1 0.1": "negative width",
 }
@@ -194,6 +194,6 @@ def test_boxes_follow_the_upright_picture(tmp_path: Path) -> None:
 
 def test_a_class_called_background_is_an_ordinary_class(tmp_path: Path) -> None:
     source = source_of(find_yolo(make_yolo(tmp_path, "train: images/train\nnames: [background, dog]\n", POLYGON, BOX)))
-    assert source.class_names == ("background", "background (object)", "dog")
+    assert source.class_names == ("background", "background (class)", "dog")
     assert [item.label for item in source.records[0].objects] == [1, 2]
-    assert any("is renamed to" in text for text in messages(source))
+    assert any("renamed, because the names are reserved" in text for text in messages(source))

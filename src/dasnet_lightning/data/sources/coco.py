@@ -65,8 +65,8 @@ class COCOSource(Source):
         check_fix(fix)
         self.root = Path(image_root)
         self.annotation_file = Path(annotation_file)
-        self.files = (self.annotation_file,)
         file = read_coco(self.annotation_file) if content is None else content
+        self.files = file.files or (self.annotation_file,)
         self.class_names, labels = _map_categories(file, class_names)
         self.category_ids = {label: category_id for category_id, label in labels.items()}
         files = locate_images(file, self.root, allow_missing)

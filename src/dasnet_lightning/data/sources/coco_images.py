@@ -8,7 +8,8 @@ from dasnet_lightning.data.images import image_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import RecordsError, locate_files, unsafe_path
 from dasnet_lightning.data.sources.coco_json import CocoFile
-from dasnet_lightning.data.sources.image_names import is_url, match_by_name
+from dasnet_lightning.data.sources.image_index import match_by_name
+from dasnet_lightning.data.sources.image_names import is_url
 from dasnet_lightning.errors import DataError
 
 UNKNOWN_SIZE = (1, 1)  # of an image that is missing and whose size is not in the file

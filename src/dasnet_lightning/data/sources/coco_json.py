@@ -55,6 +55,7 @@ class CocoFile:
         annotations: rows with id, image_id and category_id; iscrowd is 0 or 1 if it is there.
         categories: rows with id and name.
         notes: warnings that count the values and categories that were converted.
+        files: the files that the tables were joined from; empty for `path` alone.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class CocoFile:
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     notes: tuple[Problem, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 def read_coco(path: Path) -> CocoFile:

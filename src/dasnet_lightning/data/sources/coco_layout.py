@@ -13,14 +13,17 @@ TRAIN_PATTERNS = ("annotations/instances_train*.json", "annotations/train*.json"
                   "train*.json", f"train*/{ROBOFLOW}")  # fmt: skip
 VAL_PATTERNS = ("annotations/instances_val*.json", "annotations/val*.json", "instances_val*.json", "val*.json",
                 f"val*/{ROBOFLOW}")  # fmt: skip
+TEST_PATTERNS = ("annotations/instances_test*.json", "annotations/test*.json", "instances_test*.json", "test*.json",
+                 f"test*/{ROBOFLOW}")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class CocoLayout:
-    """Annotation files of a COCO data set; `val` is None if there is only one."""
+    """Annotation files of a COCO data set; `val` and `test` are None without such files."""
 
     train: Path
     val: Path | None
+    test: Path | None = None
 
 
 def find_coco(root: Path) -> CocoLayout | None:
@@ -29,7 +32,7 @@ def find_coco(root: Path) -> CocoLayout | None:
         return CocoLayout(root, None) if root.suffix == ".json" else None
     train, val = _first_match(root, TRAIN_PATTERNS), _first_match(root, VAL_PATTERNS)
     if train is not None:
-        return CocoLayout(train, val)
+        return CocoLayout(train, val, _first_match(root, TEST_PATTERNS, several=False))
     files = [file for folder in (root, root / "annotations") for file in sorted(folder.glob("*.json"))]
     instances = [file for file in files if is_instances(read_json(file))]
     if len(instances) > 1:
@@ -79,10 +82,15 @@ def describe_folder(root: Path) -> str:
     return f"{root}: no data set was found; the folder contains {', '.join(contents) or 'nothing'}; {expected}"
 
 
-def _first_match(root: Path, patterns: tuple[str, ...]) -> Path | None:
-    """Return the file of the first pattern that matches. Raises DataError if it matches several files."""
+def _first_match(root: Path, patterns: tuple[str, ...], several: bool = True) -> Path | None:
+    """Return the file of the first pattern that matches.
+
+    Several files raise DataError or, if `several` is False, count as none, and are reported as unused.
+    """
     for pattern in patterns:
         files = sorted(root.glob(pattern))
+        if len(files) > 1 and not several:
+            return None
         if len(files) > 1:
             raise DataError(f"{root}: contains {join_names(_short_names(files))}; keep one of them, or pass one file")
         if files:

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dasnet_lightning.data.records import Problem
-from dasnet_lightning.data.sources.checks import Fix
-from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_spellings import find_coco_spelled
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
-from dasnet_lightning.data.sources.shape_data import TRAIN, VAL, split_name
+from dasnet_lightning.data.sources.shape_data import TEST, TRAIN, VAL, split_name
 from dasnet_lightning.errors import DataError
 
 HEAD_BYTES = 65_536
@@ -32,30 +30,29 @@ def find_coco_per_image(root: Path) -> dict[str, CocoFile] | None:
     splits: dict[str, list[CocoFile]] = {}
     for file in files:
         folders = [split_name(part) for part in file.relative_to(root).parts[:-1]]
-        name = next((part for part in folders if part in (TRAIN, VAL, "test")), "all")
+        name = next((part for part in folders if part in (TRAIN, VAL, TEST)), "all")
         splits.setdefault(name, []).append(_rename(read_coco(file), root, index))
     categories = _list_categories([content for contents in splits.values() for content in contents])
     return {name: _merge(root, contents, categories) for name, contents in splits.items()}
 
 
-def open_coco_per_image(
-    root: Path, contents: Mapping[str, CocoFile], allow_missing: bool, fix: Fix
-) -> tuple[COCOSource, COCOSource | None, tuple[Problem, ...]]:
-    """Build the training and the validation source (None if there is none), and the problems of neither."""
-    train, val = contents.get(TRAIN), contents.get(VAL)
-    if train is None:
-        train, val = next(iter(contents.values())), None
+def choose_splits(contents: Mapping[str, CocoFile]) -> tuple[dict[str, CocoFile], list[Problem]]:
+    """Return the contents for "train" and, if there are any, "val" and "test", and notes on contents that nothing uses."""
+    first = next(name for name in (TRAIN, "all", VAL, TEST) if name in contents)
+    chosen = {TRAIN: contents[first]} | {
+        name: contents[name] for name in (VAL, TEST) if name in contents and name != first
+    }
     notes = [
-        Problem(root, f"split '{name}'", f"{len(content.images)} images are not used", "warning")
+        Problem(
+            content.path,
+            f"split '{name}'",
+            f"{len(content.images)} images with {len(content.annotations)} labels: not used",
+            "unused",
+        )
         for name, content in contents.items()
-        if content not in (train, val)
+        if content not in chosen.values()
     ]
-    sources = [
-        None if content is None else COCOSource(root, root, allow_missing=allow_missing, fix=fix, content=content)
-        for content in (train, val)
-    ]
-    assert sources[0] is not None
-    return sources[0], sources[1], tuple(notes)
+    return chosen, notes
 
 
 def _is_single(file: Path) -> bool:
@@ -79,7 +76,7 @@ def _rename(content: CocoFile, root: Path, index: ImageIndex) -> CocoFile:
          "category_id": names[row["category_id"]]}
         for row in content.annotations
     ]  # fmt: skip
-    return CocoFile(content.path, images, annotations, content.categories)
+    return CocoFile(content.path, images, annotations, content.categories, content.notes)
 
 
 def _list_categories(contents: Sequence[CocoFile]) -> list[dict[str, Any]]:
@@ -96,4 +93,5 @@ def _merge(root: Path, contents: Sequence[CocoFile], categories: list[dict[str, 
         repeated = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{root}: several files describe the image '{repeated}', keep one of them")
     rows = [{**row, "category_id": ids[row["category_id"]]} for content in contents for row in content.annotations]
-    return CocoFile(root, images, rows, categories)
+    notes = tuple(note for content in contents for note in content.notes)
+    return CocoFile(root, images, rows, categories, notes, tuple(content.path for content in contents))

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.coco_layout import CocoLayout, find_coco
 from dasnet_lightning.data.sources.image_index import list_files
 from dasnet_lightning.data.sources.shape_data import TEST, TRAIN, VAL, split_name
@@ -24,7 +23,12 @@ def find_coco_layout(root: Path) -> CocoLayout | None:
         layout = find_coco_spelled(root)
         if layout is None:
             raise
-    return layout or (find_coco_spelled(root) if root.is_dir() else None)
+    if root.is_file() or (layout is not None and None not in (layout.val, layout.test)):
+        return layout
+    spelled = find_coco_spelled(root)
+    if layout is None or spelled is None or spelled.train != layout.train:
+        return layout or spelled
+    return CocoLayout(layout.train, layout.val or spelled.val, layout.test or spelled.test)
 
 
 def find_coco_spelled(root: Path) -> CocoLayout | None:
@@ -39,14 +43,8 @@ def find_coco_spelled(root: Path) -> CocoLayout | None:
     train, val = splits.get(TRAIN, []), splits.get(VAL, [])
     if len(train) != 1 or len(val) > 1:
         return None
-    return CocoLayout(train[0], val[0] if val else None)
-
-
-def list_unused_tests(root: Path) -> list[Problem]:
-    """Return a note for each annotation file of a test split, which neither trains nor validates."""
-    files = [*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))] if root.is_dir() else []
-    text = "this test split is used neither for training nor for validation"
-    return [Problem(path, "file", text, "warning") for path in files if _find_split(path, root) == TEST]
+    test = splits.get(TEST, [])
+    return CocoLayout(train[0], val[0] if val else None, test[0] if len(test) == 1 else None)
 
 
 def spelled_folders(file: Path, root: Path) -> list[Path]:

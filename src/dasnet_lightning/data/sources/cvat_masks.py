@@ -51,9 +51,8 @@ def find_cvat_masks(root: Path) -> ShapeData | None:
             listed.add(image_id)
             instances = _read_masks(image_id, objects.get(image_id), classes.get(image_id), colors, content)
             _add_image(root, image_id, images.get(image_id), xmls.get(image_id), instances, content)
-    unused = [path for files in (objects, xmls) for item, path in files.items() if item not in listed]
-    problems = [Problem(path, "file", "belongs to no image of the lists in ImageSets", "refused") for path in unused]
-    return ShapeData("cvat", root, root / LABEL_MAP, names, splits, problems)
+    used = [files[item] for files in (xmls, objects, classes) for item in sorted(listed) if item in files]
+    return ShapeData("cvat", root, root / LABEL_MAP, names, splits, files=(root / LABEL_MAP, *_list_files(root), *used))
 
 
 def _by_id(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -72,13 +71,17 @@ def _list_images(root: Path) -> dict[str, Path]:
 
 def _read_lists(root: Path) -> dict[str, list[str]]:
     """Return the image ids of each split; lists of single classes, such as `cat_train`, are left out."""
-    files = [path for name in ("Main", "Segmentation") for path in sorted((root / "ImageSets" / name).glob("*.txt"))]
+    files = _list_files(root)
     stems = {path.stem for path in files}
     splits: dict[str, list[str]] = {}
     for path in files:
         if not any(path.stem.endswith(f"_{other}") for other in stems):
             splits.setdefault(split_name(path.stem), []).extend(read_list(path))
     return {name: ids for name, ids in splits.items() if ids}
+
+
+def _list_files(root: Path) -> list[Path]:
+    return [path for name in ("Main", "Segmentation") for path in sorted((root / "ImageSets" / name).glob("*.txt"))]
 
 
 def _add_image(

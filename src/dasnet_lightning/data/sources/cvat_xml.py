@@ -16,7 +16,7 @@ from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE, RecordsError
 from dasnet_lightning.data.sources.drawing import Bitmap, DrawnImage, DrawnObject, ellipse, merge_group, rotate_box
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 from dasnet_lightning.errors import DataError
 
 HEAD_BYTES = 2048
@@ -50,8 +50,7 @@ def read_cvat(root: Path, files: list[Path]) -> ShapeData:
     reader = _Reader(root, index_images(root), {}, {}, {})
     for file in files:
         _read_file(reader, file)
-    problems = report_unused(root, reader.index, reader.splits, "are in no XML file")
-    return ShapeData("cvat", root, files[0], tuple(reader.names), reader.splits, problems)
+    return ShapeData("cvat", root, files[0], tuple(reader.names), reader.splits, files=tuple(files))
 
 
 def _is_cvat(file: Path) -> bool:
@@ -119,9 +118,8 @@ def _read_image(reader: _Reader, file: Path, element: ET.Element, content: Split
     for item in objects:
         reader.names.setdefault(item.class_name)
     reader.names.pop("", None)
-    if ignored:
-        counts = ", ".join(f"{count} {tag}" for tag, count in sorted(ignored.items()))
-        content.problems.append(Problem(file, f"image '{name}'", f"{counts} not used, only boxes and masks", "warning"))
+    content.ignored += ignored
+    content.joined += len(element) - ignored.total() - len(objects)
     content.images.append(DrawnImage(image_id, shown, path, size, file, objects))
     return ""
 
@@ -155,7 +153,7 @@ def _read_shape(object_id: str, name: str, element: ET.Element) -> DrawnObject:
         return _read_mask(object_id, name, element)
     points = element.get("points", "")
     try:
-        polygon = [float(number) for point in points.split(";") for number in _pair(point)]
+        polygon = [float(number) for point in points.strip(" ;").split(";") for number in _pair(point)]
     except ValueError:
         raise ValueError(f"'points' is '{points[:60]}', expected x,y;x,y;...") from None
     return DrawnObject(object_id, name, None, f"of the polygon with {len(polygon) // 2} points", (polygon,))

@@ -84,6 +84,20 @@ def index_images(root: Path) -> ImageIndex:
     return ImageIndex(root, tuple(list_files(root, IMAGE_SUFFIXES)))
 
 
+def match_by_name(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Find the files of names that do not lead into a folder: URLs and paths of another machine, which are not followed.
+
+    A bare file name is left out, so is a name that no file or several files fit, or that shares its file with another.
+    """
+    wanted = [name for name in names if re.search(r"[/\\]", name)]
+    if not wanted or not folder.is_dir():
+        return {}
+    index = index_images(folder)
+    matches = {name: path for name in wanted if (path := index.find(name)[0]) is not None}
+    uses = Counter(matches.values())
+    return {name: path for name, path in matches.items() if uses[path] == 1 and not path.is_symlink()}
+
+
 def assign_ids(root: Path, paths: list[Path]) -> dict[Path, str]:
     """Return an id for each image: its path below the root, without the suffix unless two would be equal."""
     short = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}

@@ -16,7 +16,7 @@ from dasnet_lightning.data.sources.coco_json import read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, rotate_box, to_pixels
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images
 from dasnet_lightning.data.sources.label_studio_rle import decode_brush
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 from dasnet_lightning.errors import DataError
 
 HEAD_BYTES = 65_536
@@ -59,8 +59,7 @@ def read_label_studio(root: Path, files: Sequence[Path]) -> ShapeData:
             _read_task(root, file, number, task, index, content, seen)
     images = [image for content in splits.values() for image in content.images]
     names = {item.class_name for image in images for item in image.objects if item.class_name}
-    problems = report_unused(root, index, splits, "are in no task")
-    return ShapeData("label_studio", root, files[0], tuple(sorted(names)), splits, problems)
+    return ShapeData("label_studio", root, files[0], tuple(sorted(names)), splits, files=tuple(files))
 
 
 def _is_label_studio(file: Path) -> bool:
@@ -92,9 +91,9 @@ def _read_task(
     image_id = path.relative_to(root).with_suffix("").as_posix() if path else task.name
     shapes, ignored = _join_regions(task.regions)
     objects = tuple(_read_region(f"{image_id}/{place}", region, size) for place, region in enumerate(shapes))
-    if ignored:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
-        content.problems.append(Problem(file, record, f"{counts} not used, only boxes and masks", "warning"))
+    content.ignored += ignored
+    if value.get("predictions") and not task.regions:
+        content.ignored["predictions of a model"] += len(value["predictions"])
     if task.unused:
         text = f"{task.unused} more annotations of the same image are not used"
         content.problems.append(Problem(file, record, text, "warning"))
@@ -151,9 +150,11 @@ def _join_regions(regions: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
         if not isinstance(value, dict) or kind.removesuffix("labels") not in (*SHAPES, ""):
             ignored[kind or "result without a value"] += 1
             continue
+        rotation = region.get("image_rotation") or 0
         entry = joined.setdefault(str(region.get("id") or number), {"labels": []})
         entry["labels"] = entry["labels"] or next((value[key] for key in LABEL_KEYS if key in value), [])
         entry.update({key: item for key, item in value.items() if key not in LABEL_KEYS})
+        entry["image_rotation"] = rotation
     shapes = []
     for entry in joined.values():
         if any(key in entry for key in ("rle", "points", "radiusX", "width")):
@@ -168,6 +169,9 @@ def _read_region(object_id: str, region: dict[str, Any], size: tuple[int, int]) 
     name = str(labels[0]).strip() if labels else ""
     if len(labels) > 1:
         return DrawnObject(object_id, name, None, fault=f"has the labels {', '.join(map(str, labels))}, expected one")
+    if region["image_rotation"]:
+        fault = f"is drawn on an image turned by {region['image_rotation']} degrees, which is not read; draw it anew"
+        return DrawnObject(object_id, name, None, fault=fault)
     try:
         return _read_shape(object_id, name, region, size)
     except (KeyError, TypeError, ValueError) as error:

@@ -15,10 +15,10 @@ from PIL import Image
 from dasnet_lightning.data.images import upright_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE
-from dasnet_lightning.data.sources.coco_json import read_json
+from dasnet_lightning.data.sources.coco_json import is_instances, read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, merge_group
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 
 HEAD_BYTES = 4096
 MAX_PEEKS = 5  # files that are looked into for the format
@@ -47,9 +47,11 @@ def read_labelme(root: Path, files: Sequence[Path]) -> ShapeData:
         name = top if len(file.relative_to(root).parts) > 1 else "all"
         content = splits.setdefault(name, SplitContent())
         _read_file(root, file, index, content, used)
-    problems = report_unused(root, index, splits, "have no label file")
     classes = {item.class_name for content in splits.values() for image in content.images for item in image.objects}
-    return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), splits, problems)
+    filled = {
+        name: content for name, content in splits.items() if content.images or content.missing or content.problems
+    }
+    return ShapeData("labelme", root, root, tuple(sorted(classes - {""})), filled)
 
 
 def _is_labelme(file: Path) -> bool:
@@ -63,6 +65,8 @@ def _is_labelme(file: Path) -> bool:
 
 def _read_file(root: Path, file: Path, index: ImageIndex, content: SplitContent, used: set[Path]) -> None:
     value = read_json(file)
+    if is_instances(value):
+        return  # a COCO file beside them, which counts as unused
     if not isinstance(value, dict) or not isinstance(value.get("shapes"), list):
         content.problems.append(Problem(file, "file", "is not a labelme file, it has no list 'shapes'", "refused"))
         return
@@ -75,11 +79,8 @@ def _read_file(root: Path, file: Path, index: ImageIndex, content: SplitContent,
     if not content.take(file, f"image '{name}'", path, reason, used):
         return
     objects, ignored = _read_shapes(image_id, value["shapes"])
-    if ignored:
-        text = (
-            f"{', '.join(f'{count} {kind}' for kind, count in sorted(ignored.items()))} not used, only boxes and masks"
-        )
-        content.problems.append(Problem(file, "shapes", text, "warning"))
+    content.ignored += ignored
+    content.joined += len(value["shapes"]) - ignored.total() - len(objects)
     content.images.append(DrawnImage(image_id, name, path, size, file, objects))
 
 

@@ -63,11 +63,11 @@ class SBDSource(Source):
         self.root = _require_root(Path(root))
         self.split = split
         list_file, image_ids = read_sbd_list(self.root, split)
-        self.files = (list_file,)
         self.class_names = VOC_CLASSES if class_names is None else tuple(class_names)
         paths, missing = _locate_images(self.root, list_file, image_ids)
         if missing and not allow_missing:
             raise RecordsError(missing, f"{len(missing)} images cannot be used; restore them, or allow missing images.")
+        self.files = (list_file, *(_instance_file(self.root, image_id) for image_id in paths))
         images = _build_raw_images(self.root, paths, _map_labels(self.root, self.class_names))
         records, problems = read_images(images, self.class_names, "object", fix)
         self.records = tuple(records)

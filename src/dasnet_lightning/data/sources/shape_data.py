@@ -1,28 +1,50 @@
 """Contents of a data set of shapes, by split, and the sources that are built from them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import Fix, RecordsError
 from dasnet_lightning.data.sources.drawing import DrawnImage
-from dasnet_lightning.data.sources.image_index import ImageIndex
 from dasnet_lightning.data.sources.shapes import ShapeSource
 from dasnet_lightning.errors import DataError
 
-TRAIN, VAL, TEST = "train", "val", "test"
+TRAIN, VAL, TEST, ALL = "train", "val", "test", "all"
+UnusedSplit = tuple[Problem, frozenset[Path]]  # a note that counts its images, and its files
 SPELLING = re.compile(r"(train|val|test)(ing|id|idation|set)?(?![a-z])")  # train2017, valid, Validation, test_images
 
 
 @dataclass(eq=False)
 class SplitContent:
-    """Images of one split; `missing` has a problem for each image file that does not exist, `problems` all others."""
+    """Images of one split.
+
+    Attributes:
+        images: the images.
+        missing: a problem for each image file that does not exist.
+        problems: all other problems.
+        ignored: number of shapes that are not used, by their kind.
+        joined: number of shapes that are one object with others of their group.
+    """
 
     images: list[DrawnImage] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    joined: int = 0
+
+    def describe_shapes(self, file: Path) -> list[Problem]:
+        """Return one warning for all shapes that are not used, and one for those that are parts of an object."""
+        notes = []
+        if self.ignored:
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.ignored.items()))
+            notes.append(Problem(file, "shapes", f"{counts} not used, only boxes and masks", "warning"))
+        if self.joined:
+            text = f"{self.joined:,} shapes belong to the object of another shape with their label and group"
+            notes.append(Problem(file, "groups", text, "warning"))
+        return notes
 
     def take(self, file: Path, record: str, path: Path | None, reason: str, used: set[Path]) -> bool:
         """Note which image a label file describes; return False if another one described it before.
@@ -57,6 +79,7 @@ class ShapeData:
         splits: contents by the name of the split, see `split_name`.
         problems: what belongs to no split.
         category_ids: whether the position in `names` is the data set's own id of a class.
+        files: label and list files of all splits, beside those that the images name.
     """
 
     format: str
@@ -66,6 +89,7 @@ class ShapeData:
     splits: dict[str, SplitContent]
     problems: list[Problem] = field(default_factory=list)
     category_ids: bool = False
+    files: tuple[Path, ...] = ()
 
 
 def split_name(name: str) -> str:
@@ -76,8 +100,8 @@ def split_name(name: str) -> str:
 
 def build_sources(
     data: ShapeData, allow_missing: bool = False, fix: Fix = "error"
-) -> tuple[ShapeSource, ShapeSource | None, tuple[Problem, ...]]:
-    """Build the training and the validation source of a data set, and the problems that belong to neither.
+) -> tuple[ShapeSource, ShapeSource | None, tuple[UnusedSplit, ...]]:
+    """Build the training and the validation source of a data set.
 
     Args:
         data: the contents. Without a split "train", all splits except "test" are joined to one.
@@ -85,53 +109,63 @@ def build_sources(
         fix: "drop" leaves out objects that cannot be used and reports them as problems.
 
     Returns:
-        The training source, the validation source (None if the data set has no such split) and the other problems.
+        The training source, the validation source (None if the data set has no such split), and the splits of other
+        names, which nothing uses.
 
     Raises:
         DataError: no image exists, or an image or object cannot be used and no option accepts it.
     """
-    notes = list(data.problems)
     names = [name for name in (TRAIN, VAL) if name in data.splits]
     if names != [TRAIN, VAL]:
-        names = [name for name in data.splits if name != TEST] if TRAIN not in names else names
-        whole = _join([data.splits[name] for name in names])
+        others = [name for name in data.splits if name != TEST] or [TEST]
+        names = names if TRAIN in names else others
+        whole = join_splits([data.splits[name] for name in names])
         train, val = build_source(data, whole, allow_missing, fix), None
     else:
         train, val = (build_source(data, data.splits[name], allow_missing, fix) for name in names)
-    for name in sorted(set(data.splits) - set(names)):
-        text = f"{len(data.splits[name].images)} images are used neither for training nor for validation"
-        notes.append(Problem(data.file, f"split '{name}'", text, "warning"))
-    return train, val, tuple(notes)
+    unused = [name for name in data.splits if name not in (*names, TEST)]
+    return train, val, tuple(_describe_unused(data, name) for name in unused)
 
 
-def build_source(data: ShapeData, content: SplitContent, allow_missing: bool, fix: Fix) -> ShapeSource:
-    """Build the source of one split. Raises the errors of `build_sources`."""
+def build_test(data: ShapeData) -> ShapeSource:
+    """Build the source of the test split without what cannot be used. Raises DataError if no image exists."""
+    return build_source(data, data.splits[TEST], allow_missing=True, fix="drop")
+
+
+def build_source(
+    data: ShapeData, content: SplitContent, allow_missing: bool, fix: Fix, class_names: Sequence[str] | None = None
+) -> ShapeSource:
+    """Build the source of one split, with other class names if they are given. Raises the errors of `build_sources`."""
     found = any(image.path is not None for image in content.images)
     if content.missing and not (allow_missing and found):
         count = len(content.missing)
         raise RecordsError(content.missing, f"{count} images are missing; restore them, or allow missing images.")
     if not found:
         raise DataError(f"{data.file}: has no image that can be used, expected images beside their labels")
-    problems = (*content.missing, *content.problems)
-    source = ShapeSource(data.root, data.file, content.images, data.names, fix=fix, problems=problems)
-    if data.category_ids:
+    problems = (*content.missing, *content.problems, *content.describe_shapes(data.file))
+    source = ShapeSource(
+        data.root, data.file, content.images, data.names, class_names=class_names, fix=fix, problems=problems
+    )
+    source.files = tuple(dict.fromkeys((*data.files, *(image.file for image in content.images))))
+    if data.category_ids and class_names is None:
         source.category_ids = {label: label - 1 for label in range(1, len(source.class_names))}
     return source
 
 
-def report_unused(root: Path, index: ImageIndex, splits: Mapping[str, SplitContent], lack: str) -> list[Problem]:
-    """Return a warning that counts the images that no label file describes; `lack` says so, as "have no label file"."""
-    used = {image.path for content in splits.values() for image in content.images}
-    unused = [path for path in index.paths if path not in used]
-    if not unused:
-        return []
-    text = f"{len(unused)} of {len(index.paths)} {lack} and are not used, the first is '{unused[0].name}'"
-    return [Problem(root, "images", text, "warning")]
+def _describe_unused(data: ShapeData, name: str) -> UnusedSplit:
+    images = data.splits[name].images
+    labels = sum(len(image.objects) for image in images)
+    text = f"{len(images)} images with {labels} labels: not used, neither for training nor for validation or test"
+    paths = frozenset(path for image in images for path in (image.path, image.file) if path is not None)
+    return Problem(data.file, f"split '{name}'", text, "unused"), paths
 
 
-def _join(contents: Sequence[SplitContent]) -> SplitContent:
+def join_splits(contents: Sequence[SplitContent]) -> SplitContent:
+    """Return the contents of several splits as one."""
     return SplitContent(
         [image for content in contents for image in content.images],
         [problem for content in contents for problem in content.missing],
         [problem for content in contents for problem in content.problems],
+        sum((content.ignored for content in contents), Counter()),
+        sum(content.joined for content in contents),
     )

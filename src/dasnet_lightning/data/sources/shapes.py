@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from dasnet_lightning.data.hashing import hash_parts
 from dasnet_lightning.data.packed_masks import unpack_masks
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
 from dasnet_lightning.data.sources.checks import (
+    BACKGROUND,
     Fix,
     RecordsError,
     check_class_names,
     check_fix,
     describe_object,
+    describe_renamed,
+    rename_class,
 )
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, count_runs, decode_bitmap, extent
 from dasnet_lightning.data.sources.masks import (
@@ -31,8 +35,6 @@ from dasnet_lightning.data.sources.masks import (
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.errors import DataError
 
-BACKGROUND = "background"
-RENAMED = "background (object)"  # a class of the files with the name that label 0 has
 MISSING = "its image is missing"  # as read_images says
 MAX_RECTANGLES = 0.5  # a larger share of rectangular polygons suggests that boxes were exported as polygons
 
@@ -67,7 +69,7 @@ class ShapeSource(Source):
     ) -> None:
         check_fix(fix)
         self.root = root
-        renamed = [RENAMED if name == BACKGROUND else name for name in names]
+        renamed = [rename_class(name) for name in names]
         self.class_names: tuple[str, ...] = (BACKGROUND, *renamed) if class_names is None else tuple(class_names)
         labels = _map_labels(file, renamed, self.class_names)
         self.category_ids: Mapping[int, int | str] = {}
@@ -88,6 +90,11 @@ class ShapeSource(Source):
         shapes = [_rasterizable(*self._shapes[item.object_id], record.size) for item in objects]
         return collect_masks(pack_shapes(shapes, record.size), [item.box for item in objects], [""] * len(objects))
 
+    def mask_digest(self, record: ImageRecord) -> str:
+        """Return a digest of the polygons and run lengths of an image."""
+        drawn = [self._shapes[item.object_id][0] for item in record.objects if item.object_id in self._shapes]
+        return hash_parts(sorted(_stored_bytes(item) for item in drawn))
+
     def _build_raw_images(
         self, images: Sequence[DrawnImage], labels: Mapping[str, int]
     ) -> tuple[list[RawImage], list[Problem]]:
@@ -95,7 +102,7 @@ class ShapeSource(Source):
         for image in images:
             raw_objects = []
             for item in image.objects:
-                name = RENAMED if item.class_name == BACKGROUND else item.class_name
+                name = rename_class(item.class_name)
                 fault = item.fault or ("" if name in labels else _describe_class_fault(item.class_name))
                 if fault:
                     fault = MISSING if image.path is None else fault
@@ -121,8 +128,7 @@ class ShapeSource(Source):
         unused = [name for name in names if not counts[name]]
         if unused:
             notes.append(Problem(file, "classes", f"without any object: {', '.join(unused)}", "warning"))
-        if BACKGROUND in names:
-            text = f"the class '{BACKGROUND}' is renamed to '{RENAMED}', because label 0 has that name"
+        if text := describe_renamed([(name, rename_class(name)) for name in names]):
             notes.append(Problem(file, "classes", text, "warning"))
         drawn = [(shape, item.box) for record in self.records for item in record.objects
                  if item.object_id in self._shapes for shape in (self._shapes[item.object_id][1],)]  # fmt: skip
@@ -178,6 +184,14 @@ def _rasterizable(item: DrawnObject, shape: MaskShape | None, size: tuple[int, i
     for part in item.bitmaps:
         mask[part.top : part.top + part.height, part.left : part.left + part.width] |= decode_bitmap(part)
     return MaskShape(counts=count_runs(mask.T.ravel()))
+
+
+def _stored_bytes(item: DrawnObject) -> bytes:
+    parts = [np.array(polygon, np.float64).tobytes() for polygon in item.polygons]
+    for bitmap in item.bitmaps:
+        window = np.array([bitmap.left, bitmap.top, bitmap.width, bitmap.height], np.int64)
+        parts += [window.tobytes(), np.asarray(bitmap.runs, np.int64).tobytes()]
+    return b"".join(parts)
 
 
 def _raise_refused(refused: Sequence[Problem], fix: Fix) -> None:

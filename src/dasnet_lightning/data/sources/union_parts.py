@@ -1,4 +1,4 @@
-"""Opening of the parts of a union: each is a split of a VOC, SBD or COCO data set, with the classes of the union.
+"""Opening of the parts of a union: each is a split of a data set in any format, with the classes of the union.
 
 A COCO file can be reduced to VOC's 20 classes: its categories are renamed, the others are dropped and counted.
 """
@@ -15,6 +15,8 @@ from dasnet_lightning.data.sources.coco_images import choose_image_root
 from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_layout import describe_folder, find_coco_split, image_folders
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root
+from dasnet_lightning.data.sources.shape_data import ALL, build_source, join_splits, split_name
+from dasnet_lightning.data.sources.shape_formats import find_marked, find_unmarked
 from dasnet_lightning.data.sources.union_yaml import PartSpec
 from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.data.sources.voc_lists import LISTS
@@ -90,11 +92,13 @@ def detect_format(spec: PartSpec) -> str:
     if not spec.root.exists():
         raise DataError(f"{spec.location}: {spec.root} does not exist, put the data set there or correct 'root'")
     data_format = "voc" if find_voc_roots(spec.root) else "sbd" if find_sbd_root(spec.root) else "coco"
+    if data_format == "coco" and not _is_coco(spec):
+        data_format = "shapes"
     if spec.split is None and not spec.root.is_file():
         raise DataError(
             f"{spec.location}: has no 'split', expected the name of a list or of an annotation file, such as train"
         )
-    if spec.split is not None and spec.root.is_file():
+    if spec.split is not None and spec.root.is_file() and data_format != "shapes":
         raise DataError(f"{spec.location}: {spec.root} is one file, remove 'split' or name the file's folder")
     if spec.voc_classes and data_format != "coco":
         raise DataError(
@@ -103,6 +107,13 @@ def detect_format(spec: PartSpec) -> str:
     if spec.lists != LISTS and data_format != "voc":
         raise DataError(f"{spec.location}: 'list' is only for VOC data sets and {spec.root} is not one, remove it")
     return data_format
+
+
+def _is_coco(spec: PartSpec) -> bool:
+    """Whether a part that is neither VOC nor SBD is COCO; other formats have other files."""
+    if spec.root.is_file():
+        return spec.root.suffix.lower() not in (".yaml", ".yml", ".xml", ".data")
+    return spec.split is None or find_coco_split(spec.root, spec.split) is not None
 
 
 def check_count(spec: PartSpec, part: Part, allow_missing: bool) -> Part:
@@ -216,5 +227,26 @@ def _find_annotation_file(spec: PartSpec) -> Path:
     return file
 
 
+def _open_shape_part(spec: PartSpec, class_names: Sequence[str] | None, allow_missing: bool, fix: Fix) -> Part:
+    """Open a split of a YOLO, labelme, CVAT, Label Studio or flat VOC data set; the split "all" joins all of them."""
+    data = find_marked(spec.root) or find_unmarked(spec.root)
+    if data is None:
+        _find_annotation_file(spec)  # says what is missing
+        raise DataError(f"{spec.location}: {describe_folder(spec.root)}")
+    name = split_name(spec.split or ALL)
+    if name == ALL:
+        content = join_splits(list(data.splits.values()))
+    elif name in data.splits:
+        content = data.splits[name]
+    else:
+        raise DataError(
+            f"{spec.location}: {spec.root} has no split '{spec.split}', only {join_names(list(data.splits))}, or all"
+        )
+    source = build_source(data, content, allow_missing, fix, class_names)
+    return Part(source, shares_ids=False, derived_boxes=False, use_masks=spec.masks, problems=tuple(data.problems))
+
+
 Opener = Callable[[PartSpec, Sequence[str] | None, bool, Fix], Part]
-OPENERS: Mapping[str, Opener] = {"voc": _open_voc_part, "sbd": _open_sbd_part, "coco": _open_coco_part}
+OPENERS: Mapping[str, Opener] = {
+    "voc": _open_voc_part, "sbd": _open_sbd_part, "coco": _open_coco_part, "shapes": _open_shape_part
+}  # fmt: skip

@@ -25,7 +25,7 @@ from dasnet_lightning.data.sources.checks import (
 )
 from dasnet_lightning.data.sources.masks import VOID_INDEX, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
-from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, read_split_list
+from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, find_xml_files, list_all, read_split_list
 from dasnet_lightning.data.sources.voc_masks import find_mask_files, to_index_map
 from dasnet_lightning.data.sources.voc_xml import (
     VOC_CLASSES,
@@ -48,7 +48,7 @@ class VOCSource(Source):
 
     Args:
         root: the folder with Annotations, or one above it.
-        split: name of a list file.
+        split: name of a list file; None for all images with an annotation file.
         class_names: names by label, background first. None means VOC's 20 classes if the XML files name PASCAL VOC as
             their source, else the classes of a class file in the root and all that occur.
         allow_missing: leave out images without image or annotation file and report them as problems.
@@ -62,7 +62,7 @@ class VOCSource(Source):
     def __init__(
         self,
         root: Path,
-        split: str,
+        split: str | None,
         *,
         class_names: Sequence[str] | None = None,
         allow_missing: bool = False,
@@ -72,19 +72,16 @@ class VOCSource(Source):
         check_fix(fix)
         self.root = find_voc_root(Path(root))
         self.split = split
-        list_file, image_ids = read_split_list(self.root, split, lists)
-        self.files = (list_file,)
+        list_file, image_ids = read_split_list(self.root, split, lists) if split else list_all(self.root)
         paths, missing = _locate_images(self.root, list_file, image_ids)
         if missing and not allow_missing:
             advice = f"{len(missing)} images cannot be used; restore them, or allow missing images."
             raise RecordsError(missing, advice)
-        xmls = {
-            image_id: read_xml(_xml_file(self.root, image_id))
-            for image_id in image_ids
-            if _xml_file(self.root, image_id).is_file()
-        }
+        files = find_xml_files(self.root)
+        xmls = {image_id: read_xml(files[image_id]) for image_id in image_ids if image_id in files}
         self.class_names, notes = choose_classes(self.root, class_names, list(xmls.values()))
-        notes += [*check_lines(list_file, image_ids), *check_class_names(self.root, self.class_names[1:])]
+        notes += check_lines(list_file, image_ids) if split else []
+        notes += [*check_class_names(self.root, self.class_names[1:])]
         notes += _warn_of_polygons(self.root, list(xmls.values()))
         images = _build_raw_images(self.root, xmls, paths, self.class_names)
         _check_box_convention(list_file, images)
@@ -93,6 +90,8 @@ class VOCSource(Source):
         self.problems = (*notes, *missing, *problems)
         self._object_counts = {image.image_id: len(image.objects) for image in images}
         self._mask_files = find_mask_files(self.root)
+        used = [self._mask_files[image_id] for image_id in image_ids if image_id in self._mask_files]
+        self.files = (*((list_file,) if split else ()), *(files[image_id] for image_id in xmls), *used)
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open the index map of an image and cut out the requested objects, with the void pixels (255)."""
@@ -113,19 +112,16 @@ class VOCSource(Source):
         return "" if file is None else hash_file(file)
 
 
-def _xml_file(root: Path, image_id: str) -> Path:
-    return root / "Annotations" / f"{image_id}.xml"
-
-
 def _locate_images(root: Path, list_file: Path, image_ids: Sequence[str]) -> tuple[dict[str, Path], list[Problem]]:
     """Return the paths of the images that have both files, and a problem for each of the others."""
     names = find_images(root)
     id_of = {names.get(image_id, f"{image_id}.jpg"): image_id for image_id in image_ids}
     found, faults = locate_files(root / "JPEGImages", id_of)
+    files, folder = find_xml_files(root), root / "Annotations"
     faults |= {
-        name: f"the annotation file does not exist, expected {_xml_file(root, id_of[name])}"
+        name: f"the annotation file does not exist, expected {folder / id_of[name]}.xml"
         for name in found
-        if not _xml_file(root, id_of[name]).is_file()
+        if id_of[name] not in files
     }
     paths = {id_of[name]: path for name, path in found.items() if name not in faults}
     return paths, [Problem(list_file, f"image '{name}'", reason, "refused") for name, reason in faults.items()]
@@ -135,10 +131,10 @@ def _build_raw_images(
     root: Path, xmls: Mapping[str, XmlImage], paths: Mapping[str, Path], class_names: Sequence[str]
 ) -> list[RawImage]:
     labels = {name: label for label, name in enumerate(class_names) if label > 0}
-    masked_ids = find_masks(root)
+    masked_ids, files = find_masks(root), find_xml_files(root)
     images, unknown = [], []
     for image_id, xml in xmls.items():
-        path, file = paths.get(image_id), _xml_file(root, image_id)
+        path, file = paths.get(image_id), files[image_id]
         state = MaskState.PRESENT if image_id in masked_ids else MaskState.ABSENT
         size = xml.size or (image_size(path) if path is not None else (1, 1))
         objects = []

@@ -5,7 +5,7 @@ from pathlib import Path
 from dasnet_lightning.data.images import upright_size
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
-from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, report_unused, split_name
+from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 from dasnet_lightning.data.sources.voc_xml import read_xml
 
 HEAD_BYTES = 2048
@@ -32,8 +32,7 @@ def read_flat_voc(root: Path, files: list[Path]) -> ShapeData:
         _read_file(root, file, index, splits.setdefault(name, SplitContent()), used)
     images = [image for content in splits.values() for image in content.images]
     names = {item.class_name for image in images for item in image.objects if item.class_name}
-    problems = report_unused(root, index, splits, "have no XML file")
-    return ShapeData("voc", root, root, tuple(sorted(names)), splits, problems)
+    return ShapeData("voc", root, root, tuple(sorted(names)), splits)
 
 
 def _is_voc(file: Path) -> bool:

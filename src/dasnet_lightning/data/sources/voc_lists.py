@@ -11,6 +11,7 @@ from pathlib import Path
 from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import join_names
+from dasnet_lightning.data.sources.image_index import list_files
 from dasnet_lightning.errors import DataError
 
 LISTS = ("Main", "Segmentation")  # folders of ImageSets
@@ -40,6 +41,20 @@ def read_split_list(root: Path, split: str, lists: Sequence[str] = LISTS) -> tup
     return splits[split], read_ids(splits[split], known_ids)
 
 
+def list_all(root: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder of annotations and the ids of all its XML files. Raises DataError if it has none."""
+    folder, ids = root / "Annotations", sorted(find_xml_files(root))
+    if not ids:
+        raise DataError(f"{folder}: has no XML file, expected one for each image")
+    return folder, tuple(ids)
+
+
+def find_xml_files(root: Path) -> dict[str, Path]:
+    """Return the annotation file of each image id, whatever the case of its suffix."""
+    folder = root / "Annotations"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_files(folder, (".xml",))}
+
+
 def read_ids(file: Path, known_ids: Collection[str] = ()) -> tuple[str, ...]:
     """Read the image ids of a list file, one per line. Raises DataError if it is empty or repeats an id.
 
@@ -56,9 +71,9 @@ def read_ids(file: Path, known_ids: Collection[str] = ()) -> tuple[str, ...]:
     return ids
 
 
-def read_list(file: Path) -> list[str]:
+def read_list(file: Path, known_ids: Collection[str] = ()) -> list[str]:
     """Return the image ids of a list file in its order; the list may be empty. Raises DataError if it is unreadable."""
-    return [_read_id(line, ()) for line in _read_lines(file)]
+    return [_read_id(line, known_ids) for line in _read_lines(file)]
 
 
 def check_lines(file: Path, ids: Sequence[str]) -> list[Problem]:

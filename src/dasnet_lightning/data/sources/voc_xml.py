@@ -14,6 +14,7 @@ from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import BACKGROUND, Box, describe_renamed, join_names, rename_class
 from dasnet_lightning.data.sources.coco_values import to_flag, to_side
+from dasnet_lightning.data.sources.voc_lists import find_xml_files
 from dasnet_lightning.data.sources.voc_masks import find_mask_files
 from dasnet_lightning.errors import DataError
 
@@ -104,7 +105,7 @@ def read_xml(file: Path) -> XmlImage:
 
 def read_class_names(root: Path) -> tuple[str, ...]:
     """Return all class names in the annotation files, sorted, with the background first."""
-    files = sorted((root / "Annotations").rglob("*.xml"))
+    files = sorted(find_xml_files(root).values())
     names = {item.name for file in files for item in read_xml(file).objects}
     return (BACKGROUND, *sorted(names - {""}))
 
@@ -158,7 +159,7 @@ def choose_classes(
 
 def is_voc_itself(root: Path, count: int = 20) -> bool:
     """Return whether most of the first annotation files of a folder name PASCAL VOC as their source."""
-    files = sorted((root / "Annotations").rglob("*.xml"))[:count]
+    files = sorted(find_xml_files(root).values())[:count]
     return 2 * sum(read_xml(file).of_voc for file in files) > len(files)
 
 

@@ -3,6 +3,7 @@
 Coordinates are shares of the width and height of the upright image. Image headers are opened for their size only.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,10 @@ def read_yolo(files: YoloFiles) -> ShapeData:
         *files.problems,
         *(Problem(file, "labels", "no image has this name", "refused") for file in labels.unused()),
     ]
-    data = ShapeData("yolo", files.base, files.config, names, splits, problems, category_ids=True)
+    data = ShapeData("yolo", files.base, files.config, names, splits, problems, True, files.lists)
     _check_shares(data)
     _note_keypoints(data, rules)
+    _note_oriented_boxes(data)
     return data
 
 
@@ -121,6 +123,8 @@ def _find_row_fault(values: list[float], shown: str, rules: _Rows) -> str:
         return f"row '{shown}' has six numbers, as predictions with a confidence have; expected five or a polygon"
     elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
         return f"row '{shown}' has {len(values) + 1} numbers, expected five, or a class and at least three points"
+    if not all(map(math.isfinite, values)):
+        return f"row '{shown}' holds a number that is not finite"
     outside = next((value for value in values[: 4 if rules.keypoint_numbers else None] if _is_no_share(value)), None)
     return "" if outside is None else f"coordinate {outside:g} of row '{shown}' is not normalized to 0..1"
 
@@ -143,3 +147,12 @@ def _check_shares(data: ShapeData) -> None:
 def _note_keypoints(data: ShapeData, rules: _Rows) -> None:
     if rules.keypoint_numbers:
         data.problems.append(Problem(data.file, "kpt_shape", "key points are not used, only boxes", "warning"))
+
+
+def _note_oriented_boxes(data: ShapeData) -> None:
+    """Add a warning if each of several polygons has four points, as the rows of oriented boxes have."""
+    objects = [item for content in data.splits.values() for image in content.images for item in image.objects]
+    polygons = [polygon for item in objects for polygon in item.polygons]
+    if len(polygons) >= 3 and all(len(polygon) == 8 for polygon in polygons):
+        text = f"all {len(polygons)} polygons have four points, are they oriented boxes (OBB)? They train as masks"
+        data.problems.append(Problem(data.file, "polygons", text, "warning"))

@@ -32,6 +32,7 @@ class YoloFiles:
         missing: a problem for each listed image that does not exist, by split.
         problems: notes about the configuration.
         keypoint_numbers: numbers of key points that follow the box in each row.
+        lists: the configuration, the list of names, and the lists of images.
     """
 
     config: Path
@@ -41,6 +42,10 @@ class YoloFiles:
     missing: dict[str, list[Problem]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     keypoint_numbers: int = 0
+    lists: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.lists = (self.config, *self.lists)
 
 
 def find_yolo_config(root: Path) -> Path | None:
@@ -166,6 +171,7 @@ def _add_entry(files: YoloFiles, key: str, entry: str, index: list[ImageIndex]) 
     else:
         if not index:
             index.append(index_images(files.base))
+        files.lists += (path,)
         _add_list(files, split, path, index[0])
 
 
@@ -200,7 +206,7 @@ def _read_darknet(config: Path) -> YoloFiles:
     names = _resolve(entries.get("names", "obj.names"), "obj.names", config.parent, config.parent)
     if names is None:
         raise DataError(f"{config}: 'names' does not exist, expected a file with one class name per line")
-    files = YoloFiles(config, config.parent, _read_name_file(names))
+    files = YoloFiles(config, config.parent, _read_name_file(names), lists=(names,))
     for key in SPLIT_KEYS:
         if key in entries:
             _add_entry(files, f"{key}.txt", entries[key], [])
@@ -221,12 +227,17 @@ def _read_names(config: Path, content: dict[str, Any]) -> dict[int, str]:
 
 
 def _read_name_file(file: Path) -> dict[int, str]:
-    return dict(enumerate(_read_lines(file)))
+    """Return the names by line; an empty line keeps its index free, so that those below keep theirs."""
+    return {index: line.strip() for index, line in enumerate(_read_text(file).splitlines()) if line.strip()}
 
 
 def _read_lines(file: Path) -> list[str]:
+    return [line.strip() for line in _read_text(file).splitlines() if line.strip()]
+
+
+def _read_text(file: Path) -> str:
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as text ({error})") from error
 
@@ -235,6 +246,11 @@ def _read_config(file: Path) -> Any:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise DataError(f"{file}: is larger than {MAX_BYTES} bytes, expected the short description of a data set")
-        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(text)
+        if isinstance(content, dict) and "names" in content:
+            # as text: YAML takes the names no, on and 1e3 for other values
+            content["names"] = yaml.load(text, Loader=yaml.BaseLoader)["names"]
+        return content
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
