@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem
 from dasnet_lightning.data.sources.checks import (
     Box,
@@ -73,6 +75,11 @@ class COCOSource:
         objects = [record.objects[index] for index in indices]
         planes = pack_shapes([self._shapes[item.object_id] for item in objects], record.size)
         return collect_masks(planes, [item.box for item in objects], [""] * len(objects))
+
+    def polygons(self, object_id: str) -> tuple[np.ndarray, ...]:
+        """Return the polygons of an object, each (corners, 2); none if its mask is not made of polygons."""
+        shape = self._shapes.get(object_id)
+        return () if shape is None else tuple(polygon.reshape(-1, 2) for polygon in shape.polygons)
 
 
 def _map_categories(file: CocoFile, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], dict[int | str, int]]:

@@ -112,12 +112,19 @@ def _read_raw(
     images, unknown = [], []
     for image_id, xml in xmls.items():
         path, file = paths.get(image_id), _xml(root, image_id)
-        state = MaskState.PRESENT if image_id in masks else MaskState.ABSENT
+        has_picture = image_id in masks
         size = xml.size or (image_size(path) if path is not None else (1, 1))
         unknown += [Problem(file, f"object {place}", _unknown_class(item.name, class_names), "refused")
                     for place, item in enumerate(xml.objects, start=1) if item.name not in labels]  # fmt: skip
         objects = tuple(
-            RawObject(f"{image_id}/{place}", labels.get(item.name, 0), item.box, item.shown, state, item.difficult)
+            RawObject(
+                object_id=f"{image_id}/{place}",
+                label=labels.get(item.name, 0),
+                box=item.box,
+                shown=item.shown,
+                mask=MaskState.PRESENT if has_picture and item.segmented else MaskState.ABSENT,
+                ignore=item.difficult,
+            )
             for place, item in enumerate(xml.objects, start=1)
         )
         images.append(RawImage(image_id, path.name if path else f"{image_id}.jpg", path, size, file, objects))

@@ -15,18 +15,22 @@ VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LISTS = ("Main", "Segmentation")
 
 
 @dataclass(frozen=True, eq=False)
 class XmlObject:
-    """One <object>: `shown` is its box as written in the file, `box` the same as edges, or None where it is unreadable."""
+    """One <object>: `shown` is its box as written in the file, `box` the same as edges, or None where it is unreadable.
+
+    `segmented` is False if the file says that the object has no mask although others of its image may have one.
+    """
 
     name: str
     box: Box | None
     shown: str
     difficult: bool
+    segmented: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,4 +167,5 @@ def _read_object(item: ET.Element) -> XmlObject:
         box=box,
         shown=f"[{', '.join(texts)}]",
         difficult=item.findtext("difficult", "0").strip() == "1",
+        segmented=item.findtext("segmented", "1").strip() != "0",
     )

@@ -1,0 +1,16 @@
+"""Data sets as they are written: one writer for each format, all taking the same labels."""
+
+from collections.abc import Mapping
+
+from dasnet_lightning.data.writers.base import Writer
+from dasnet_lightning.data.writers.coco import CocoWriter
+from dasnet_lightning.data.writers.labelme import LabelmeWriter
+from dasnet_lightning.data.writers.voc import VocWriter
+from dasnet_lightning.data.writers.yolo import YoloWriter
+
+WRITERS: Mapping[str, type[Writer]] = {
+    "coco": CocoWriter,
+    "voc": VocWriter,
+    "yolo": YoloWriter,
+    "labelme": LabelmeWriter,
+}
