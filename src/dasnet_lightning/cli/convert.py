@@ -15,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", type=Path, required=True, help="a folder that is empty or does not exist"
     )
     parser.add_argument(
-        "--images", choices=("copy", "link"), default="copy", help="copy image files or link to them (default: copy)"
+        "--images",
+        choices=("copy", "link"),
+        default="copy",
+        help="copy image files, or hard-link them, on one file system alone (default: copy)",
     )
     parser.add_argument("--fix", choices=["drop"], help="leave out labels that cannot be used")
     parser.add_argument("--allow-missing", action="store_true", help="leave out images whose file is missing")

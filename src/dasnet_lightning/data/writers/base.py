@@ -16,6 +16,7 @@ from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.open import Selection
 from dasnet_lightning.data.writers.outlines import Ring, trace_mask
 from dasnet_lightning.rle import decode, encode_mask
+from dasnet_lightning.storage.atomic import write_bytes
 
 BOX_TOLERANCE = 1.0  # pixels between a box and the extent of its mask that count as the same box
 
@@ -115,6 +116,11 @@ class Writer(ABC):
         """Count labels that lose something in this format."""
         if count:
             self.losses[sentence] += count
+
+
+def write_new(file: Path, content: bytes) -> None:
+    """Write a file of a new data set, whole or not at all; not synced, because it can be made again."""
+    write_bytes(file, content, synced=False)
 
 
 def original_source(source: Source) -> Source:

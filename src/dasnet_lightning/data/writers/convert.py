@@ -53,7 +53,7 @@ def convert_dataset(
         data: the data set.
         to: a name in WRITERS.
         out: a folder that is empty or does not exist.
-        images: whether image files are copied or linked by absolute symbolic links.
+        images: whether image files are copied or hard-linked; readers refuse symbolic links that leave their folder.
         progress: called with (images done, images).
 
     Raises:
@@ -146,8 +146,9 @@ def _transfer(source: Path, target: Path, images: ImageTransfer) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         if images == "link":
-            target.symlink_to(source.resolve())
+            target.hardlink_to(source.resolve())
         else:
             shutil.copyfile(source, target)
     except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror or error}), try --images copy") from error
+        advice = ", use --images copy" if images == "link" else ""
+        raise DataError(f"{target}: cannot be written ({error.strerror or error}){advice}") from error

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, differs_from_box
-from dasnet_lightning.storage.atomic import write_text
+from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, differs_from_box, write_new
 
 VERSION = "5.5.0"  # of labelme's format
 VOID_LOST = "images have void pixels, which labelme does not have: they become background"
@@ -25,7 +24,7 @@ class LabelmeWriter(Writer):
     def add(self, split: str, labels: ImageLabels) -> None:
         file = (self.root / split / labels.file_name).with_suffix(".json")
         content = labelme_content(labels, self.class_names)
-        write_text(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+        write_new(file, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
         self.count_loss(VOID_LOST, labels.void is not None)
         masked = [item for item in labels.objects if item.mask is not None]
         self.count_loss(BOX_LOST, sum(differs_from_box(labels.outlines(item), item.box) for item in masked))

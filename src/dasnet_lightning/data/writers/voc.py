@@ -20,9 +20,9 @@ from dasnet_lightning.data.sources.checks import Box
 from dasnet_lightning.data.sources.masks import VOID
 from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.data.sources.voc_xml import read_xml
-from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, original_source
+from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, original_source, write_new
 from dasnet_lightning.rle import areas, decode
-from dasnet_lightning.storage.atomic import replace_bytes, write_bytes, write_text
+from dasnet_lightning.storage.atomic import replace_bytes, write_text
 from dasnet_lightning.visualization.colors import voc_palette
 
 MOST_INDICES = VOID - 1
@@ -52,7 +52,7 @@ class VocWriter(Writer):
         source = self._sources[split]
         base = source.root / "Annotations" / f"{labels.image_id}.xml" if isinstance(source, VOCSource) else None
         tree = new_xml(labels, self.class_names) if base is None else edited_xml(base, labels, drop_others=True)
-        picture = _write_image(self.root, stem, tree, labels, range(1, len(labels.objects) + 1), write_bytes)
+        picture = _write_image(self.root, stem, tree, labels, range(1, len(labels.objects) + 1), write_new)
         self.count_loss(INDEX_LOST, sum(item.mask is not None for item in labels.objects[MOST_INDICES:]))
         self.count_loss(OVERLAP_LOST, 0 if picture is None else _count_covered(picture, labels))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, differs_from_box
+from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, differs_from_box, write_new
 from dasnet_lightning.data.writers.outlines import join_rings
 from dasnet_lightning.storage.atomic import write_text
 
@@ -32,7 +32,7 @@ class YoloWriter(Writer):
             self._splits.append(split)
         file = (self.root / "labels" / split / labels.file_name).with_suffix(".txt")
         rows = [yolo_row(labels, item) for item in labels.objects]
-        write_text(file, "".join(f"{row}\n" for row in rows))
+        write_new(file, "".join(f"{row}\n" for row in rows).encode())
         self.count_loss(IGNORE_LOST, sum(item.ignore for item in labels.objects))
         self.count_loss(VOID_LOST, labels.void is not None)
         masked = [item for item in labels.objects if item.mask is not None]
