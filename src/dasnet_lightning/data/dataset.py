@@ -19,6 +19,7 @@ from dasnet_lightning.data.augmentation.transforms import Transform
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.loader import Sample
 from dasnet_lightning.data.packed_masks import PackedMasks, empty_planes, unpack_masks, unpack_void
+from dasnet_lightning.data.pixels import ImageRange
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sampler import Key, sample_seed
 from dasnet_lightning.errors import DataError
@@ -43,7 +44,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     records: what is shown, a part of source.records or all. mask_ids: image ids whose masks may be opened. seed: of the
     augmentation. with_truth: add what evaluation compares with, in the original image's pixels; an image that has objects
-    but no mask gets no truth, so that it does not count as background.
+    but no mask gets no truth, so that it does not count as background. image_range: the data set's, for images of more than
+    8 bits.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class SegmentationDataset(Dataset[Sample]):
         transform: Transform,
         seed: int,
         with_truth: bool = False,
+        image_range: ImageRange | None = None,
     ) -> None:
         self.source = source
         self.records = tuple(records)
@@ -61,6 +64,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.with_truth = with_truth
+        self.image_range = image_range
 
     def __len__(self) -> int:
         return len(self.records)
@@ -69,7 +73,7 @@ class SegmentationDataset(Dataset[Sample]):
         """Raises DataError with the image's path where the image or a box cannot be used."""
         epoch, index = key
         record = self.records[index]
-        image = read_image(record.path, record.size)
+        image = read_image(record.path, record.size, image_range=self.image_range)
         opened = load_masks_of(self.source, record, record.image_id in self.mask_ids)
         seed = sample_seed(self.seed, epoch, index)
         labels = np.array([item.label for item in record.objects], np.int64)

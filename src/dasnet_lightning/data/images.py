@@ -12,10 +12,8 @@ gets only files whose every marker is where a sound baseline JPEG has it; all ot
 same: both use libjpeg-turbo with its defaults.
 """
 
-import logging
 import re
 import struct
-from functools import cache
 from pathlib import Path
 
 import cv2
@@ -23,23 +21,25 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from dasnet_lightning.data.pixels import ImageRange, convert_pil
 from dasnet_lightning.errors import DataError
 
 MAX_PIXELS = 64_000_000
 ORIENTATION = 0x0112  # the EXIF tag
 TURNED = (5, 6, 7, 8)  # its values that swap width and height
-DEPTHS = (8, 10, 12, 14, 16)  # what cameras and scanners store in 16 bits
-
-_logger = logging.getLogger(__name__)
 
 
 def read_image(
-    path: Path, expected_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    expected_size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    image_range: ImageRange | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image to RGB.
 
     expected_size: the annotated (height, width). The EXIF orientation is applied, unless only the un-rotated picture has
-    the annotated size: then the boxes follow that one. Raises DataError with the path where the file is missing,
+    the annotated size: then the boxes follow that one. image_range: the data set's, for images of more than 8 bits; None
+    takes that of their type (see `pixels`). Raises DataError with the path where the file is missing,
     truncated, no image, larger than `max_pixels`, or of another size than annotated.
     """
     try:
@@ -49,7 +49,7 @@ def read_image(
             keep = _keeps_orientation(path, image.size, orientation, expected_size)
             upright = image if keep or orientation == 1 else ImageOps.exif_transpose(image)
             fast = _decode_fast(path, image) if upright is image else None
-            return _to_rgb(upright) if fast is None else fast
+            return convert_pil(upright, image_range, str(path)) if fast is None else fast
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {error}; the limit is max_pixels={max_pixels}") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
@@ -115,30 +115,6 @@ def _decode_fast(path: Path, image: Image.Image) -> UInt8[np.ndarray, "H W 3"] |
         return None
     pixels = decode_sound_jpeg(path.read_bytes())
     return None if pixels is None or pixels.shape[:2] != (image.height, image.width) else pixels
-
-
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    if image.mode.startswith(("I", "F")):
-        _announce_scaling(image.mode)
-        return np.repeat(_scale(np.asarray(image, dtype=np.float64))[:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _scale(values: np.ndarray) -> UInt8[np.ndarray, "H W"]:
-    """Map 0..top to 0..255, top being the smallest usual bit depth (or 1.0) that holds the largest value."""
-    peak = float(values.max(initial=0.0))
-    if not np.isfinite(values).all():
-        raise ValueError("pixels that are not finite")
-    tops = [1.0] * (peak != int(peak)) + [float(2**bits - 1) for bits in DEPTHS]
-    top = next((top for top in tops if peak <= top), peak)
-    return np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8)
-
-
-@cache  # once per mode and process, not once per image
-def _announce_scaling(mode: str) -> None:
-    _logger.warning("images with more than 8 bits per pixel (mode %s) are scaled by their range to 0..255", mode)
 
 
 BASELINE, TABLES, START_OF_SCAN = (0xC0, 0xC1), 0xC4, 0xDA

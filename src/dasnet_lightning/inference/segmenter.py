@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.pixels import ImageRange, convert_to_rgb
 from dasnet_lightning.detectors.fold_batchnorm import fold_norms
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cache
@@ -28,7 +29,7 @@ from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
 
 EVERY = 10**9
 
-ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+ImageLike = str | Path | Image.Image | np.ndarray
 InferenceOptions = SemanticOptions | InstanceOptions
 
 
@@ -76,11 +77,15 @@ def load(
         options or kind(**saved.get("inference", {})),
         saved.get("category_ids") or None,
         open_feature_cache(feature_cache, feature_cache_gb),
+        ImageRange(*saved["image_range"]) if saved.get("image_range") else None,
     )
 
 
 class Segmenter:
-    """Segments one image after the other with a trained network; `options` may be replaced at any time."""
+    """Segments one image after the other with a trained network; `options` may be replaced at any time.
+
+    `image_range` is the range of images of more than 8 bits that the network was trained with.
+    """
 
     def __init__(
         self,
@@ -89,8 +94,10 @@ class Segmenter:
         options: InferenceOptions,
         category_ids: Sequence[int | str] | None = None,
         feature_cache: FeatureCache | None = None,
+        image_range: ImageRange | None = None,
     ) -> None:
         self.model = model.eval()
+        self.image_range = image_range
         self.feature_cache = feature_cache
         self.class_names = tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
@@ -101,13 +108,15 @@ class Segmenter:
     def segment(
         self, image: ImageLike, boxes: ArrayLike | None = None, labels: Sequence[int | str] | None = None
     ) -> Segmentation:
-        """Find and cut out the objects of an image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB; best first.
+        """Find and cut out the objects of an image: a path, a PIL image, or an array in RGB or gray; best first.
+
+        Arrays are (H, W) or (H, W, 1 to 4) of uint8, uint16 (0 to 65535) or floats (0 to 1), see `convert_to_rgb`.
 
         boxes: xyxy in the image's own pixels; then nothing is detected and these are segmented and come back in their
         order, each with its label (a number 1..num_classes-1 or a class name). Raises ConfigError where boxes come
         without labels, DataError for a file that is no readable image.
         """
-        pixels = _to_array(image)
+        pixels = _to_array(image, self.image_range)
         size = (pixels.shape[0], pixels.shape[1])
         device = next(self.model.parameters()).device
         resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
@@ -175,10 +184,7 @@ def _corners(boxes: ArrayLike) -> Float[Tensor, "n 4"]:
     return torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
 
 
-def _to_array(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+def _to_array(image: ImageLike, image_range: ImageRange | None) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(image, str | Path):
-        return read_image(Path(image))
-    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ConfigError(f"an image array must be uint8 of shape (H, W, 3), given: {array.dtype} {array.shape}")
-    return array
+        return read_image(Path(image), image_range=image_range)
+    return convert_to_rgb(image, image_range)
