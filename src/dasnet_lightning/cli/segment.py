@@ -1,11 +1,14 @@
 """`dasnet segment`: pictures, COCO JSON and VOC result files for images, folders and glob patterns.
 
-An unreadable image is reported and skipped.
+An unreadable image is reported and skipped. The predictions name images relative to the folder that holds all of them, as
+pycocotools and other readers of COCO files expect; `info.image_folder` says where that is.
 """
 
 import argparse
 import glob
 import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,19 +59,24 @@ def run(args: argparse.Namespace) -> int:
     """Segment all images; return 2 if some could not be read."""
     from dasnet_lightning import console
 
-    paths = find_images(args.images, args.out)
+    paths, skipped = find_images(args.images, args.out)
+    if skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
+        console.info(f"skipped {skipped.total():,} files: {kinds}")
+    for option, folder in (("--out", args.out), ("--voc-results", args.voc_results)):
+        _make_folder(option, folder)
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
     changes = dict(parse_options(args.inference_option, "--inference-option"))
     changes |= {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     segmenter = _load(args, changes)
-    args.out.mkdir(parents=True, exist_ok=True)
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     try:
-        failures = _segment_all(segmenter, paths, args.out, content, voc)
+        failures = _segment_all(segmenter, paths, root, args.out, content, voc)
     finally:  # keep the results before Ctrl-C too
         if voc is not None:
             voc.write()
-        _write_predictions(args.out / "predictions.json", content, args.checkpoint)
+        _write_predictions(args.out / "predictions.json", content, root, args.checkpoint)
     done = len(paths) - failures
     console.out(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
     if segmenter.feature_cache is not None:
@@ -78,12 +86,16 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failures else 0
 
 
-def find_images(given: Sequence[str], out: Path) -> list[Path]:
-    """Return the image files of the arguments, each once, in order.
+def find_images(given: Sequence[str], out: Path) -> tuple[list[Path], Counter[str]]:
+    """Find the images among the arguments.
 
     Args:
         given: files, folders (searched recursively) and glob patterns.
-        out: output folder, skipped inside the folders.
+        out: output folder, left out inside the folders.
+
+    Returns:
+        The image files, each once, in order, and the number of files that were skipped, by kind. A file that is given
+        by its name is never skipped.
 
     Raises:
         DataError: an argument matches no image.
@@ -91,16 +103,30 @@ def find_images(given: Sequence[str], out: Path) -> list[Path]:
     from dasnet_lightning.errors import DataError
 
     found: dict[Path, Path] = {}
+    skipped: dict[Path, str] = {}
     for argument in given:
         paths = _expand(argument, out)
-        if not paths:
+        kinds = {path: "" if path == Path(argument).expanduser() else _skipped_kind(path) for path in paths}
+        skipped |= {path.resolve(): kind for path, kind in kinds.items() if kind}
+        images = [path for path in paths if not kinds[path]]
+        if not images:
+            counts = Counter(kind for kind in kinds.values() if kind)
+            instead = "".join(f", {count:,} {kind}" for kind, count in sorted(counts.items()))
             suffixes = ", ".join(SUFFIXES)
             raise DataError(
-                f"{argument}: no image found, expected a file, a folder or a pattern of images ({suffixes})"
+                f"{argument}: no image found{instead}; expected a file, a folder or a pattern of images ({suffixes})"
             )
-        for path in paths:
+        for path in images:
             found.setdefault(path.resolve(), path)
-    return list(found.values())
+    return list(found.values()), Counter(kind for path, kind in skipped.items() if path not in found)
+
+
+def _skipped_kind(path: Path) -> str:
+    """Return the kind of a file that is not read as an image, "" for an image."""
+    if path.name.startswith("._"):
+        return "._* (macOS resource forks)"
+    suffix = path.suffix.lower()
+    return "" if suffix in SUFFIXES else suffix or "without a suffix"
 
 
 def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:
@@ -119,15 +145,30 @@ def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:
 
 
 def _expand(argument: str, out: Path) -> list[Path]:
+    """Return the files that an argument names, in order, without those in the output folder below it."""
     path = Path(argument).expanduser()
     if path.is_file():
         return [path]
     entries = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-    images = sorted(entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    files = sorted(entry for entry in entries if entry.is_file())
     written = out.resolve()
     if not path.is_dir() or path.resolve() not in written.parents:
-        return images
-    return [image for image in images if not image.resolve().is_relative_to(written)]
+        return files
+    return [file for file in files if not file.resolve().is_relative_to(written)]
+
+
+def _make_folder(option: str, folder: Path | None) -> None:
+    """Make a folder for results. Raises ConfigError if that is not possible."""
+    from dasnet_lightning.errors import ConfigError
+
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ConfigError(f"{option} {folder}: is a file, expected a folder") from error
+    except OSError as error:
+        raise ConfigError(f"{option} {folder}: cannot be made ({error.strerror or error})") from error
 
 
 def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
@@ -178,7 +219,12 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
 
 
 def _segment_all(
-    segmenter: "Segmenter", paths: Sequence[Path], out: Path, content: dict[str, Any], voc: "VocResults | None"
+    segmenter: "Segmenter",
+    paths: Sequence[Path],
+    root: Path,
+    out: Path,
+    content: dict[str, Any],
+    voc: "VocResults | None",
 ) -> int:
     """Write a picture and the predictions of each image; return how many images could not be read."""
     from dasnet_lightning import console
@@ -197,14 +243,14 @@ def _segment_all(
         segmentation.save(picture)
         if voc is not None:
             voc.add(path.stem, segmentation)
-        _add(content, segmentation, image_id, path)
+        _add(content, segmentation, image_id, path.absolute().relative_to(root).as_posix())
     return failures
 
 
-def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, path: Path) -> None:
+def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, name: str) -> None:
     """Add an image and its objects to the predictions; `annotations` is also a valid list of COCO results."""
     height, width = segmentation.image.shape[:2]
-    content["images"].append({"id": image_id, "file_name": path.as_posix(), "width": width, "height": height})
+    content["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
     ids = segmentation.category_ids or tuple(range(len(segmentation.class_names)))
     content["categories"] = [
         {"id": key, "name": name} for key, name in list(zip(ids, segmentation.class_names, strict=True))[1:]
@@ -215,11 +261,15 @@ def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, p
         content["annotations"].append({"id": number, "iscrowd": 0, "area": area, **result})
 
 
-def _write_predictions(path: Path, content: dict[str, Any], checkpoint: Path) -> None:
+def _write_predictions(path: Path, content: dict[str, Any], root: Path, checkpoint: Path) -> None:
+    """Write the predictions; their file names are relative to `root`, which is told relative to the file."""
     from dasnet_lightning import __version__
     from dasnet_lightning.storage.atomic import write_text
 
-    info = {"description": f"predictions of dasnet_lightning {__version__} with {checkpoint.name}"}
+    info = {
+        "description": f"predictions of dasnet_lightning {__version__} with {checkpoint.name}",
+        "image_folder": Path(os.path.relpath(root, path.parent.absolute())).as_posix(),
+    }
     write_text(path, json.dumps({"info": info, **content}, ensure_ascii=False) + "\n")
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dasnet_lightning.data.records import Problem
@@ -20,19 +20,24 @@ KEYS = {
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """The three tables of an instances file whose ids are unique and refer to each other."""
+    """The three tables of an instances file whose ids are unique and refer to each other.
+
+    `image_folder` is where the images of our own predictions lie, relative to the file; "" in other files.
+    """
 
     path: Path
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+    image_folder: str = ""
 
 
 def read_coco(path: Path) -> CocoFile:
     """Read an instances file. Raises DataError that says what a foreign file is, or lists the records at fault."""
     content = read_json(path)
     _check_kind(path, content)
-    file = CocoFile(path, *(content[table] for table in KEYS))
+    images, annotations, categories = (content[table] for table in KEYS)
+    file = CocoFile(path, images, annotations, categories, _find_image_folder(content.get("info")))
     faults = [fault for table in KEYS for fault in _check_rows(path, table, content[table])]
     if faults:
         raise RecordsError(faults, f"{len(faults)} records are incomplete; export the file again or correct them.")
@@ -87,6 +92,11 @@ def _check_kind(path: Path, content: Any) -> None:
     for table in ("images", "categories"):
         if not content[table]:
             raise DataError(f"{path}: its list '{table}' is empty, {expected}")
+
+
+def _find_image_folder(info: Any) -> str:
+    folder = info.get("image_folder") if isinstance(info, dict) else None
+    return folder if isinstance(folder, str) and not PurePosixPath(folder).is_absolute() else ""
 
 
 def _check_rows(path: Path, table: str, rows: Sequence[Any]) -> list[Problem]:
