@@ -89,6 +89,8 @@ def check_same(before: Source, after: Source, box_tolerance: float = 1e-9) -> No
         )
         assert [item.mask for item in other.objects] == [item.mask for item in record.objects]
         present = [index for index, item in enumerate(record.objects) if item.mask is MaskState.PRESENT]
+        if not present:
+            continue
         first, second = before.load_masks(record, present), after.load_masks(other, present)
         assert all(first.valid)
         assert second.valid == first.valid, second.reasons
@@ -255,7 +257,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, to: str) -> None:
     data = open_dataset(tmp_path / "in")
     again = convert(data, to, tmp_path / "out")
     for before, after in ((data.train, again.train), (data.val, again.val)):
-        check_same(before, after, box_tolerance=1e-6)
+        check_same(before, after, box_tolerance=0.51)  # boxes of masks are the extent of their pixels
 
 
 def test_images_of_one_name_get_two_and_spaces_go(tmp_path: Path) -> None:
