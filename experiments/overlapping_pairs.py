@@ -34,6 +34,7 @@ from dasnet_lightning.functional.sampling import sample_boxes
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.rle import decode
 from dasnet_lightning.tasks.checkpoints import load_checkpoint
+from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
@@ -72,8 +73,8 @@ def train(args: argparse.Namespace, data: Path) -> dict[str, InstanceTask]:
             *names,
             subset=False,  # the paper: all boxes of the class
             sampling=SamplingOptions(negatives=negatives),
-            detector="ssd_tiny",
-            detector_checkpoint=str(checkpoint),
+            network=NetworkConfig("ssd_tiny"),
+            recipe=RecipeConfig(detector_checkpoint=str(checkpoint)),
             optimizer=recipe(2e-3),
         )
         stage = Stage(name, args.out / name.replace(" ", "-"), args.steps, validations=0)

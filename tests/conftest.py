@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parent / ".." / "shared"
+# files that train end to end or start processes throughout; single tests elsewhere carry the marker themselves
+SLOW = ("ddp/", "test_benchmarks.py", "test_docs.py", "test_faults.py", "test_notebooks.py")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,6 +30,10 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest ones first, so that they do not run alone at the end where several processes share the tests."""
+    """Mark the slow files, and put the longest ones first, so that none runs alone at the end beside idle processes."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not item.path.name.startswith(("test_faults", "test_benchmarks", "test_notebooks")))

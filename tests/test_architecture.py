@@ -28,7 +28,7 @@ ALLOWED = {
     "models": BASE | {"functional", "nn", "detectors"},
     "feature_cache": BASE | {"functional", "nn", "detectors"},
     "metrics": BASE,
-    "data": BASE | {"visualization"},  # the palette of index pictures
+    "data": BASE | {"visualization"},  # the palette of VOC
     "tasks": BASE | {"functional", "nn", "detectors", "models", "feature_cache", "metrics"},
     "visualization": BASE,
     "report": BASE,

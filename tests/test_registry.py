@@ -20,7 +20,7 @@ def test_registers_finds_and_lists():
 def test_refuses_duplicates_and_suggests_the_nearest():
     things = Registry("thing")
     things.register("small")(str)
-    with pytest.raises(ConfigError, match="'small' is registered already"):
+    with pytest.raises(ConfigError, match="'small' is already registered"):
         things.register("small")
     with pytest.raises(UnknownNameError, match=r"no thing is called 'smal', did you mean 'small'\? Known: small"):
         things.get("smal")

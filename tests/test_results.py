@@ -111,6 +111,6 @@ def test_instances_can_be_measured_by_coco(tmp_path: Path) -> None:
 def test_classes_that_voc_does_not_have_are_refused(tmp_path: Path) -> None:
     strange = make_segmentation(("background", "dog", "zebra"))
     results = VocResults(tmp_path, VOC_CLASSES)
-    with pytest.raises(ConfigError, match=r"'zebra': no class of VOC's, whose result files know only aeroplane, "):
+    with pytest.raises(ConfigError, match=r"'zebra': not among VOC's classes, expected only aeroplane, "):
         results.add("a", strange)
     assert list(tmp_path.iterdir()) == []

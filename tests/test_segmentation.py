@@ -61,7 +61,7 @@ def test_no_objects_is_a_result_too() -> None:
         ("scores", torch.zeros(1), "scores has shape"),
         ("masks", torch.zeros(2, 50, 40, dtype=torch.bool), "masks has shape"),
         ("semantic", torch.zeros(1, 40, 50, dtype=torch.int64), "semantic has shape"),
-        ("category_ids", (1, 2), "2 category ids for 3 classes"),
+        ("category_ids", (1, 2), "category_ids has 2 entries, expected one for each of the 3 class names"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(field: str, value: object, message: str) -> None:
@@ -77,5 +77,5 @@ def test_the_drawing_is_enlarged_and_saved(tmp_path: Path) -> None:
     with Image.open(tmp_path / "objects.png") as objects, Image.open(tmp_path / "classes.jpg") as classes:
         assert objects.size == (500, 400)
         assert classes.height > 400  # with the legend
-    with pytest.raises(ConfigError, match=r"'.pict' is no picture format"):
+    with pytest.raises(ConfigError, match=r"'.pict' is not an image format"):
         segmentation.save(tmp_path / "objects.pict")

@@ -85,6 +85,6 @@ def test_prose_spelling_and_length(path: Path) -> None:
 def test_the_checks_find_what_they_are_for(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     body = "\n".join(f"    x = {number}" for number in range(MAX_FUNCTION_LINES))
-    bad.write_text(f'"""{"word " * 31}."""\n# this is no list, a colour\ndef long():\n{body}\n')
+    bad.write_text(f'"""{"word " * 30}word."""\n# this is no list, a colour\ndef long():\n{body}\n')
     report = "\n".join(faults(bad))
     assert all(hint in report for hint in ("31 words", "is no l", "colour", "long has 51 lines"))

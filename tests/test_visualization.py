@@ -114,6 +114,18 @@ def test_semantic_maps_use_voc_colors_and_hatch_void(grey: np.ndarray) -> None:
     assert draw.draw_semantic(grey, classes, NAMES, legend=False, scale=3).shape == (180, 270, 3)
 
 
+def test_semantic_maps_hold_more_classes_than_a_byte(grey: np.ndarray) -> None:
+    names = ["background", *(f"part {number}" for number in range(1, 301))]
+    classes = np.zeros((60, 90), dtype=np.int16)
+    classes[:10], classes[10:20], classes[20:30] = 255, 300, -1
+    result = draw.draw_semantic(grey, classes, names, alpha=1.0, legend=False)
+    palette = draw.voc_palette(301)
+    assert result[5, 5].tolist() == palette[255].tolist()
+    assert result[15, 5].tolist() == palette[300].tolist()
+    assert len(np.unique(result[22:28, 5:85])) >= 2
+    assert len({tuple(color) for color in palette.tolist()}) == 301
+
+
 def test_pictures_stand_side_by_side_with_titles(grey: np.ndarray) -> None:
     low = np.zeros((20, 30, 3), dtype=np.uint8)
     plain = draw.side_by_side([grey, low])

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 from dasnet_lightning.data import dataset as dataset_module
 from dasnet_lightning.data import loader as collate_module
 from dasnet_lightning.data.augmentation import transforms
-from dasnet_lightning.data.augmentation.transforms import MEAN_COLOUR, build_transform
+from dasnet_lightning.data.augmentation.transforms import MEAN_COLOR, build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import Sample, collate
 from dasnet_lightning.data.records import ImageRecord, Source
@@ -80,7 +80,8 @@ def make_photographs(root: Path, count: int, seed: int = 0) -> Path:
         picture.putdata(indices.ravel().tolist())
         picture.save(root / "SegmentationObject" / f"{name}.png")
         size = "<size><width>500</width><height>375</height><depth>3</depth></size>"
-        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+        source = "<source><database>made up, in the classes of VOC2012</database></source>"
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{source}{size}{objects}</annotation>")
     (root / "ImageSets" / "Main" / "train.txt").write_text("".join(f"{number:06d}\n" for number in range(count)))
     return root
 
@@ -90,7 +91,7 @@ class TorchvisionWay:
 
     def __init__(self, source: Source, size: int) -> None:
         self.source = source
-        fill = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: 0}
+        fill = {tv_tensors.Image: MEAN_COLOR, tv_tensors.Mask: 0}
         self.transform = v2.Compose(
             [
                 v2.RandomPhotometricDistort(p=0.5),

@@ -34,6 +34,7 @@ from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.feature_cache.cache import FeatureCache
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
+from dasnet_lightning.tasks.config import NetworkConfig
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
@@ -62,7 +63,7 @@ def build_task(network: str, dataset: DataSet, device: torch.device) -> Segmenta
     else:
         torch.manual_seed(0)
         names, none = dataset.train.class_names, SemanticOptions(score_threshold=1.0)
-        task = SemanticTask(len(names), names, detector=network, inference=none)
+        task = SemanticTask(len(names), names, network=NetworkConfig(network), inference=none)
     task.log_dict = lambda *values, **options: None  # type: ignore[method-assign]
     return task.eval().to(device)
 
@@ -155,7 +156,7 @@ def measure(
     middle = {name: statistics.median(values) for name, values in times.items()}
     middle["detect"] -= middle["cached"]
     line = {
-        "network": task.hparams["detector"] + (", trained" if network.endswith(".ckpt") else ""),
+        "network": task.hparams["network"]["detector"] + (", trained" if network.endswith(".ckpt") else ""),
         "images": number,
         "mb_an_image": round(kept / 1e6 / number, 2),
         **{f"{name}_ms": round(value, 2) for name, value in middle.items()},

@@ -15,7 +15,6 @@ import queue
 import socket
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training import make_batch
 
 from dasnet_lightning.functional.losses import graph_zero
+from dasnet_lightning.tasks.config import NetworkConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.semantic import SemanticTask
@@ -69,9 +69,10 @@ def time_steps(rank: int, processes: int, port: int, stage: str, args: argparse.
     dist.init_process_group("gloo", rank=rank, world_size=processes)
     torch.manual_seed(0)
     names = SETTINGS[args.network]
-    kind: Callable[..., Any] = DetectionTask if stage == "detector" else InstanceTask
-    options = {} if stage == "detector" else {"decoder": names["decoder"]}
-    loss = Loss(kind(NUM_CLASSES, detector=names["detector"], **options).train())
+    if stage == "detector":
+        loss = Loss(DetectionTask(NUM_CLASSES, detector=names["detector"]).train())
+    else:
+        loss = Loss(InstanceTask(NUM_CLASSES, network=NetworkConfig(**names)).train())
     parallel, traffic = DistributedDataParallel(loss), [0]
     parallel.register_comm_hook(traffic, count_bytes)
     batch = make_batch(args, torch.device("cpu"))

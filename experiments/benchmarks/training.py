@@ -20,6 +20,7 @@ from rivals import DEFAULT_TRUNK, DETECTOR, NUM_CLASSES, RIVALS, Shape
 from torch import Tensor, nn
 
 from dasnet_lightning.functional.losses import graph_zero
+from dasnet_lightning.tasks.config import NetworkConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
@@ -72,7 +73,11 @@ def stage_one(args: argparse.Namespace, batch: Batch) -> Callable[[], Any]:
 
 def stage_two(args: argparse.Namespace, batch: Batch) -> Callable[[], Any]:
     """A step of InstanceTask."""
-    task = InstanceTask(NUM_CLASSES, detector=args.detector, decoder=args.decoder).to(batch.images.device).train()
+    task = (
+        InstanceTask(NUM_CLASSES, network=NetworkConfig(args.detector, decoder=args.decoder))
+        .to(batch.images.device)
+        .train()
+    )
 
     if args.compile:
         backbone = task.model.detector.detector.backbone

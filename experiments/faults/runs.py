@@ -104,9 +104,7 @@ def weights(out: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def expect_same(out: Path, reference: Path) -> None:
-    """Raise AssertionError unless both runs ended with the same bits, after the same steps and images, and the same
-    figures, and stage two left the detector as stage one made it.
-    """
+    """Raise AssertionError unless both runs ended with the same bits, steps, images and metrics, and a frozen detector."""
     found, wanted = weights(out), weights(reference)
     for stage in STAGES:
         for name, value in wanted[stage]["state_dict"].items():

@@ -1,6 +1,6 @@
-"""DASNet on PyTorch Lightning: masks from boxes on every image and pixel masks on a few.
+"""DASNet on PyTorch Lightning: segmentation from boxes on every image and pixel masks on a few.
 
-The public names load on first use, so that `import dasnet_lightning` and `dasnet --help` stay quick.
+Public names are imported on first use, so that `import dasnet_lightning` and `dasnet --help` are fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, progress and errors on stderr."""
+"""Console output of the commands: results on stdout, progress and errors on stderr."""
 
 import sys
 import time
@@ -15,12 +15,12 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def out(text: str) -> None:
-    """Print a line of results on stdout at once, also into a pipe."""
+    """Print a line of results on stdout and flush it, for pipes."""
     print(text, flush=True)
 
 
 def info(text: str) -> None:
-    """Print a line on stderr, on rank zero alone."""
+    """Print a line on stderr, on rank 0 only."""
     if is_rank_zero():
         error(text)
 
@@ -31,12 +31,19 @@ def error(text: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table with a blank line after it."""
+    """Print a table followed by a blank line."""
     out(format_text_table(table) + "\n")
 
 
 def print_list(title: str, lines: Sequence[str], most: int = 20, rest: str = "") -> None:
-    """Print a title with the number of lines and the first of them; `rest` says where the others are. Nothing for none."""
+    """Print a title, the number of lines and the first of them; print nothing if there are none.
+
+    Args:
+        title: the heading.
+        lines: the lines of the list.
+        most: how many lines to print at most.
+        rest: where to find the remaining lines, for the last line.
+    """
     if not lines:
         return
     out(f"{title} ({len(lines):,})")
@@ -49,33 +56,34 @@ def print_list(title: str, lines: Sequence[str], most: int = 20, rest: str = "")
 
 @contextmanager
 def counter(description: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar that is told (done, total); without a terminal one line is printed every half minute."""
+    """Yield a function of (done, total) that updates a progress bar, or prints a line every 30 s without a terminal."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         with tqdm(desc=description, leave=False, file=sys.stderr, dynamic_ncols=True) as bar:
 
-            def move(done: int, total: int | None) -> None:
+            def update_bar(done: int, total: int | None) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            yield move
+            yield update_bar
         return
-    last = time.monotonic()
+    last_printed = time.monotonic()
 
-    def write(done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
+    def print_line(done: int, total: int | None) -> None:
+        nonlocal last_printed
+        if time.monotonic() - last_printed >= _SECONDS_BETWEEN_LINES:
+            last_printed = time.monotonic()
             error(f"{description}: {done:,}" + ("" if total is None else f" of {total:,}"))
 
-    yield write
+    yield print_line
 
 
 def progress(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Pass the items on under a progress bar; `total` is needed only where the iterable does not know its length."""
-    size = len(iterable) if total is None and isinstance(iterable, Sized) else total
-    with counter(description) as move:
+    """Iterate with a progress bar; `total` is needed only if the iterable has no length."""
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    with counter(description) as update:
         for done, item in enumerate(iterable, start=1):
             yield item
-            move(done, size)
+            update(done, total)

@@ -1,13 +1,11 @@
-"""The processes of a distributed training, as far as the library must know of them; one process is the common case.
+"""Collectives over the ranks of a distributed training; without a process group they run in the one process.
 
-All functions here but `rank`, `world_size` and `is_rank_zero` are collective: every process calls them, and in the same
-order. So they never stand where only some processes come by: not after an `if` about the process's own images, nor in
-what `run_on_rank_zero` runs.
+All functions except `is_distributed`, `rank`, `world_size` and `is_rank_zero` are collective: every rank must call them
+in the same order. Never call them under a condition that differs between ranks, or inside `run_on_rank_zero`.
 
-The records of all processes brought together, so that a figure does not depend on how many processes there are.
-
-Averages of averages depend on the sharding, and a padded sampler shows some images twice. So small records by image id
-travel to rank 0, each id counts once, and they are evaluated there in the order of their ids; all ranks get the result.
+Metrics are evaluated on rank 0 from small records keyed by image id, in the order of the ids, and each id counts once.
+Their values therefore do not depend on the number of ranks. Averages over ranks would, because a padded sampler repeats
+images.
 """
 
 import signal
@@ -18,35 +16,36 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Result = TypeVar("Result")
+Record = TypeVar("Record")
 
-# what a training is told to stop by; Windows has no SIGUSR1
+# signals that stop a training; Windows has no SIGUSR1
 STOP_SIGNALS = tuple(number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
 
-RAISED_ON_RANK_ZERO = "raised in the first process"  # a note on the errors that `once` hands on
+RAISED_ON_RANK_ZERO = "raised on rank 0"  # note on the errors that `run_on_rank_zero` raises on other ranks
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of a group, be it of one."""
+    """Return whether a process group is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of ranks, 1 without a process group."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process that writes the files and speaks to people."""
+    """Return whether this is rank 0, which writes files and prints."""
     return rank() == 0
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of all processes' values, without a gradient; a copy."""
+    """Return the sum of a tensor over all ranks as a new tensor without gradient."""
     total = values.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -54,9 +53,10 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def run_on_rank_zero(function: Callable[[], Result]) -> Result:
-    """What `function` returns in the first process, in all of them; the others wait and do not run it.
+    """Call `function` on rank 0 and return its result on every rank; the other ranks wait.
 
-    An exception is raised in all: else the others would wait for ever. Results travel pickled: small ones only.
+    An exception is raised on every rank, because the others would wait forever otherwise. The result is pickled, so keep
+    it small.
     """
     if world_size() == 1:
         return function()
@@ -75,9 +75,9 @@ def run_on_rank_zero(function: Callable[[], Result]) -> Result:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give all processes the first one's buffers: BatchNorm's statistics, which every process takes of its own images.
+    """Copy the buffers of rank 0 to all ranks, such as BatchNorm statistics, which each rank updates from its own images.
 
-    DDP does so before each forward, but nobody does after the last one.
+    DDP does this before each forward pass, but not after the last one.
     """
     if world_size() > 1:
         for buffer in module.buffers():
@@ -85,7 +85,7 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 def gather_on_rank_zero(value: Result) -> list[Result]:
-    """The values of all processes, by their rank, in the first one; an empty list in the others."""
+    """Return the values of all ranks in rank order on rank 0, and an empty list on the others."""
     if world_size() == 1:
         return [value]
     values: list[Result | None] | None = [None] * world_size() if is_rank_zero() else None
@@ -93,21 +93,18 @@ def gather_on_rank_zero(value: Result) -> list[Result]:
     return [] if values is None else values  # type: ignore[return-value]
 
 
-Record = TypeVar("Record")
-
-
 def gather_records(records: Mapping[str, Record]) -> dict[str, Record]:
-    """The records of all processes on rank 0, sorted by image id; nothing on the others. A repeated id counts once."""
-    # the lowest rank's record stays where an id is repeated
-    parts = reversed(gather_on_rank_zero(dict(records)))
-    merged = {image_id: record for part in parts for image_id, record in part.items()}
+    """Return the records of all ranks on rank 0, sorted by image id and each id once, and none on the others."""
+    # reversed: the record of the lowest rank overwrites those of the same id
+    by_rank = reversed(gather_on_rank_zero(dict(records)))
+    merged = {image_id: record for rank_records in by_rank for image_id, record in rank_records.items()}
     return dict(sorted(merged.items()))
 
 
 def evaluate_gathered(records: Mapping[str, Record], evaluate: Callable[[dict[str, Record]], Result]) -> Result:
-    """Evaluate the records of all processes once, on rank 0, and return the result on every rank.
+    """Evaluate the records of all ranks once, on rank 0, and return the result on every rank.
 
-    Every rank must call it, also one without images. An exception of `evaluate` is raised on every rank.
+    Every rank must call it, also one without images. An exception in `evaluate` is raised on every rank.
     """
     gathered = gather_records(records)
     return run_on_rank_zero(lambda: evaluate(gathered))

@@ -1,32 +1,45 @@
-"""What the library raises on purpose: one root, few leaves. A message says what was given, what was expected, what to do."""
+"""Exceptions of the library. A message says what was given, what was expected and what to do."""
+
+import re
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """Escape line breaks and other control characters of names from files, for messages and tables."""
+    return CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 class DasnetError(Exception):
-    """Root of all errors that a user can cause and mend."""
+    """Base class of all errors that a user can cause and fix."""
 
 
 class DataError(DasnetError):
-    """A data set, an image or an annotation cannot be used; the message names the file and the record."""
+    """A data set, image or annotation is not usable; the message names the file and the record."""
 
 
 class BudgetError(DasnetError):
-    """A mask budget cannot be read or cannot be met by the masks that exist."""
+    """A mask budget is malformed or larger than the number of available masks."""
 
 
 class CheckpointError(DasnetError):
-    """A checkpoint or weight file is damaged, foreign, or does not fit."""
+    """A checkpoint or weight file is damaged, comes from another program, or does not fit the model."""
 
 
 class ConfigError(DasnetError):
-    """Options that contradict each other, or a name that does not exist."""
+    """An option is invalid, contradicts another one, or names something that does not exist."""
 
 
 class TrainingError(DasnetError):
-    """A training cannot go on; the message names what it met."""
+    """Training cannot continue; the message names the cause."""
 
 
 class Stopped(DasnetError):
-    """A training was told to stop and has saved where it stands. `signal`: the number of what told it."""
+    """Training received a stop signal and has saved a checkpoint to resume from.
+
+    Attributes:
+        signal: the number of the signal.
+    """
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -34,7 +47,7 @@ class Stopped(DasnetError):
 
 
 class UnknownNameError(ConfigError, KeyError):
-    """A registry has no such name."""
+    """A name is not in the registry."""
 
-    def __str__(self) -> str:  # KeyError would print the message in quotes
+    def __str__(self) -> str:  # KeyError prints the repr of its message
         return str(self.args[0])

@@ -1,4 +1,4 @@
-"""A dict with manners: explicit names, duplicates refused, an unknown name answers with the list and the nearest."""
+"""Registry of builders by explicit name; it refuses duplicates and suggests the closest name for an unknown one."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -10,10 +10,12 @@ Entry = TypeVar("Entry", bound=Callable)
 
 
 class Registry(Generic[Entry]):
-    """Maps names to builders of one kind of part.
+    """Mapping from names to the builders of one kind of component.
 
-    find_more: called with the registry and a name that it does not know, or with None where all names are asked; it
-    registers what it finds elsewhere.
+    Args:
+        kind: the word for an entry in error messages, such as "detector".
+        find_more: called to register entries from elsewhere (plugins), with the registry and an unknown name, or with
+            None before all names are listed.
 
     >>> THINGS = Registry("thing")
     >>> @THINGS.register("small")
@@ -26,9 +28,9 @@ class Registry(Generic[Entry]):
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Decorator that files a builder under `name`. Raises ConfigError where the name is taken."""
+        """Return a decorator that registers a builder under `name`; raise ConfigError if the name is taken."""
         if name in self._entries:
-            raise ConfigError(f"{self.kind} '{name}' is registered already, choose another name")
+            raise ConfigError(f"{self.kind} '{name}' is already registered, choose another name")
 
         def add(entry: Entry) -> Entry:
             self._entries[name] = entry
@@ -37,21 +39,21 @@ class Registry(Generic[Entry]):
         return add
 
     def get(self, name: str) -> Entry:
-        """The builder of that name. Raises UnknownNameError with the names that exist."""
+        """Return the builder of that name; raise UnknownNameError with the known names if there is none."""
         if name not in self._entries and self._find_more is not None:
             self._find_more(self, name)
         if name not in self._entries:
-            near = get_close_matches(name, self._entries, n=1)
-            hint = f", did you mean '{near[0]}'?" if near else ""
-            raise UnknownNameError(f"no {self.kind} is called '{name}'{hint} Known: {', '.join(self.names())}")
+            closest = get_close_matches(name, self._entries, n=1)
+            hint = f", did you mean '{closest[0]}'? Known" if closest else ", known"
+            raise UnknownNameError(f"no {self.kind} is called '{name}'{hint}: {', '.join(self.names())}")
         return self._entries[name]
 
     def has(self, name: object) -> bool:
-        """Whether that name is registered already, without looking for more."""
+        """Return whether the name is registered, without calling `find_more`."""
         return name in self._entries
 
     def names(self) -> tuple[str, ...]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         if self._find_more is not None:
             self._find_more(self, None)
         return tuple(sorted(self._entries))

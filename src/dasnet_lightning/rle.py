@@ -1,4 +1,4 @@
-"""Masks as COCO's compressed run lengths: what is kept and written of a mask, some hundred bytes instead of H x W."""
+"""Masks as COCO's compressed run-length encoding: a few hundred bytes instead of H x W."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,37 +11,37 @@ from torch import Tensor
 
 
 def encode(masks: Bool[Tensor, "n H W"] | Bool[np.ndarray, "n H W"]) -> list[bytes]:
-    """The run-length counts of each mask; the masks may lie on any device."""
+    """Return the run-length counts of each mask; the masks may be on any device."""
     pixels = masks.cpu().numpy() if isinstance(masks, Tensor) else masks
-    return [encode_mask(mask) for mask in pixels]  # one at a time takes hardly any memory
+    return [encode_mask(mask) for mask in pixels]  # one at a time keeps memory low
 
 
 def encode_mask(mask: Bool[np.ndarray, "H W"]) -> bytes:
-    """The run-length counts of one mask, wherever it lies in memory."""
-    # COCO counts down the columns; OpenCV transposes ten times as fast as a strided copy
+    """Return the run-length counts of one mask of any memory layout."""
+    # COCO counts column by column; OpenCV's transpose is ten times as fast as a strided copy
     counts: bytes = coco_mask.encode(cv2.transpose(mask.view(np.uint8)).T)["counts"]
     return counts
 
 
 def decode(counts: Sequence[bytes], size: tuple[int, int]) -> Bool[np.ndarray, "n H W"]:
-    """The masks of an image of `size` (height, width) from their run-length counts."""
+    """Decode the run-length counts of masks of `size` (height, width)."""
     if not len(counts):
         return np.zeros((0, *size), dtype=bool)
     return np.asarray(coco_mask.decode(as_coco(counts, size)).transpose(2, 0, 1), dtype=bool)
 
 
 def areas(counts: Sequence[bytes], size: tuple[int, int]) -> Int64[np.ndarray, " n"]:
-    """How many pixels each mask has."""
-    # one at a time: of 256 and more at once pycocotools 2.0.11 raises an OverflowError
+    """Return the area of each mask in pixels."""
+    # one at a time: pycocotools 2.0.11 raises an OverflowError for 256 or more
     return np.array([coco_mask.area(item) for item in as_coco(counts, size)], dtype=np.int64)
 
 
 def intersect(counts: Sequence[bytes], other: bytes, size: tuple[int, int]) -> list[bytes]:
-    """What each mask has in common with another one, without decoding any."""
+    """Intersect each mask with another one without decoding them."""
     pairs = [as_coco([item, other], size) for item in counts]
     return [coco_mask.merge(pair, intersect=True)["counts"] for pair in pairs]
 
 
 def as_coco(counts: Sequence[bytes], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The run lengths as pycocotools takes them: one {"size", "counts"} each."""
+    """Return the masks as pycocotools reads them, one {"size", "counts"} dict each."""
     return [{"size": list(size), "counts": item} for item in counts]

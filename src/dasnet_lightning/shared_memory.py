@@ -1,8 +1,8 @@
-"""Records of tensors on their way to another process: one block of shared memory, not one for each tensor.
+"""Transfer of a record of tensors to another process in one block of shared memory.
 
-torch hands every tensor over through a file descriptor of its own, a hundred of them for sixteen images with masks, and
-the process that trains has to fetch them one by one. Here all tensors of a record lie one after the other in one block,
-and are seen again as what they were when it arrives.
+torch sends every tensor through its own file descriptor, and the training process fetches them one by one. Sixteen
+images with masks need a hundred of them. Here all tensors of a record share one block, and the receiver restores them as
+views of it.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes
-SMALL = 65_536  # bytes; what is no larger is copied out on arrival, so that keeping some boxes does not keep the images
+# bytes; tensors up to this size are copied on arrival, so that a reference to some boxes does not keep the images alive
+SMALL = 65_536
 
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """Where a tensor lies in the block."""
+    """Offset in bytes, dtype and shape of a tensor in the block."""
 
     start: int
     dtype: torch.dtype
@@ -32,53 +33,53 @@ class TensorSlot:
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """A record without its tensors: places stand for them."""
+    """A record with its tensors replaced by slots."""
 
-    kind: type
+    record_type: type
     values: tuple[Any, ...]
 
 
 def pack(record: Any) -> tuple[Tensor, RecordLayout]:
-    """Copy all tensors of a record (on the CPU, also in tuples and in records inside) into one shared block of bytes."""
+    """Copy all tensors of a record on the CPU, also in tuples and nested records, into one shared block of bytes."""
     slots: list[tuple[TensorSlot, Tensor]] = []
-    layout = _layout(record, slots)
-    # torch's own collate allocates in the same way: the pages are written once, nothing is copied again when they are sent
+    layout = _replace_tensors(record, slots)
+    # as in torch's collate: memory that is shared from the start is not copied again when it is sent
     storage = torch.UntypedStorage._new_shared(max(1, slots[-1][0].stop if slots else 0))
     block = torch.empty(0, dtype=torch.uint8).set_(storage)
     for slot, tensor in slots:
-        _view(block, slot).copy_(tensor)
+        _view_slot(block, slot).copy_(tensor)
     return block, layout
 
 
 def unpack(block: Tensor, layout: RecordLayout) -> Any:
-    """The record that was packed; its large tensors are views of the block."""
-    return layout.kind(*(_restore(value, block) for value in layout.values))
+    """Return the packed record; its large tensors are views of the block."""
+    return layout.record_type(*(_restore(value, block) for value in layout.values))
 
 
-def _layout(value: Any, slots: list[tuple[TensorSlot, Tensor]]) -> Any:
+def _replace_tensors(value: Any, slots: list[tuple[TensorSlot, Tensor]]) -> Any:
     if isinstance(value, Tensor):
         end = slots[-1][0].stop if slots else 0
         slots.append((TensorSlot(-(-end // ALIGNMENT) * ALIGNMENT, value.dtype, tuple(value.shape)), value))
         return slots[-1][0]
     if isinstance(value, tuple):
-        return tuple(_layout(item, slots) for item in value)
+        return tuple(_replace_tensors(item, slots) for item in value)
     if is_dataclass(value):
-        return RecordLayout(type(value), tuple(_layout(item, slots) for item in _values(value)))
+        return RecordLayout(type(value), tuple(_replace_tensors(item, slots) for item in _field_values(value)))
     return value
 
 
-def _values(record: Any) -> Iterator[Any]:
+def _field_values(record: Any) -> Iterator[Any]:
     return (getattr(record, field.name) for field in fields(record))
 
 
 def _restore(value: Any, block: Tensor) -> Any:
     if isinstance(value, TensorSlot):
-        tensor = _view(block, value)
+        tensor = _view_slot(block, value)
         return tensor.clone() if value.stop - value.start <= SMALL else tensor
     if isinstance(value, RecordLayout):
         return unpack(block, value)
     return tuple(_restore(item, block) for item in value) if isinstance(value, tuple) else value
 
 
-def _view(block: Tensor, slot: TensorSlot) -> Tensor:
+def _view_slot(block: Tensor, slot: TensorSlot) -> Tensor:
     return block[slot.start : slot.stop].view(slot.dtype).view(slot.shape)

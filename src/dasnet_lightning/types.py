@@ -1,8 +1,10 @@
-"""The records that travel between the parts of the library.
+"""Records that the parts of the library exchange: batches, targets, detections, feature pyramids, regions, predictions.
 
-Axes: b images, n objects, r regions, H W input pixels, h w feature cells, H0 W0 pixels of the original image. Boxes are
-xyxy in absolute pixels of the network input; labels are 1..num_classes-1, 0 is background and 255 is ignored. Images are
-RGB float 0..1, un-normalised: normalisation belongs to the detector.
+Axes: b images, n objects, r regions, H W input pixels, h w feature cells, H0 W0 pixels of the original image.
+
+Boxes are xyxy in absolute pixels of the network input. Labels are 1..num_classes-1 and 0 is background. Class maps
+have -1 where the class is unknown, because 255 can be a class.
+Images are RGB float in 0..1 and not normalized: normalization belongs to the detector.
 """
 
 from collections.abc import Sequence
@@ -11,12 +13,13 @@ from multiprocessing.context import get_spawning_popen
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
 from torch import Tensor
 
 from dasnet_lightning.shared_memory import pack, unpack
 
-IGNORE_INDEX = 255
+IGNORE_INDEX = 255  # in labels of regions, which are 0, 1 or unknown
+VOID = -1  # in class maps
 
 Images = Float[Tensor, "b 3 H W"]
 Boxes = Float[Tensor, "n 4"]
@@ -27,7 +30,7 @@ Record = TypeVar("Record")
 
 
 def map_tensors(record: Record, function: Any) -> Record:
-    """Return a copy of a record with `function` applied to every tensor field, also inside tuples."""
+    """Return a copy of a record with `function` applied to every tensor, also in tuples and nested records."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -41,25 +44,33 @@ def map_tensors(record: Record, function: Any) -> Record:
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """What evaluation compares with, in the original image's H0 x W0 pixels; filled for evaluation only.
+    """Ground truth of one image for evaluation, in the H0 x W0 pixels of the original image.
 
-    `semantic` is the class map: 0 background, 255 where the truth is not known. `masks` are COCO's compressed run-length
-    counts of each object of the target, in its order; None where the object has no mask. `void` are the counts of the
-    pixels that no metric may read (VOC's 255), None where the format has none.
+    Attributes:
+        semantic: class map (int16 from our datasets), 0 for background and VOID for unknown pixels.
+        masks: COCO's compressed run-length counts for each object of the target, in its order; None for an object
+            without a mask.
+        void: run-length counts of the pixels that no metric may read (VOC's 255), or None if the format has none.
     """
 
-    semantic: UInt8[Tensor, "H0 W0"]
+    semantic: Integer[Tensor, "H0 W0"]
     masks: tuple[bytes | None, ...]
     void: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The labels of one image. A missing mask is missing, never empty: read `masks[i]` only where `has_mask[i]`.
+    """Labels of one image. A missing mask is missing, never empty: read `masks[i]` only where `has_mask[i]`.
 
-    `ignore` marks crowd and difficult objects: neither positives nor negatives in training, not counted in evaluation.
-    `void` marks pixels that no loss may read. `truth` is filled for evaluation only, and only where the image's masks are
-    known.
+    Attributes:
+        boxes: xyxy in pixels of the network input.
+        labels: classes of the objects, 1..num_classes-1.
+        has_mask: which objects have a mask.
+        ignore: crowd and difficult objects. They are neither positives nor negatives in training and do not count in
+            evaluation.
+        masks: one mask for each object, or None if the image has none.
+        void: pixels that no loss may read.
+        truth: ground truth for evaluation; None in training and for images whose masks are unknown.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -73,7 +84,14 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images of one size with their targets; `seeds` holds one number per image from which all its random draws come."""
+    """Images of one size with their targets.
+
+    Attributes:
+        image_ids: one id for each image.
+        images: RGB in 0..1, not normalized.
+        targets: one target for each image.
+        seeds: one seed for each image, from which all its random draws come.
+    """
 
     image_ids: tuple[str, ...]
     images: Float[Tensor, "b 3 H W"]
@@ -84,11 +102,11 @@ class Batch:
         return len(self.image_ids)
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        """A fresh generator on the CPU for each image, from its seed: all random draws of a step come from these."""
+        """Return a new CPU generator for each image, seeded with its seed, for all random draws of a step."""
         return tuple(torch.Generator().manual_seed(seed) for seed in self.seeds)
 
     def select(self, indices: Sequence[int]) -> "Batch":
-        """The images at these places."""
+        """Return the batch of the images at these indices."""
         return Batch(
             image_ids=tuple(self.image_ids[index] for index in indices),
             images=self.images[list(indices)],
@@ -103,9 +121,9 @@ class Batch:
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes as one block of memory; on a GPU, or to a process that is just started, as torch does it.
+        """Pickle a CPU batch as one block of shared memory, and any other batch tensor by tensor.
 
-        What a new process is given is sent after it was pickled, when nothing holds the block any more.
+        The arguments of a process that is being spawned are sent after pickling, when nothing keeps the block alive.
         """
         if self.images.device.type == "cpu" and get_spawning_popen() is None:
             return unpack, pack(self)
@@ -114,7 +132,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector found in one image, best score first."""
+    """Detections of one image, sorted by descending score."""
 
     boxes: Float[Tensor, "n 4"]
     labels: Int64[Tensor, " n"]
@@ -123,11 +141,11 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The segmented objects of one image, and its class map, at the size that was asked for.
+    """Instance masks and class map of one image, at the output size that the caller requested.
 
     Attributes:
-        detections: the detections that were segmented, boxes in input pixels, with the scores that rank the masks.
-        masks: one mask for each detection; `masks[i]` never leaves box i.
+        detections: the segmented detections, boxes in input pixels, with the scores that rank the masks.
+        masks: one mask for each detection; `masks[i]` lies inside box i.
         semantic: the class of each pixel, 0 for background.
     """
 
@@ -138,10 +156,13 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
-    """Feature maps, finest level first, of images of `size` = (H, W).
+    """Feature maps of a batch of images.
 
-    `switches` are the max-pooling switches of the encoder, finest first (functional.pooling), or None where the encoder
-    has none.
+    Attributes:
+        levels: feature maps (b, c, h, w), finest first.
+        strides: the stride of each level in input pixels.
+        size: (H, W) of the input images.
+        switches: max-pooling switches of the encoder, finest first (`functional.pooling`), or None if it has none.
     """
 
     levels: tuple[Float[Tensor, "_ _ _ _"], ...]
@@ -152,9 +173,9 @@ class Pyramid:
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """What the decoder looks at: r regions, each one image, one class, and one or more boxes.
+    """The r inputs of the decoder, each with one image, one class, and one or more boxes.
 
-    `boxes[i]` belongs to region `region_index[i]`; region j lies in image `image_index[j]` and has class `labels[j]`.
+    `boxes[i]` belongs to region `region_index[i]`. Region j lies in image `image_index[j]` and has class `labels[j]`.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -166,11 +187,11 @@ class Regions:
         return len(self.labels)
 
     def select(self, start: int, stop: int) -> "Regions":
-        """The regions start..stop-1, renumbered from 0."""
-        inside = (self.region_index >= start) & (self.region_index < stop)
+        """Return regions start..stop-1, renumbered from 0."""
+        selected = (self.region_index >= start) & (self.region_index < stop)
         return Regions(
-            boxes=self.boxes[inside],
-            region_index=self.region_index[inside] - start,
+            boxes=self.boxes[selected],
+            region_index=self.region_index[selected] - start,
             image_index=self.image_index[start:stop],
             labels=self.labels[start:stop],
         )

@@ -25,11 +25,6 @@ from toy import ToyDetector
 STEPS, BATCHES, VALIDATE = 14, 5, 4  # an epoch has five batches, a validation comes every four
 
 
-@pytest.fixture(autouse=True)
-def _toy(monkeypatch):
-    monkeypatch.setitem(DETECTORS._entries, "toy", lambda num_classes: ToyDetector(num_classes))
-
-
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     return write_synthetic(tmp_path_factory.mktemp("shapes"), num_train=11, num_val=3, size=64)

@@ -205,13 +205,13 @@ def test_a_list_of_parts_is_counted_and_asserted(tmp_path: Path, capsys: pytest.
     lines = [line.split() for line in text.splitlines()]
     assert ["train", "2", "2", "2", "2", "0", "0", "0", "0"] in lines
     assert ["val", "1", "1", "1", "1", "0", "0", "0", "0"] in lines
-    assert "1 are in the validation and left out of the training: 2008_2" in text
+    assert "1 are in the validation split and left out of training: 2008_2" in text
     assert read_json(tmp_path / "x.json")["images"] == {"train": 2, "val": 1}
     file.write_text(file.read_text().replace("train: 2}", "train: 3}"))
     assert main(["data", str(file)]) == 2
-    assert "parts.yaml: train: 2 images are there, expected 3" in capsys.readouterr().out
+    assert "parts.yaml: train: has 2 images, expected 3" in capsys.readouterr().out
     assert main(["data", str(file), "--allow-missing"]) == 0
     file.write_text("train: [{root: sbd, spilt: all}]\n")
     capsys.readouterr()
     assert main(["data", str(file)]) == 2
-    assert "train, part 1: no key is called 'spilt', did you mean 'split'?" in capsys.readouterr().err
+    assert "train, part 1: unknown key 'spilt', did you mean 'split'?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Small VOC and COCO data sets on disk for the tests; every picture is made here."""
+"""Builders of small VOC, SBD and COCO data sets on disk."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,10 @@ def filled_indices(boxes: Sequence[tuple[int, int, int, int]], size: tuple[int, 
     return indices
 
 
-def xml_text(objects: Sequence[VocObject], size: tuple[int, int] | None = SIZE) -> str:
+VOC_DATABASE = "The VOC2012 Database"
+
+
+def xml_text(objects: Sequence[VocObject], size: tuple[int, int] | None = SIZE, database: str = VOC_DATABASE) -> str:
     """The text of one VOC annotation file."""
     sides = "" if size is None else f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
     parts = "".join(
@@ -62,7 +65,8 @@ def xml_text(objects: Sequence[VocObject], size: tuple[int, int] | None = SIZE) 
         + "</bndbox></object>"
         for item in objects
     )
-    return f"<annotation><filename>x.jpg</filename>{sides}{parts}</annotation>"
+    source = f"<source><database>{database}</database></source>"
+    return f"<annotation><filename>x.jpg</filename>{source}{sides}{parts}</annotation>"
 
 
 def make_voc(
@@ -71,13 +75,14 @@ def make_voc(
     masked: Sequence[str] = (),
     lists: Mapping[str, Sequence[str]] | None = None,
     folder: str = "Main",
+    database: str = VOC_DATABASE,
 ) -> Path:
     """A VOC root with these images; `masked` have a SegmentationObject picture that fits their boxes."""
     for name in ("Annotations", "JPEGImages", "SegmentationObject", f"ImageSets/{folder}"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for seed, (image_id, objects) in enumerate(images.items()):
         write_picture(root / "JPEGImages" / f"{image_id}.jpg", seed=seed)
-        (root / "Annotations" / f"{image_id}.xml").write_text(xml_text(objects), encoding="utf-8")
+        (root / "Annotations" / f"{image_id}.xml").write_text(xml_text(objects, database=database), encoding="utf-8")
     for image_id in masked:
         boxes = [tuple(map(int, item.box)) for item in images[image_id]]
         write_index_picture(root / "SegmentationObject" / f"{image_id}.png", filled_indices(boxes))  # type: ignore[arg-type]
@@ -92,7 +97,7 @@ def annotation(number: int, image: int = 1, category: int = 1, **fields: Any) ->
 
 
 def square_polygon(x: float = 5, y: float = 5, side: float = 10) -> list[list[float]]:
-    """A polygon that nearly fills the usual box, with a corner cut so that it is no rectangle."""
+    """A polygon that nearly fills the usual box, with a corner cut so that it is not a rectangle."""
     return [[x, y, x + side, y, x + side, y + side, x + 2, y + side, x, y + side - 2]]
 
 

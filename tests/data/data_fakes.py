@@ -1,4 +1,4 @@
-"""A source in memory: images on disk, masks that count how often they are opened."""
+"""Source in memory with images on disk, which records every opening of masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,24 +8,24 @@ import numpy as np
 from PIL import Image
 
 from dasnet_lightning.data.packed_masks import pack_masks
-from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem
+from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, ObjectRecord, Problem, Source
 
 
 def extent(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """The tight box of a mask, in edges."""
+    """Return the tight box of a mask as xyxy edges."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def draw_shapes(size: tuple[int, int], count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image, `count` ellipses or rectangles at least 12 pixels wide as masks, and their tight boxes."""
+    """Draw an image with `count` ellipses or rectangles at least 12 pixels wide; return it, their masks and tight boxes."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
     masks = np.zeros((count, *size), bool)
     for mask in masks:
         half = rng.uniform(6, min(size) / 3, 2)
-        centre = rng.uniform(half, np.array(size) - half)
-        inside = np.stack([y + 0.5 - centre[0], x + 0.5 - centre[1]]) / half[:, None, None]
+        center = rng.uniform(half, np.array(size) - half)
+        inside = np.stack([y + 0.5 - center[0], x + 0.5 - center[1]]) / half[:, None, None]
         mask[:] = (inside**2).sum(0) <= 1 if rng.random() < 0.5 else (abs(inside) <= 1).all(0)
     image = rng.integers(0, 120, (*size, 3), dtype=np.uint8)
     for number, mask in enumerate(masks):
@@ -34,7 +34,7 @@ def draw_shapes(size: tuple[int, int], count: int, seed: int) -> tuple[np.ndarra
 
 
 @dataclass
-class FakeSource:
+class FakeSource(Source):
     class_names: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     masks: dict[str, np.ndarray]
@@ -54,7 +54,7 @@ class FakeSource:
 
 
 def make_source(root: Path, objects: Sequence[Sequence[MaskState]], size: tuple[int, int] = (60, 80)) -> FakeSource:
-    """A source with one image for each entry of `objects`, which gives the mask state of each of its objects."""
+    """Build a source with one image per entry of `objects`, which gives the mask state of each of its objects."""
     root.mkdir(parents=True, exist_ok=True)
     records, all_masks = [], {}
     for number, states in enumerate(objects):

@@ -151,7 +151,7 @@ def test_validation_shows_everything_once(root: Path) -> None:
 
 
 class Tiny(LightningModule):
-    """Counts what it sees and learns a mean."""
+    """Module that records its batches and trains a mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ def test_command_line_and_links(root: Path) -> None:
 
 
 def test_options_that_make_no_sense(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not fill one batch of 4 images"):
+    with pytest.raises(ConfigError, match="samples_per_epoch=3 is less than batch_size=4"):
         build(root, samples_per_epoch=3)
     with pytest.raises(ConfigError, match="supervision is 'some'"):
         build(root, supervision="some")
@@ -235,7 +235,7 @@ def test_options_that_make_no_sense(root: Path, tmp_path: Path) -> None:
 def test_a_budget_that_some_classes_cannot_meet_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         build(root, mask_budget="10/class").setup()
-    assert "images with masks, the budget '10/class' wants 10 of each class" in caplog.text
+    assert "images with masks, the budget '10/class' asks for 10 of each class" in caplog.text
 
 
 @pytest.mark.shared

@@ -14,6 +14,7 @@ from dasnet_lightning.data.records import MaskState
 from dasnet_lightning.data.sampler import EpochSampler, sample_seed
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.rle import decode
+from dasnet_lightning.types import VOID
 
 P, A, I = MaskState.PRESENT, MaskState.ABSENT, MaskState.INVALID  # noqa: E741
 SIZE = (48, 64)
@@ -95,7 +96,7 @@ def test_types_of_a_batch(tmp_path: Path) -> None:
     assert full.void[: SIZE[0] // 2].all()
     assert not full.void[SIZE[0] // 2 :].any()
     assert full.truth is not None
-    assert full.truth.semantic.dtype == torch.uint8
+    assert full.truth.semantic.dtype == torch.int16
     assert full.truth.semantic.shape == (60, 80)
     assert (empty.boxes.shape, empty.labels.shape, empty.labels.dtype) == ((0, 4), (0,), torch.int64)
     assert empty.has_mask.dtype == empty.ignore.dtype == torch.bool
@@ -107,7 +108,7 @@ def test_types_of_a_batch(tmp_path: Path) -> None:
     assert moved.targets[0].truth.masks == full.truth.masks
 
 
-def test_colours_and_places_survive(tmp_path: Path) -> None:
+def test_colors_and_places_survive(tmp_path: Path) -> None:
     source = make_source(tmp_path, [[P]])
     sample = build(source, "img0")[0, 0]
     assert sample.target.masks is not None
@@ -122,7 +123,7 @@ def test_ignored_objects_travel(tmp_path: Path) -> None:
     target = build(source, "img0", truth=True)[0, 0].target
     assert target.ignore.tolist() == [False, True]
     assert target.truth is not None
-    assert {1, 255} <= set(target.truth.semantic.unique().tolist()) <= {0, 1, 255}
+    assert {1, VOID} <= set(target.truth.semantic.unique().tolist()) <= {0, 1, VOID}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -168,16 +169,24 @@ def test_semantic_map() -> None:
     semantic = paint_semantic(
         (10, 12), boxes, [3, 5, 3, 7], [False, False, True, False], [large, small, crowd, None], void
     )
-    expected = np.zeros((10, 12), np.uint8)
-    expected[0:3, 6:11] = 255  # the box without a mask, every pixel it touches ...
+    expected = np.zeros((10, 12), np.int16)
+    expected[0:3, 6:11] = VOID  # the box without a mask, every pixel it touches ...
     expected[0:8, 0:8] = 3  # ... except under a known mask
-    expected[7:10, 7:12] = 255  # the crowd is smaller than what it overlaps
+    expected[7:10, 7:12] = VOID  # the crowd is smaller than what it overlaps
     expected[2:4, 2:4] = 5
-    expected[:, 0] = 255
+    expected[:, 0] = VOID
     np.testing.assert_array_equal(semantic, expected)
     swapped = paint_semantic((10, 12), boxes[[1, 0]], [5, 3], [False, False], [small, large])
     assert swapped[3, 3] == 5  # the order of the objects does not matter
     assert not paint_semantic((4, 4), np.zeros((0, 4)), [], [], []).any()
+
+
+def test_class_maps_hold_more_classes_than_a_byte() -> None:
+    mask = np.ones((2, 3), bool)
+    mask[0, 0] = False
+    for label in (255, 256, 300):
+        semantic = paint_semantic((2, 3), np.array([[0, 0, 3, 2]]), [label], [False], [mask])
+        assert sorted(np.unique(semantic).tolist()) == [0, label]
 
 
 def test_objects_without_any_mask_are_no_background(tmp_path: Path) -> None:

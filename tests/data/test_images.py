@@ -1,4 +1,4 @@
-"""Reading image files: every mode becomes RGB, everything that is no image is named and described."""
+"""Reading of image files: every mode becomes RGB, and errors describe files that are not images."""
 
 import io
 from pathlib import Path
@@ -8,8 +8,7 @@ import pytest
 from data_builders import write_picture
 from PIL import Image
 
-from dasnet_lightning.data.images import image_size
-from dasnet_lightning.data.sources.checks import read_image
+from dasnet_lightning.data.images import image_size, read_image
 from dasnet_lightning.errors import DataError
 
 
@@ -38,7 +37,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert image.flags.writeable
 
 
-def test_colours_survive_palette_alpha_and_cmyk(tmp_path: Path) -> None:
+def test_colors_survive_palette_alpha_and_cmyk(tmp_path: Path) -> None:
     for mode, name in (("P", "p.png"), ("RGBA", "a.png"), ("CMYK", "c.jpg")):
         photo().convert(mode).save(tmp_path / name)
         image = read_image(tmp_path / name).astype(int)
@@ -92,7 +91,7 @@ def test_a_truncated_file_is_no_image(tmp_path: Path, suffix: str) -> None:
         (b"  <!DOCTYPE html><html><body>404</body></html>", "HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"hello there", "looks like text that begins with 'hello there'"),
-        (bytes(range(256)), "no known image format"),
+        (bytes(range(256)), "does not have a known image format"),
     ],
 )
 def test_what_is_no_image_is_described(tmp_path: Path, content: bytes, words: str) -> None:

@@ -1,4 +1,4 @@
-"""Mask budgets: every accepted form, and a drawing that is deterministic, nested, distinct and honest about shortages."""
+"""Mask budgets: all accepted forms, and a drawing that is deterministic, nested, distinct and reports shortages."""
 
 import json
 import random
@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from dasnet_lightning.data.records import ImageRecord, MaskState, ObjectRecord
-from dasnet_lightning.data.splits import make_split, mask_labels, parse_budget, read_split, write_split
+from dasnet_lightning.data.splits import (
+    Split,
+    describe_short,
+    make_split,
+    mask_labels,
+    parse_budget,
+    read_split,
+    write_split,
+)
 from dasnet_lightning.errors import BudgetError, DataError
 
 PINNED = ("i5", "i6", "i0", "i1", "i3", "i7", "i2", "i4")
@@ -111,7 +119,7 @@ def test_an_image_of_two_classes_is_drawn_once() -> None:
 
 
 def test_budgets_beyond_what_exists_are_refused() -> None:
-    with pytest.raises(BudgetError, match="'3' wants 3 images with masks, 2 are available"):
+    with pytest.raises(BudgetError, match="'3' asks for 3 images with masks, 2 are available"):
         make_split(["a", "b", "c"], [{1}, {1}, set()], "3", 0)
     with pytest.raises(BudgetError, match="no image has a mask"):
         make_split(["a"], [set()], "5/class", 0)
@@ -154,8 +162,8 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
     good = json.loads(path.read_text())
     for content, words in (
         ("{", "cannot be read"),
-        ("[]", "is no mask split"),
-        (json.dumps({"image_ids": ["a"]}), "is no mask split"),
+        ("[]", "not a mask split"),
+        (json.dumps({"image_ids": ["a"]}), "not a mask split"),
         (json.dumps({**good, "version": 99}), "version 99"),
         (json.dumps({**good, "image_ids": ["a", "a"]}), "damaged"),
         (json.dumps({**good, "image_ids": "a"}), "damaged"),
@@ -168,3 +176,13 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(DataError, match=words):
             read_split(path)
+
+
+def test_short_classes_are_described_up_to_a_limit() -> None:
+    short = dict.fromkeys(range(1, 301), (5, 0))
+    split = Split((), budget="5/class", seed=0, candidates=0, short=short)
+    names = ["background", *(f"part {label}" for label in short)]
+    texts = describe_short(split, names)
+    assert texts[0] == "class 'part 1' has 0 images with masks, the budget '5/class' asks for 5 of each class"
+    assert len(texts) == 21
+    assert texts[-1] == "and 280 more such classes"

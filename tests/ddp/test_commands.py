@@ -67,15 +67,15 @@ import torch
 
 from dasnet_lightning.training import launch
 from dasnet_lightning.training.config import TrainerSettings
-from dasnet_lightning.distributed import is_first, rank, sum_over_processes
+from dasnet_lightning.distributed import is_rank_zero, rank, sum_over_ranks
 
 launch.GRACE = 1.0
 with launch.processes(TrainerSettings("cpu", 2, "ddp")):
-    total = sum_over_processes(torch.tensor(rank() + 1))
+    total = sum_over_ranks(torch.tensor(rank() + 1))
     Path(sys.argv[1], f"{rank()}.txt").write_text(str(int(total)))
-    if is_first():
+    if is_rank_zero():
         raise ArithmeticError("of the first process alone")
-    sum_over_processes(total)  # waits for the first
+    sum_over_ranks(total)  # waits for the first
 """
 
 
@@ -89,7 +89,15 @@ def test_a_run_starts_its_processes_and_none_outlives_an_error(tmp_path):
 
 def test_fit_runs_over_two_processes(shapes, tmp_path):
     arguments = [
-        *("fit", "--model", "SemanticTask", "--model.init_args.detector", "ssd_tiny", "--data.data_root", str(shapes)),
+        *(
+            "fit",
+            "--model",
+            "SemanticTask",
+            "--model.init_args.network.detector",
+            "ssd_tiny",
+            "--data.data_root",
+            str(shapes),
+        ),
         *(
             "--data.image_size",
             "64",
@@ -112,7 +120,7 @@ def test_fit_runs_over_two_processes(shapes, tmp_path):
 
 
 def test_strategies_of_one_stage_are_refused_with_a_hint(monkeypatch):
-    with pytest.raises(ConfigError, match="strategy 'ddp_fork': a run has several stages"):
+    with pytest.raises(ConfigError, match="strategy 'ddp_fork': a run starts the processes"):
         check_strategy(TrainerSettings(devices=2, strategy="ddp_fork"))
     monkeypatch.setattr("dasnet_lightning.training.launch._IS_INTERACTIVE", True)
     with pytest.raises(ConfigError, match=r"2 devices: a notebook .* `!dasnet train"):

@@ -37,6 +37,6 @@ def test_all_leave_together_and_continue(told, in_validation, shapes, whole, tmp
 
 def test_a_loss_that_is_no_number_in_one_process_ends_both(shapes, tmp_path):
     first, second = run(2, train_on_no_number, shapes, tmp_path, limit=30)
-    assert first == "the loss of step 0 is no number in another process, its own message names the images"
+    assert first == "the loss of step 0 is NaN or infinite on another rank, whose message names the images"
     assert second.startswith("the loss of step 0 is nan, for the images '")
     assert [path.name for path in tmp_path.glob("nan-*")] == ["nan-step-0-rank-1.pt"]

@@ -21,6 +21,7 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.detectors.ssd.ssd_tiny import build_ssd_tiny
+from dasnet_lightning.tasks.config import NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
@@ -59,14 +60,18 @@ class Curves(Callback):
                 self.values.setdefault(name, []).append(float(value))
 
 
-def build_task(kind: str, detector: str, **options: Any) -> Any:
+def build_task(kind: str, detector: str, detector_options: dict[str, Any] | None = None) -> Any:
     DETECTORS._entries["ssd_plain"] = build_ssd_plain
     torch.manual_seed(0)
-    shared = {"detector": detector, "optimizer": SGD} | options
     if kind == "detection":
-        return DetectionTask(NUM_CLASSES, **shared)
-    kinds = {"semantic": SemanticTask, "instance": InstanceTask, "joint": SemanticTask}
-    return kinds[kind](NUM_CLASSES, joint=kind == "joint", **shared)
+        return DetectionTask(NUM_CLASSES, detector=detector, detector_options=detector_options, optimizer=SGD)
+    tasks = {"semantic": SemanticTask, "instance": InstanceTask, "joint": SemanticTask}
+    return tasks[kind](
+        NUM_CLASSES,
+        network=NetworkConfig(detector, detector_options),
+        recipe=RecipeConfig(joint=kind == "joint"),
+        optimizer=SGD,
+    )
 
 
 def build_trainer(folder: Path, steps: int = 1, **options: Any) -> L.Trainer:
@@ -100,8 +105,8 @@ def result_of(task: L.LightningModule, curves: Curves) -> dict[str, Any]:
 
 def train(kind: str, root: Path, batch_size: int, steps: int, detector: str) -> dict[str, Any]:
     """A whole training on files with augmentation, and the validation at its end."""
-    options = {"detector_options": TINY} if detector == "ssd_tiny" else {}
-    task, curves, guard = build_task(kind, detector, **options), Curves(), BoxAPGuard()
+    options = TINY if detector == "ssd_tiny" else None
+    task, curves, guard = build_task(kind, detector, options), Curves(), BoxAPGuard()
     before = {key: value.clone() for key, value in task.state_dict().items()}
     trainer = build_trainer(
         root, steps, callbacks=[curves, guard], val_check_interval=steps, check_val_every_n_epoch=None
@@ -110,9 +115,9 @@ def train(kind: str, root: Path, batch_size: int, steps: int, detector: str) -> 
     return result_of(task, curves) | {"before": before, "box_ap_before": guard.before}
 
 
-def learn(kind: str, root: Path, shares: Sequence[Sequence[Batch]], **options: Any) -> dict[str, Any]:
+def learn(kind: str, root: Path, shares: Sequence[Sequence[Batch]]) -> dict[str, Any]:
     """A training on the batches of this process's share, one a step, with plain stochastic gradient descent."""
-    task, curves = build_task(kind, "ssd_plain", **options), Curves()
+    task, curves = build_task(kind, "ssd_plain"), Curves()
     share = shares[int(os.environ["LOCAL_RANK"])]
     build_trainer(root, len(share), callbacks=[curves]).fit(task, DataLoader(share, batch_size=None))
     return result_of(task, curves)

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 CELLS = (40, 20, 10, 5, 3, 1)
 
 
-def centred(x, y, width, height):
+def centered(x, y, width, height):
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
@@ -34,20 +34,20 @@ def test_numbers_of_the_paper(layout, anchors):
     ("row", "expected"),
     [
         # conv4_3: step 8, min_size 32 (10 %), max_size 64 (20 %), ratio 2
-        (0, centred(4, 4, 32, 32)),
-        (1, centred(4, 4, sqrt(32 * 64), sqrt(32 * 64))),
-        (2, centred(4, 4, 32 * sqrt(2), 32 / sqrt(2))),
-        (3, centred(4, 4, 32 / sqrt(2), 32 * sqrt(2))),
-        (4 * (2 * 40 + 5), centred(44, 20, 32, 32)),  # row 2, column 5
+        (0, centered(4, 4, 32, 32)),
+        (1, centered(4, 4, sqrt(32 * 64), sqrt(32 * 64))),
+        (2, centered(4, 4, 32 * sqrt(2), 32 / sqrt(2))),
+        (3, centered(4, 4, 32 / sqrt(2), 32 * sqrt(2))),
+        (4 * (2 * 40 + 5), centered(44, 20, 32, 32)),  # row 2, column 5
         # fc7: step 16, min_size 64, max_size 118.4 (37 %), ratios 2 and 3
-        (6400, centred(8, 8, 64, 64)),
-        (6401, centred(8, 8, sqrt(64 * 118.4), sqrt(64 * 118.4))),
-        (6405, centred(8, 8, 64 / sqrt(3), 64 * sqrt(3))),
+        (6400, centered(8, 8, 64, 64)),
+        (6401, centered(8, 8, sqrt(64 * 118.4), sqrt(64 * 118.4))),
+        (6405, centered(8, 8, 64 / sqrt(3), 64 * sqrt(3))),
         # conv8_2: step 100, min_size 227.2 (71 %)
-        (9550 + 4, centred(150, 50, 227.2, 227.2)),
+        (9550 + 4, centered(150, 50, 227.2, 227.2)),
         # conv9_2: step 320, min_size 281.6 (88 %), max_size 336 (105 %)
-        (9586, centred(160, 160, 281.6, 281.6)),
-        (9587, centred(160, 160, sqrt(281.6 * 336), sqrt(281.6 * 336))),
+        (9586, centered(160, 160, 281.6, 281.6)),
+        (9587, centered(160, 160, sqrt(281.6 * 336), sqrt(281.6 * 336))),
     ],
 )
 def test_boxes_computed_by_hand_from_the_published_rule(anchors, row, expected):
@@ -58,12 +58,12 @@ def test_other_sizes_divide_the_image_evenly(layout):
     cells = ((50, 60), (25, 30), (13, 15), (7, 8), (5, 6), (3, 4))
     anchors = make_anchors(layout, (400, 480), cells, CPU)
     last = anchors[-4 * 12 :].view(3, 4, 4, 4)[:, :, 0]  # conv9_2's squares by row and column
-    torch.testing.assert_close(last[1, 2], torch.tensor(centred(2.5 * 120, 200, 0.88 * 480, 0.88 * 400)))
+    torch.testing.assert_close(last[1, 2], torch.tensor(centered(2.5 * 120, 200, 0.88 * 480, 0.88 * 400)))
 
 
 def test_square_shapes_follow_the_image(layout):
     tall = make_anchors(AnchorLayout(ssd_shapes((0.5, 1.0), [()])), (200, 100), ((1, 1),), CPU)
-    torch.testing.assert_close(tall[0], torch.tensor(centred(50, 100, 50, 100)))
+    torch.testing.assert_close(tall[0], torch.tensor(centered(50, 100, 50, 100)))
 
 
 def test_the_same_anchors_are_computed_once(layout):

@@ -1,7 +1,7 @@
-"""What every registered detector promises: a builder is tested by being registered.
+"""The contract of every registered detector; registering a builder is enough to have it tested.
 
-The big networks cost a second for each pass back through them, and as much to be drawn: each is built once, put back
-after a test that moved it, and copies are built without drawing. What concerns the heads alone goes back to the pyramid.
+Large networks take a second to initialize and a second for each backward pass. So each is built once, restored after a test
+that changed it, and copied without initialization. Tests of the heads run backward to the pyramid only.
 """
 
 import io
@@ -30,10 +30,12 @@ SIZES = {  # else 64 x 64
     "ssd300_vgg16": (257, 257),
     "ssd_tiny": (96, 128),
     "ssd320_mobilenet_v2": (128, 96),
+    "ssd300_mobilenet_v2": (128, 96),
     "ssdlite320_mobilenet_v3_large": (128, 96),
 }
 RATES = {  # else 5e-3
     "ssd_tiny": 1e-3,
+    "ssd300_mobilenet_v2": 1e-2,
     "ssd320_mobilenet_v2": 1e-2,
     "retinanet_resnet50_fpn_v2": 1e-2,
     "fcos_resnet50_fpn": 3e-2,
@@ -44,6 +46,7 @@ RATES = {  # else 5e-3
 }
 IMAGES = {"ssd320_vgg16": 1, "ssd300_vgg16": 1}  # else 2
 STEPS = {  # else 3
+    "ssd300_mobilenet_v2": 10,
     "ssd320_mobilenet_v2": 10,
     "ssd_tiny": 6,
     "retinanet_resnet50_fpn_v2": 7,
@@ -78,7 +81,7 @@ def make_target(size, number=2, ignore=False):
 
 
 def registered(name):
-    """The detector's name of a case."""
+    """Return the name of the detector of a case."""
     return name.partition(":")[0]
 
 
@@ -100,7 +103,7 @@ def size(name):
 
 @pytest.fixture(scope="module")
 def built(name):
-    """(the detector, its state to come back to)"""
+    """Return the detector and the state to restore."""
     torch.manual_seed(0)
     detector = build(name)
     return detector, {key: value.clone() for key, value in detector.state_dict().items()}
@@ -108,7 +111,7 @@ def built(name):
 
 @pytest.fixture
 def detector(built):
-    """As it was built, in training mode: a test may train it."""
+    """Return the detector in its initial state and in training mode; a test may train it."""
     detector, state = built
     detector.load_state_dict(state)
     detector.zero_grad()
@@ -122,7 +125,7 @@ def images(name, size):
 
 @pytest.fixture(scope="module")
 def pyramid(built, images):
-    """Of the detector as it was built, in evaluation mode."""
+    """Return the outputs of the detector in its initial state and in evaluation mode."""
     detector, state = built
     detector.load_state_dict(state)
     with torch.no_grad():
@@ -131,7 +134,7 @@ def pyramid(built, images):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Builds without drawing numbers, for a network whose state is loaded or does not matter."""
+    """Build without initialization, for a network whose state is loaded or does not matter."""
     for function in ("normal_", "xavier_uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_"):
         monkeypatch.setattr(nn.init, function, lambda tensor, *_, **__: nn.init.constant_(tensor, 0.01))
 
@@ -148,7 +151,7 @@ def assert_gradients(detector):
 
 
 def assert_heads_learn(detector, pyramid, targets):
-    """Losses from a pyramid that stands by itself; every parameter outside the backbone gets a gradient."""
+    """Losses from a detached pyramid give a gradient to every parameter outside the backbone."""
     leaves = tuple(level.detach().clone().requires_grad_() for level in pyramid.levels)
     loss = total(detector.losses(replace(pyramid, levels=leaves), targets))
     loss.backward()

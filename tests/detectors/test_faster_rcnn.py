@@ -94,7 +94,7 @@ def test_a_file_of_mobilenet_v2_weights_fits_the_narrow_pyramid(tmp_path):
 
 
 def test_raw_levels_are_for_the_decoder_alone():
-    """torchvision's quick detector answers from strides 32 and 64; the finer levels change no box."""
+    """torchvision's fast detector predicts from strides 32 and 64; finer levels do not change the boxes."""
     torch.manual_seed(0)
     detector = build_detector("faster_rcnn_mobilenet_v3_large_320_fpn", 4, score_threshold=0.0, top_k=5).eval()
     with torch.no_grad():

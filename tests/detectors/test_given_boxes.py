@@ -1,4 +1,4 @@
-"""The detector `boxes`: features and no boxes, through the whole library."""
+"""The detector `boxes`, which has features but no detections, in the whole library."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_answers_the_protocol_and_finds_nothing(backbone, images):
     assert all(p.grad is not None and not p.grad.any() for p in detector.parameters())
 
 
-def test_pixels_are_normalised_as_the_backbone_wants(images):
+def test_pixels_are_normalized_as_the_backbone_wants(images):
     detector = build_detector("boxes", 4, image_size=SIZE).eval()
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -75,9 +75,9 @@ def test_a_run_goes_straight_to_stage_two(tmp_path, capsys):
     shapes = write_synthetic(tmp_path / "shapes", num_train=8, num_val=4, size=64)
     out = tmp_path / "run"
     options = ["--detector", "boxes", "--detector-option", "backbone=mobilenet_v3_small", "--image-size", "64"]
-    options += ["--steps", "3", "--batch-size", "2", "--num-workers", "0", "--accelerator", "cpu"]
+    options += ["--weights", "none", "--steps", "3", "--batch-size", "2", "--num-workers", "0", "--accelerator", "cpu"]
     assert main(["train", str(shapes), "--out", str(out), "--precision", "32-true", *options]) == 0
-    assert "'boxes' has nothing to learn" in capsys.readouterr().out
+    assert "'boxes' does not learn from boxes" in capsys.readouterr().out
     stage_one = read_checkpoint(out / "detector" / "final.ckpt")
     assert stage_one["global_step"] == 0
     assert read_checkpoint(out / "masks-all" / "final.ckpt")["global_step"] == 3

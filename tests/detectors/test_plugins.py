@@ -1,4 +1,4 @@
-"""Detectors of other packages: fake distributions on the path, as an installer would leave them."""
+"""Detectors from other packages, with fake distributions on the path as an installer leaves them."""
 
 import sys
 
@@ -14,7 +14,7 @@ GROUP = "dasnet_lightning.detectors"
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Puts a distribution with one module on the path; its modules are forgotten afterwards."""
+    """Put a distribution with one module on the path and unload its modules afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
@@ -80,7 +80,7 @@ def test_the_registry_of_detectors_finds_plug_ins(install, monkeypatch):
         ("raise RuntimeError('no licence')\n", "build", "RuntimeError: no licence"),
         ("def build(:\n", "build", "SyntaxError"),
         (GOOD, "missing", "AttributeError"),
-        ("build = 3\n", "build", "broken_package:build is no builder but of type int"),
+        ("build = 3\n", "build", "broken_package:build is not a builder but of type int"),
     ],
 )
 def test_a_broken_plug_in_is_named_and_breaks_no_other(install, registry, source, attribute, reason):
@@ -91,7 +91,7 @@ def test_a_broken_plug_in_is_named_and_breaks_no_other(install, registry, source
     assert len(caught) == 1
     assert reason in str(caught[0].message)
     assert registry.names() == ("good", "own")  # said once
-    with pytest.raises(ConfigError, match=r"'broken_package' cannot be loaded \(.*mend, update or uninstall") as error:
+    with pytest.raises(ConfigError, match=r"'broken_package' cannot be loaded \(.*fix, update or uninstall") as error:
         registry.get("broken")
     assert reason in str(error.value)
     assert not isinstance(error.value, UnknownNameError)

@@ -12,7 +12,7 @@ from dasnet_lightning.types import Pyramid
 
 
 class OneLevel(nn.Module):
-    """Gives back the image itself, averaged down to cells of 16 pixels."""
+    """Returns the image itself, averaged over cells of 16 pixels."""
 
     strides: tuple[int, ...] = (16,)
     out_channels: tuple[int, ...] = (3,)
@@ -22,13 +22,13 @@ class OneLevel(nn.Module):
 
 
 def one_level(**options):
-    """Four cells by two, two anchors at each, three classes; the head passes its input through."""
+    """Build an SSD with 4 x 2 cells, two anchors each, three classes and a head that passes its input through."""
     layout = AnchorLayout(ssd_shapes((0.5, 1.0), [()]))
     return SSD(OneLevel(), [nn.Identity()], layout, (0,), 3, (64, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), **options)
 
 
 def answer(detector, wanted):
-    """A pyramid for which the head says: anchor a shows box b of class c with that logit."""
+    """Return a pyramid for which the head predicts box b of class c with a given logit at anchor a."""
     anchors = detector.predict(pyramid_of(torch.zeros(1, 14, 4, 2)))[2]
     head = torch.zeros(1, 16, 7)
     head[..., 0] = 20.0
@@ -83,7 +83,7 @@ def test_options_of_detect():
         assert len(detector.detect(answer(detector, wanted))[0].boxes) == number
 
 
-def test_features_normalise_the_images():
+def test_features_normalize_the_images():
     pyramid = one_level().features(torch.full((1, 3, 64, 32), 0.75))
     torch.testing.assert_close(pyramid.levels[0], torch.ones(1, 3, 4, 2))
 
@@ -100,7 +100,7 @@ def test_l2_norm_has_the_length_of_its_scale():
 
 
 def test_paired_heads_stand_anchor_by_anchor():
-    """Two anchors, three classes: logits of the first, its offsets, then the second's."""
+    """For each of two anchors the logits of three classes come first, then its offsets."""
     classes, boxes = torch.nn.Conv2d(1, 6, 1), torch.nn.Conv2d(1, 8, 1)
     with torch.no_grad():
         for layer, first in ((classes, 0), (boxes, 100)):

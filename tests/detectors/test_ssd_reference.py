@@ -1,4 +1,4 @@
-"""SSD's loss, detections and default boxes against the published rules, written out one number at a time (paper section 6)."""
+"""SSD's loss, detections and anchors compared with the published rules in plain Python (paper section 6)."""
 
 from math import exp, log, sqrt
 
@@ -15,7 +15,7 @@ CLASSES, SIZE, VARIANCES = 4, (64, 64), (0.1, 0.1, 0.2, 0.2)
 
 
 class Given(nn.Module):
-    """Two levels that are given as they are."""
+    """Returns two given levels."""
 
     strides: tuple[int, ...] = (8, 16)
     out_channels: tuple[int, ...] = (32, 32)
@@ -25,7 +25,7 @@ class Given(nn.Module):
 
 
 def make_detector(**options) -> SSD:
-    """Four anchors at each of 8 x 8 and 4 x 4 cells; the heads pass the levels through."""
+    """Build an SSD with four anchors at each of 8 x 8 and 4 x 4 cells, whose heads pass the levels through."""
     layout = AnchorLayout(ssd_shapes((0.2, 0.45, 0.7), [(2.0,), (2.0,)]))
     heads, normal = [nn.Identity(), nn.Identity()], ((0.0,) * 3, (1.0,) * 3)
     return SSD(Given(), heads, layout, (0, 1), CLASSES, SIZE, *normal, **options)
@@ -37,7 +37,7 @@ def random_pyramid(generator: torch.Generator, images: int, scale: float) -> Pyr
 
 
 def outputs(pyramid: Pyramid, image: int) -> list[tuple[list[float], list[float]]]:
-    """Class logits and offsets of each anchor: level, row, column, shape."""
+    """Return class logits and offsets of each anchor, ordered by level, row, column and shape."""
     rows = []
     for level in pyramid.levels:
         for y in range(level.shape[2]):
@@ -55,8 +55,8 @@ def boxes_of_cells() -> list[list[float]]:
         sizes += [(scale * sqrt(2), scale / sqrt(2)), (scale / sqrt(2), scale * sqrt(2))]
         for y in range(cells):
             for x in range(cells):
-                centre = ((x + 0.5) / cells * 64, (y + 0.5) / cells * 64)
-                boxes += [corners(*centre, 64 * width, 64 * height) for width, height in sizes]
+                center = ((x + 0.5) / cells * 64, (y + 0.5) / cells * 64)
+                boxes += [corners(*center, 64 * width, 64 * height) for width, height in sizes]
     return boxes
 
 
@@ -64,7 +64,7 @@ def corners(x: float, y: float, width: float, height: float) -> list[float]:
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
-def centre_form(box: list[float]) -> tuple[float, float, float, float]:
+def center_form(box: list[float]) -> tuple[float, float, float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]
 
 
@@ -81,26 +81,26 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 def decode(offsets: list[float], anchor: list[float]) -> list[float]:
-    x, y, width, height = centre_form(anchor)
+    x, y, width, height = center_form(anchor)
     dx, dy, dw, dh = (offset * variance for offset, variance in zip(offsets, VARIANCES, strict=True))
     return corners(x + dx * width, y + dy * height, width * exp(dw), height * exp(dh))
 
 
 def encode(box: list[float], anchor: list[float]) -> list[float]:
-    (x, y, width, height), (ax, ay, aw, ah) = centre_form(box), centre_form(anchor)
+    (x, y, width, height), (ax, ay, aw, ah) = center_form(box), center_form(anchor)
     offsets = ((x - ax) / aw, (y - ay) / ah, log(width / aw), log(height / ah))
     return [offset / variance for offset, variance in zip(offsets, VARIANCES, strict=True)]
 
 
 def slow_detect(rows, threshold: float, nms: float, top_k: int, keep: int) -> list[tuple[float, int, list[float]]]:
-    """Of each class the `top_k` best anchors, greedily those that overlap no better one; of all classes the `keep` best."""
+    """Apply greedy NMS to the `top_k` best anchors of each class and keep the `keep` best of all classes."""
     anchors, kept = boxes_of_cells(), []
     for label in range(1, CLASSES):
         scored = sorted(((softmax(logits)[label], a) for a, (logits, _) in enumerate(rows)), reverse=True)[:top_k]
         chosen: list[list[float]] = []
         for score, a in scored:
             box = [min(max(edge, 0.0), 64.0) for edge in decode(rows[a][1], anchors[a])]
-            if min(centre_form(box)[2:]) <= 0.01:  # outside the image
+            if min(center_form(box)[2:]) <= 0.01:  # outside the image
                 continue
             if score > threshold and all(overlap(box, other) <= nms for other in chosen):
                 chosen.append(box)
@@ -109,7 +109,7 @@ def slow_detect(rows, threshold: float, nms: float, top_k: int, keep: int) -> li
 
 
 def slow_losses(pyramid: Pyramid, targets: list[Target]) -> tuple[float, float]:
-    """Softmax loss of positives and three negatives for each, smooth L1 of the positives, by the number of positives."""
+    """Compute the softmax loss of positives and three negatives each, and smooth L1, divided by the positives."""
     anchors, classification, location, matched = boxes_of_cells(), 0.0, 0.0, 0
     for image, target in enumerate(targets):
         boxes, labels, rows = target.boxes.tolist(), target.labels.tolist(), outputs(pyramid, image)
@@ -174,7 +174,7 @@ def test_detections_equal_the_written_out_ones(seed, options):
 
 
 def test_default_boxes_at_320_are_those_of_the_published_layers():
-    """Caffe's layers, one after the other: sizes in pixels, then each ratio wide and tall, at every cell."""
+    """Compute the boxes of Caffe's layers at every cell: sizes in pixels, then each ratio wide and tall."""
     layers = [  # cells, step, smallest size, largest size, ratios
         (40, 8, 32.0, 64.0, (2,)),
         (20, 16, 64.0, 118.4, (2, 3)),

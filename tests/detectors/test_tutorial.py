@@ -1,4 +1,4 @@
-"""docs/add_a_detector.md: its detector is at most fifty lines, and keeps all promises that a registered one makes."""
+"""The detector of docs/add_a_detector.md has at most fifty lines and passes the tests of registered detectors."""
 
 import json
 import re
@@ -23,7 +23,7 @@ CODE = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "add_a_detector.md").r
 
 @pytest.fixture(scope="module")
 def name():
-    """The page's code is executed: what it registers is tested by the conformance class, and forgotten afterwards."""
+    """Run the code of the page; the conformance class tests what it registers, which is then unregistered."""
     exec(compile(CODE, "add_a_detector.md", "exec"), {"__name__": "add_a_detector"})
     yield "cells"
     del DETECTORS._entries["cells"]

@@ -1,4 +1,4 @@
-"""Configurations of transformers' detection models with a few ten thousand parameters, as a user would write them."""
+"""Configurations of transformers' detection models with a few ten thousand parameters, as a user writes them."""
 
 RESNET = {
     "embedding_size": 8,

@@ -10,7 +10,7 @@ IMAGE = (96, 128)
 
 
 def reference(boxes, region_index, num_regions, feature_size, rounding):
-    """Eq. (1), cell by cell."""
+    """Compute eq. (1) cell by cell."""
     height, width = feature_size
     keep = torch.zeros(num_regions, height, width)
     for (x0, y0, x1, y1), region in zip(boxes.double().tolist(), region_index.tolist(), strict=True):

@@ -21,8 +21,8 @@ def random_boxes(number: int, seed: int) -> torch.Tensor:
 
 
 def test_offsets_computed_by_hand():
-    anchor = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # centre (20, 40), size 20 x 40
-    box = torch.tensor([[14.0, 34.0, 54.0, 54.0]])  # centre (34, 44), size 40 x 20
+    anchor = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # center (20, 40), size 20 x 40
+    box = torch.tensor([[14.0, 34.0, 54.0, 54.0]])  # center (34, 44), size 40 x 20
     expected = torch.tensor([[14 / 20 / 0.1, 4 / 40 / 0.1, math.log(2) / 0.2, -math.log(2) / 0.2]])
     torch.testing.assert_close(encode_boxes(box, anchor), expected)
 

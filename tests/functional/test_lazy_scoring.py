@@ -1,4 +1,4 @@
-"""Scores of the channels that are read, against `read_boxes` and `assemble` on the maps of the whole score layer."""
+"""Lazy scoring compared with `read_boxes` and `assemble` on the maps of the whole score layer."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ MAPS = (24, 30)
 
 
 def random_boxes(count: int, size: tuple[int, int]) -> Tensor:
-    """Of all sizes, some beyond the border; then a pixel, the corners, everything, nothing, and one outside."""
+    """Return boxes of all sizes: some cross the border, one pixel, corners, the whole image, no extent, and one outside."""
     span = torch.tensor([size[1], size[0]] * 2)
     low, extent = torch.rand(count, 2) * 1.1 - 0.1, torch.rand(count, 2) ** 2
     boxes = torch.cat([low, low + extent], dim=1) * span
@@ -34,15 +34,15 @@ def setting(k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("at_once", [2**23, 1000])
-@pytest.mark.parametrize("most", [None, 6])
+@pytest.mark.parametrize("max_lines", [None, 6])
 @pytest.mark.parametrize("k", [1, 3, 7])
 @pytest.mark.parametrize("size", [MAPS, (96, 120), (50, 75), (17, 30), (11, 9)])
-def test_equals_reading_the_maps(size, k, most, at_once, monkeypatch):
+def test_equals_reading_the_maps(size, k, max_lines, at_once, monkeypatch):
     monkeypatch.setattr(lazy_scoring, "FEATURES_AT_ONCE", at_once)
     features, weight, bias = setting(k)
     boxes = random_boxes(30, size)
     rows = torch.randint(3, (len(boxes),))
-    grid = pixel_grid(boxes, size, most)
+    grid = pixel_grid(boxes, size, max_lines)
     expected = read_boxes(F.conv2d(features, weight, bias, padding=1), boxes, rows, grid, size, k)
     scores = score_boxes(whole_maps(features), rows, boxes, grid, size, weight, bias, k)
     assert scores.shape == expected.shape
@@ -65,7 +65,7 @@ def test_equals_assembling():
 
 @pytest.mark.parametrize("size", [MAPS, (96, 120)])
 def test_patches_need_the_cells_that_are_read_and_one_around(size):
-    """What a patch holds beyond its map is not read: there the score layer sees zeros."""
+    """Values of a patch beyond its map are not read; the score layer reads zeros there."""
     features, weight, bias = setting(3)
     fine = size[0] // MAPS[0]
     boxes = torch.tensor([[0.0, 0, 6, 8], [25, 14, 30, 24], [10, 10, 14, 15]]) * fine
@@ -103,7 +103,7 @@ def test_no_boxes_have_no_scores(size):
 
 @pytest.mark.parametrize("side", [0.2, 0.4, 1.0])
 def test_operations_are_a_fortieth_of_the_score_layers(side):
-    """For one box of an image of 320 pixels; the smaller the box the fewer."""
+    """For one box in an image of 320 pixels; smaller boxes need fewer operations."""
     features, weight, bias = torch.zeros(1, 64, 320, 320), torch.zeros(98, 64, 3, 3), torch.zeros(98)
     boxes, rows, size = torch.tensor([[0.0, 0, side * 320, side * 320]]), torch.zeros(1, dtype=torch.int64), (320, 320)
     with FlopCounterMode(display=False) as lazy, torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Each operation on patches against the same on the whole map, with garbage beyond the map and at places of all kinds."""
+"""Each operation on patches compared with the whole map; patches cross borders and hold garbage beyond the map."""
 
 from collections.abc import Callable
 
@@ -26,8 +26,8 @@ SOURCE = torch.tensor([1, 0, 1, 0, 1])
 
 
 def cut_patches(maps: torch.Tensor) -> Patches:
-    """With huge values beyond the map."""
-    return Patches(cut(maps, SOURCE, STARTS, SIZE, beyond=1e4), STARTS, (maps.shape[2], maps.shape[3]))
+    """Cut patches that hold huge values beyond the map."""
+    return Patches(cut(maps, SOURCE, STARTS, SIZE, fill=1e4), STARTS, (maps.shape[2], maps.shape[3]))
 
 
 def check(patches: Patches, whole: torch.Tensor, at_least: int) -> None:
@@ -93,7 +93,7 @@ def test_cutting_repeats_the_border_or_gives_a_value():
     maps = torch.arange(6.0).view(1, 1, 2, 3)
     source, start = torch.tensor([0]), torch.tensor([[-1, 1]])
     assert cut(maps, source, start, (3, 3))[0, 0].tolist() == [[1, 2, 2], [1, 2, 2], [4, 5, 5]]
-    assert cut(maps, source, start, (3, 3), beyond=9.0)[0, 0].tolist() == [[9, 9, 9], [1, 2, 9], [4, 5, 9]]
+    assert cut(maps, source, start, (3, 3), fill=9.0)[0, 0].tolist() == [[9, 9, 9], [1, 2, 9], [4, 5, 9]]
 
 
 def test_trimming_leaves_what_a_smaller_patch_holds():

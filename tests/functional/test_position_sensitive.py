@@ -1,4 +1,4 @@
-"""Assembling against a loop written from the definition, and the batched reading against assembling."""
+"""`assemble` compared with a loop over the definition, and `read_boxes` with `assemble`."""
 
 import math
 
@@ -31,7 +31,7 @@ BOXES = {
 
 
 def loop(maps: torch.Tensor, box: list[float], k: int) -> torch.Tensor:
-    """design.md, section 3, pixel by pixel."""
+    """Assemble pixel by pixel, as design.md section 3 defines it."""
     height, width = maps.shape[1:]
     x0, y0, x1, y1 = box
     left, right = max(0, math.floor(x0)), min(width, math.ceil(x1))
@@ -69,7 +69,7 @@ def test_assembling_is_the_definition_forward_and_backward(name, k):
 
 @pytest.mark.parametrize("cells", [SIZE, (3, 5), (6, 4)])
 def test_reading_many_boxes_equals_assembling_each(cells):
-    """Also from maps that are coarser than the image: as if they had been interpolated first."""
+    """Maps that are coarser than the image are read as if they were interpolated first."""
     torch.manual_seed(1)
     k, boxes = 3, torch.tensor([*BOXES.values(), *random_boxes(30, seed=2)])
     maps = torch.randn(4, 2 * k * k, *cells, requires_grad=True)
@@ -91,7 +91,7 @@ def test_reading_many_boxes_equals_assembling_each(cells):
 
 
 def test_layout_of_the_maps():
-    """Map 2 * (row * k + column) answers inside, the next one outside."""
+    """Map 2 * (row * k + column) is the inside map of a cell, the next one its outside map."""
     k = 3
     maps = torch.arange(2.0 * k * k)[:, None, None].expand(-1, 9, 9)
     scores = assemble(maps, torch.tensor([0.0, 0, 9, 9]), k)
@@ -111,7 +111,7 @@ def test_a_sparse_grid_reads_every_pixel_equally_often():
     boxes = torch.tensor([[0.0, 0, 15, 12], [2, 2, 5, 5]])
     seen = torch.zeros(15)
     for draw in torch.linspace(0, 1, 301)[:-1]:
-        grid = pixel_grid(boxes, SIZE, most=4, offset=draw.expand(2, 2))
+        grid = pixel_grid(boxes, SIZE, max_lines=4, offset=draw.expand(2, 2))
         assert grid.columns.shape == (2, 4)
         assert grid.column_valid.tolist() == [[True] * 4, [True] * 3 + [False]]
         assert grid.columns[1, :3].tolist() == [2, 3, 4]  # a small box is read whole

@@ -70,8 +70,8 @@ def test_fewer_negatives_come_back_where_there_is_no_room_and_the_loss_stays_def
 def test_a_tiny_box_serves_itself():
     samples = draw(SCENES["tiny"])
     assert samples.positive.sum() == 2
-    centre = (samples.boxes[samples.positive][:, :2] + samples.boxes[samples.positive][:, 2:]) / 2
-    assert ((centre - torch.tensor([30.2, 30.15])).abs() <= 1).all()
+    center = (samples.boxes[samples.positive][:, :2] + samples.boxes[samples.positive][:, 2:]) / 2
+    assert ((center - torch.tensor([30.2, 30.15])).abs() <= 1).all()
 
 
 def test_the_lower_bound_of_fcis():

@@ -1,4 +1,4 @@
-"""The rules of windows against trying: what changes where one cell of the input changes."""
+"""The window rules compared with the cells that each layer really reads."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ from dasnet_lightning.functional.windows import (
 
 
 def windows(*corners: tuple[int, int, int, int], grid: tuple[int, int] = (40, 40)) -> Windows:
-    """From y0, x0, y1, x1."""
+    """Return one window from y0, x0, y1, x1."""
     all_ = torch.tensor(corners, dtype=torch.int64).reshape(-1, 4)
     return Windows(all_[:, :2], all_[:, 2:], grid)
 
 
 def readers(linear: Tensor) -> list[tuple[int, int]]:
-    """First and last input cell that each output of a matrix [out in] reads."""
+    """Return the first and last input cell that each output of a matrix [out in] reads."""
     return [(int(row.nonzero().min()), int(row.nonzero().max())) for row in linear]
 
 

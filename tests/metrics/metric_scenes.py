@@ -25,9 +25,9 @@ class Dense:
     has_mask: np.ndarray
     crowd: np.ndarray
     void: np.ndarray
-    found_labels: np.ndarray
-    found_scores: np.ndarray
-    found_masks: np.ndarray
+    detected_labels: np.ndarray
+    detected_scores: np.ndarray
+    detected_masks: np.ndarray
 
 
 def rectangle(x0: int, y0: int, x1: int, y1: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -43,13 +43,13 @@ def random_image(rng: np.random.Generator) -> Dense:
     boxes = np.concatenate([corners, corners + rng.integers(5, 9, (count, 2))], axis=1)
     masks = np.stack([np.zeros(SIZE, bool)] + [rectangle(*box) & (rng.random(SIZE) < 0.9) for box in boxes])[1:]
     labels = rng.integers(1, 4, count)
-    found_masks, found_labels = [rectangle(5, 0, 12, 5), np.zeros(SIZE, bool)], [1, 2]  # half void, empty
+    detected_masks, detected_labels = [rectangle(5, 0, 12, 5), np.zeros(SIZE, bool)], [1, 2]  # half void, empty
     for _ in range(int(rng.integers(0, 11))):
         near = int(rng.integers(0, count)) if count and rng.random() < 0.8 else None
         base = rectangle(*rng.integers(0, 12, 2), 20, 20) if near is None else masks[near]
         shifted = np.roll(base, rng.integers(-1, 2), rng.integers(0, 2)) & (rng.random(SIZE) < rng.uniform(0.6, 1.0))
-        found_masks.append(shifted)
-        found_labels.append(int(rng.integers(1, 4)) if near is None or rng.random() < 0.1 else int(labels[near]))
+        detected_masks.append(shifted)
+        detected_labels.append(int(rng.integers(1, 4)) if near is None or rng.random() < 0.1 else int(labels[near]))
     return Dense(
         labels=labels,
         masks=masks,
@@ -57,15 +57,15 @@ def random_image(rng: np.random.Generator) -> Dense:
         has_mask=rng.random(count) < 0.8,
         crowd=rng.random(count) < 0.15,
         void=rectangle(0, 0, SIZE[1], VOID_ROWS),
-        found_labels=np.array(found_labels),
-        found_scores=rng.integers(1, 8, len(found_labels)) / 8,
-        found_masks=np.stack(found_masks),
+        detected_labels=np.array(detected_labels),
+        detected_scores=rng.integers(1, 8, len(detected_labels)) / 8,
+        detected_masks=np.stack(detected_masks),
     )
 
 
 def prediction_of(image: Dense) -> Prediction:
-    scores = torch.tensor(image.found_scores, dtype=torch.float32)
-    return make_prediction(torch.tensor(image.found_labels), scores, torch.tensor(image.found_masks))
+    scores = torch.tensor(image.detected_scores, dtype=torch.float32)
+    return make_prediction(torch.tensor(image.detected_labels), scores, torch.tensor(image.detected_masks))
 
 
 def make_prediction(labels: Tensor, scores: Tensor, masks: Tensor) -> Prediction:
@@ -104,7 +104,7 @@ def make_image(
         has_mask=np.array([index not in missing for index in range(len(objects))], dtype=bool),
         crowd=np.array([index in crowd for index in range(len(objects))], dtype=bool),
         void=np.zeros(SIZE, dtype=bool) if void is None else void,
-        found_labels=np.array([label for label, _, _ in found], dtype=np.int64),
-        found_scores=np.array([score for _, score, _ in found], dtype=np.float64),
-        found_masks=np.array([mask for _, _, mask in found], dtype=bool).reshape(-1, *SIZE),
+        detected_labels=np.array([label for label, _, _ in found], dtype=np.int64),
+        detected_scores=np.array([score for _, score, _ in found], dtype=np.float64),
+        detected_masks=np.array([mask for _, _, mask in found], dtype=bool).reshape(-1, *SIZE),
     )

@@ -12,7 +12,7 @@ from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.coco import CocoAP, evaluate_coco
 from dasnet_lightning.metrics.coco_evaluators import run_evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
-from dasnet_lightning.metrics.matching import EvaluatedImage, Kind, Shapes
+from dasnet_lightning.metrics.matching import EvaluatedImage, IoUType, Shapes
 from dasnet_lightning.rle import encode
 from dasnet_lightning.types import Detections, Target
 
@@ -27,9 +27,9 @@ EVALUATORS = [
 ]
 
 
-def shapes_of(boxes: np.ndarray, kind: Kind) -> Shapes:
+def shapes_of(boxes: np.ndarray, iou_type: IoUType) -> Shapes:
     """Whole-numbered boxes as they are, or filled: overlaps repeat, and some lie exactly at a threshold."""
-    if kind == "bbox":
+    if iou_type == "bbox":
         return boxes.astype(np.float64)
     masks = np.zeros((len(boxes), *SIZE), dtype=bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
@@ -37,7 +37,7 @@ def shapes_of(boxes: np.ndarray, kind: Kind) -> Shapes:
     return tuple(encode(masks))
 
 
-def random_scene(rng: np.random.Generator, kind: Kind, most: int) -> EvaluatedImage:
+def random_scene(rng: np.random.Generator, iou_type: IoUType, most: int) -> EvaluatedImage:
     """Up to 6 objects of classes a, b and c, some of a and b and all of c crowds; up to `most` detections of classes a to
     d, on objects, beside them, or empty, with 6 different scores."""
     count, found = int(rng.integers(0, 7)), int(rng.integers(0, most + 1))
@@ -53,30 +53,30 @@ def random_scene(rng: np.random.Generator, kind: Kind, most: int) -> EvaluatedIm
     return EvaluatedImage(
         size=SIZE,
         labels=labels,
-        shapes=shapes_of(boxes, kind),
+        shapes=shapes_of(boxes, iou_type),
         ignored=(rng.random(count) < 0.2) | (labels == 3),
-        found_labels=np.where(rng.random(found) < 0.8, given, rng.integers(1, 5, found)),
-        found_scores=rng.integers(1, 7, found) / 6,
-        found_shapes=shapes_of(np.maximum(placed, 0), kind),
+        detected_labels=np.where(rng.random(found) < 0.8, given, rng.integers(1, 5, found)),
+        detected_scores=rng.integers(1, 7, found) / 6,
+        detected_shapes=shapes_of(np.maximum(placed, 0), iou_type),
     )
 
 
-def random_sets(kind: Kind, sets: int) -> list[dict[str, EvaluatedImage]]:
+def random_sets(iou_type: IoUType, sets: int) -> list[dict[str, EvaluatedImage]]:
     rng = np.random.default_rng(7)
     counts = [12] * (sets - 2) + [300] * 2  # the last have images with more than 100 detections of a class
-    return [{f"{k}": random_scene(rng, kind, most) for k in range(int(rng.integers(1, 7)))} for most in counts]
+    return [{f"{k}": random_scene(rng, iou_type, most) for k in range(int(rng.integers(1, 7)))} for most in counts]
 
 
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("evaluator", EVALUATORS)
-def test_the_same_figures(evaluator: str, kind: Kind) -> None:
+def test_the_same_figures(evaluator: str, iou_type: IoUType) -> None:
     seen, most, absent = [], 0, 0
-    for scenes in random_sets(kind, 100):
-        expected = evaluate_coco(scenes, kind, NAMES, evaluator)
-        assert evaluate_coco(scenes, kind, NAMES) == pytest.approx(expected, abs=1e-12)
-        assert run_evaluator({}, kind, evaluator) == {}
+    for scenes in random_sets(iou_type, 100):
+        expected = evaluate_coco(scenes, iou_type, NAMES, evaluator)
+        assert evaluate_coco(scenes, iou_type, NAMES) == pytest.approx(expected, abs=1e-12)
+        assert run_evaluator({}, iou_type, evaluator) == {}
         seen.append(expected["ap"])
-        most = max(most, *(int(np.bincount(scene.found_labels).max(initial=0)) for scene in scenes.values()))
+        most = max(most, *(int(np.bincount(scene.detected_labels).max(initial=0)) for scene in scenes.values()))
         absent += "ap/a" not in expected
         assert not {"ap/c", "ap/d", "ap/e"} & set(expected)
     assert most > 100

@@ -24,7 +24,7 @@ def model() -> DASNet:
 
 
 class Foreground(Decoder):
-    """A decoder and head in one that calls every pixel foreground where its region's attended level is not zero."""
+    """Decoder and head in one; a pixel is foreground if the attended level of its region is not zero."""
 
     out_channels, out_stride = 1, 4
 
@@ -61,7 +61,7 @@ def test_one_backbone_pass_and_one_decode_answer_for_all_regions(model):
 
 
 def test_what_lies_outside_the_boxes_changes_nothing(model):
-    """The attention cuts it off: other features outside, the same logits."""
+    """Other features outside the boxes give the same logits."""
     images = make_batch(TARGETS[:1]).images
     pyramid = model.detector.features(images)
     regions = regions_by_class([found([[8.0, 8, 16, 16]], [1], [1.0])])
@@ -126,7 +126,7 @@ def test_soft_attention_decodes_twice_and_its_zero_is_the_attention_by_boxes(mod
 
 
 def test_the_second_decode_does_not_teach_the_first(model):
-    """What the first decode saw is detached: without its own loss it gets no gradient of its own."""
+    """The foreground of the first decode is detached, so only its own loss trains it."""
     soft = DASNet(model.detector, model.decoder, model.head, soft_attention=1.0)
     pyramid = model.detector.features(make_batch(TARGETS).images)
     regions = regions_by_class([ground_truth_detections(target) for target in TARGETS])
@@ -149,3 +149,15 @@ def test_the_foreground_of_position_sensitive_maps_is_the_best_of_all_boxes():
         inside = assemble(maps[region], box, 3).softmax(dim=0)[0]
         expected[region, y0:y1, x0:x1] = torch.maximum(expected[region, y0:y1, x0:x1], inside)
     assert torch.allclose(head.foreground(maps, regions, size), expected, atol=1e-6)
+
+
+def test_given_boxes_are_segmented_whole_whatever_the_options_say():
+    model, batch = everywhere(), make_batch(TARGETS[:1])
+    pyramid = model.detector.features(batch.images)
+    corners = [[4.0 * n, 4.0 * n, 4.0 * n + 4, 4.0 * n + 4] for n in range(8)]
+    boxes = [found(corners, list(range(1, 9)), [0.1] * 8)]
+    options = SemanticOptions(max_classes=5, score_threshold=0.5)
+    answer = segment_semantic(model, pyramid, boxes, [(32, 32)], options, given=True)[0]
+    assert answer.detections.labels.tolist() == list(range(1, 9))
+    assert set(answer.semantic.unique().tolist()) == set(range(9))
+    assert len(segment_semantic(model, pyramid, boxes, [(32, 32)], options)[0].masks) == 0

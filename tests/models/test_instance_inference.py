@@ -1,4 +1,4 @@
-"""Instance inference with a decoder that answers fixed maps: masks and boxes, scores and order, the options, the class map."""
+"""Instance inference with a decoder that returns fixed maps: masks, boxes, scores, order, options and class map."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ SIZES = [(32, 32), (57, 43), (20, 90), (375, 500)]
 
 
 class FixedMaps(Decoder):
-    """Answers every region with the same maps, moved by what the region shows, so that regions differ."""
+    """Returns the same maps for every region plus an offset from the region's features, so that regions differ."""
 
     out_channels, out_stride = 2 * K * K, 4
 
@@ -91,7 +91,7 @@ def test_masks_are_assembled_from_maps_brought_to_the_images_size(size, grouping
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_mask_never_leaves_its_box(size):
-    """Though every pixel is called inside; boxes with whole edges in the image's pixels fill their pixels exactly."""
+    """Every pixel is inside here, and boxes whose edges are whole pixels of the image are filled exactly."""
     model, (height, width) = build(constant_maps(5.0, -5.0)), size
     for x in range(1, width - 6, 7):
         box = torch.tensor([[x, x % (height - 4), x + 5, x % (height - 4) + 3]], dtype=torch.float32)
@@ -264,3 +264,15 @@ def test_a_box_of_several_classes_is_decoded_once_and_answers_are_those_of_each_
             (expected,) = segment_instances(model, one, [alone], [sizes[image]], options)
             assert torch.equal(answer.masks[k], expected.masks[0])
             assert answer.detections.scores[k] == pytest.approx(float(expected.detections.scores[0]), rel=1e-6)
+
+
+def test_given_boxes_are_segmented_whole_whatever_the_options_say():
+    model = build(random_maps(), visible=1.0)
+    pyramid = model.detector.features(make_batch([make_target([], [])]).images)
+    boxes = [found([FRACTIONAL[0], FRACTIONAL[1], FRACTIONAL[2]], labels=[3, 1, 2], scores=[0.1, 0.3, 0.2])]
+    options = replace(EVERYTHING, lowest_score=0.25, score_threshold=0.9, max_detections=1)
+    answer = segment_instances(model, pyramid, boxes, [(32, 32)], options, given=True)[0]
+    assert answer.detections.labels.tolist() == [3, 1, 2]
+    assert answer.masks.flatten(1).any(dim=1).tolist() == [True] * 3
+    assert answer.semantic.any()
+    assert len(segment_instances(model, pyramid, boxes, [(32, 32)], options)[0].masks) == 1

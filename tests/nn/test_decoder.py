@@ -15,7 +15,7 @@ PYRAMIDS = {
 
 
 def make_pyramid(kind: str, regions: int, smaller: int = 1) -> Pyramid:
-    """Of images of 320 pixels, or so many times smaller."""
+    """Return the pyramid of images of 320 pixels, or of images that are smaller by a factor."""
     channels, strides, sizes = PYRAMIDS[kind]
     levels = tuple(torch.randn(regions, c, *[max(s // smaller, 1)] * 2) for c, s in zip(channels, sizes, strict=True))
     return Pyramid(levels, strides, (320 // smaller, 320 // smaller))

@@ -1,4 +1,4 @@
-"""The paper's decoder against the table of paper.md section 3, written down here once more and computed by hand."""
+"""The paper's decoder compared with the table of paper.md section 3, which is repeated here and computed by hand."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ POOLS = (*[PoolShape(2, 2, 0)] * 4, PoolShape(3, 1, 1))
 
 
 def on_meta(detector: str, decoder: str, size: tuple[int, int] = (320, 320)) -> tuple[DASNet, Pyramid]:
-    """A model without memory or arithmetic: only shapes, which is all that counting needs."""
+    """Build a model on the meta device, which is sufficient to count parameters and operations."""
     with torch.device("meta"):
         model = build_dasnet(21, detector, decoder=decoder).eval()
         return model, model.detector.features(torch.rand(1, 3, *size))
@@ -68,7 +68,7 @@ def gmac(module: nn.Module, *inputs) -> float:
 
 
 def small_pyramid(regions: int) -> Pyramid:
-    """VGG16's channels over images of 96 pixels, with switches of real poolings."""
+    """Return a pyramid with VGG16's channels over images of 96 pixels, with the switches of real poolings."""
     sizes, maps = (12, 6, 3, 2, 1, 1), ((64, 96), (128, 48), (256, 24), (512, 12), (512, 6))
     levels = tuple(torch.rand(regions, c, s, s) for c, s in zip(VGG[0], sizes, strict=True))
     unpooled = [torch.randn(regions, channels, side, side) for channels, side in maps]
@@ -78,14 +78,14 @@ def small_pyramid(regions: int) -> Pyramid:
 
 class TestTable:
     def test_parameters(self):
-        """28.15 M are the table's weights; with biases and BatchNorm's scales and shifts, without the score layer."""
+        """The weights of the table are 28.15 M; here with biases and BatchNorm, without the score layer."""
         model, _ = on_meta("ssd320_vgg16", "paper")
         weights = sum(layer.weight.numel() for layer in convolutions(model.decoder))
         assert weights == sum(row[1] * row[2] * row[3] ** 2 for row in TABLE) == 28_147_712
         assert sum(p.numel() for p in model.decoder.parameters()) == 28_158_400 == pytest.approx(28.15e6, rel=0.005)
 
     def test_operations(self):
-        """Of one region or image: the decoder without a score layer, the score layers, and all that the detector runs."""
+        """Operations per region or image of the decoder without a score layer, the score layers and the detector."""
         model, pyramid = on_meta("ssd320_vgg16", "paper")
         assert gmac(model.decoder, pyramid) == pytest.approx(41.8, rel=0.01)
         features = model.decoder(pyramid)
@@ -150,7 +150,7 @@ class TestTable:
 
 
 def mask(level: Tensor, boxes: Tensor) -> Tensor:
-    """Eq. (1) by slices."""
+    """Compute eq. (1) by slicing."""
     result, cells = torch.zeros_like(level), level.shape[-1]
     for box in boxes:
         x0, y0 = (int(side * cells // 320) for side in box[:2])
@@ -160,7 +160,7 @@ def mask(level: Tensor, boxes: Tensor) -> Tensor:
 
 
 def compute_table(decoder: nn.Module, levels: list[Tensor], unpooled: list[Tensor]) -> Tensor:
-    """The table row by row: every layer as the transposed convolution that it is, torch's own pooling and unpooling."""
+    """Run the table row by row, with real transposed convolutions and torch's own pooling and unpooling."""
     x, layers = levels[5], convolutions(decoder)
     norms = [module for module in decoder.modules() if isinstance(module, nn.BatchNorm2d)]
     for number, (name, _, _, _, stride, padding, output_padding, dilation, _) in enumerate(TABLE):
@@ -187,7 +187,7 @@ def compute_table(decoder: nn.Module, levels: list[Tensor], unpooled: list[Tenso
 class TestUnpooling:
     @pytest.mark.parametrize("size", [(300, 300), (257, 301)])
     def test_sizes_follow_the_encoder(self, size):
-        """At 300 pool3 and conv6_2 see odd sizes: 75 and 19."""
+        """At 300 pixels pool3 and conv6_2 have odd input sizes: 75 and 19."""
         model, pyramid = on_meta("ssd320_vgg16", "paper", size)
         seen = []
         for block in model.decoder.coarse:
@@ -217,7 +217,7 @@ class TestUnpooling:
         assert all(p.grad.isfinite().all() for p in decoder.parameters())
 
     def test_each_region_is_unpooled_by_its_own_images_switches(self):
-        """In evaluation BatchNorm mixes nothing: a region answers the same alone, from the gathered switches of its image."""
+        """In evaluation a region has the same features alone and in a batch."""
         torch.manual_seed(0)
         decoder = build_decoder("paper", *VGG, POOLS).eval()
         images = small_pyramid(2)
@@ -280,7 +280,7 @@ class TestUpsampling:
         assert features.shape == (1, model.decoder.out_channels, *size)
         assert isinstance(model.decoder, UpsamplingDecoder if pyramid.switches is None else UnpoolingDecoder)
 
-    def test_strides_of_16_and_more_follow_the_letter_and_are_normalised(self):
+    def test_strides_of_16_and_more_follow_the_letter_and_are_normalized(self):
         channels = (24, 32, 96, 1280, 512, 256)
         decoder = build_decoder("paper", channels, (4, 8, 16, 32, 64, 128))
         assert [block.widen[0].out_channels for block in decoder.coarse] == [512, 1280, 96]
@@ -319,7 +319,7 @@ class TestUpsampling:
             build_decoder("paper", (8, 12), (4, 8), out_stride=3)
 
 
-def test_one_cell_of_one_region_is_normalised_as_in_evaluation():
+def test_one_cell_of_one_region_is_normalized_as_in_evaluation():
     norm = CoarseNorm(3)
     nn.init.uniform_(norm.norm.running_mean)
     cell = torch.randn(1, 3, 1, 1)

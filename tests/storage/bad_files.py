@@ -1,4 +1,4 @@
-"""Files that are no good checkpoint, and what is said about each."""
+"""Files that are not valid checkpoints, with the error message for each."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def torch_bytes(content: Any, **options: Any) -> bytes:
 
 
 def make_bad_files(victim: Path) -> Mapping[str, tuple[bytes, str]]:
-    """By name: the bytes, and a pattern of what is to be said. `victim` would exist if code of theirs ran."""
+    """Return bytes and message pattern by name; `victim` would exist if code of a file ran."""
     good = torch_bytes({"a": torch.arange(1000.0)})
     picture, compressed, other = io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "png")
@@ -48,13 +48,13 @@ def make_bad_files(victim: Path) -> Mapping[str, tuple[bytes, str]]:
         "image": (picture.getvalue(), "it is an image"),
         "safetensors": (save({"a": torch.zeros(3)}), "it is a safetensors file"),
         "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0", "it is an ONNX model"),
-        "noise": (bytes(range(7, 256)), "of no known kind"),
+        "noise": (bytes(range(7, 256)), "of an unknown kind"),
         "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
-        "zip": (other.getvalue(), "it is a zip archive with something else in it"),
+        "zip": (other.getvalue(), "it is a zip archive with other content"),
         "bomb": (compressed.getvalue(), "refused: its archive is compressed"),
         "half": (good[: len(good) // 2], "truncated or damaged"),
         "short": (good[:-1], "truncated or damaged"),
-        "first bytes": (good[:3], "of no known kind"),
+        "first bytes": (good[:3], "of an unknown kind"),
         "flipped": (
             good[:2000] + b"\x55" + good[2001:],
             "damaged: the bytes of its part 'archive/data/0' have changed",
@@ -69,13 +69,13 @@ def make_bad_files(victim: Path) -> Mapping[str, tuple[bytes, str]]:
             torch_bytes(evil, _use_new_zipfile_serialization=False),
             r"refused: reading it would run code, '\w+\.mkdir'",
         ),
-        "bare pickle": (pickle.dumps(evil, protocol=4), "refused|damaged or no checkpoint"),
+        "bare pickle": (pickle.dumps(evil, protocol=4), "refused|damaged or not a checkpoint"),
         "module": (
             torch_bytes(torch.nn.Linear(2, 2)),
             "refused: reading it would run code, 'torch.nn.modules.linear.Linear'",
         ),
         "cut legacy": (
             torch_bytes({"a": torch.arange(1000.0)}, _use_new_zipfile_serialization=False)[:900],
-            "damaged or no checkpoint|refused: it is damaged",
+            "damaged or not a checkpoint|refused: it is damaged",
         ),
     }

@@ -1,4 +1,4 @@
-"""What is on the disk after a writer died: the tests let it die at every system call that changes something."""
+"""Files on disk after a writer died: the tests kill it at every system call that changes something."""
 
 import errno
 import multiprocessing
@@ -130,7 +130,7 @@ class FullFile:
 @pytest.mark.parametrize("room", [0, 500, 9000])
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota is used up"), (errno.EFBIG, "no file may grow so large")],
+    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota is used up"), (errno.EFBIG, "exceeds the size limit")],
 )
 def test_a_full_disk_is_one_sentence_and_the_old_files_stay(tmp_path, monkeypatch, room, code, reason):
     last = tmp_path / "last.ckpt"

@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from task_builders import BOXES, TARGETS, build_task, gradients, loader, quiet, trainer
 
 from dasnet_lightning.functional.instance_targets import SamplingOptions
 from dasnet_lightning.functional.losses import mean_over_ranks
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.models.instance import InstanceOptions
+from task_builders import BOXES, TARGETS, build_task, gradients, loader, quiet, trainer
 from toy import make_batch, make_target, make_truth
 
 
@@ -88,7 +88,7 @@ def test_two_touching_objects_of_one_class_are_told_apart_by_heart(grouping, tmp
     task.eval()
     with torch.no_grad():
         pyramid = task.model.detector.features(batch.images)
-        answer = task.answer(pyramid, [ground_truth_detections(target)], [(32, 32)])[0]
+        answer = task.predict(pyramid, [ground_truth_detections(target)], [(32, 32)])[0]
     overlap = (answer.masks & masks).sum(dim=(1, 2)) / (answer.masks | masks).sum(dim=(1, 2))
     assert overlap.min() > 0.8, overlap
     assert (answer.masks[0] & answer.masks[1]).sum() < 0.05 * masks.sum()

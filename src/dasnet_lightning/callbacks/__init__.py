@@ -1,4 +1,4 @@
-"""Callbacks and plug-ins of the trainer, of our own."""
+"""Callbacks and plugins for Lightning's Trainer."""
 
 from dasnet_lightning.callbacks.box_ap_guard import BoxAPGuard
 from dasnet_lightning.callbacks.checkpoint_io import AtomicCheckpointIO

@@ -1,7 +1,4 @@
-"""Stops where a loss is no number any more, before it reaches the weights, and keeps what is needed to see it again.
-
-A training step kept as a file, and computed again: how a loss that is no number is looked into.
-"""
+"""Stops a training at a NaN or infinite loss, saves the step, and computes a saved step again."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -22,15 +19,19 @@ from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
 from dasnet_lightning.types import Batch, Target
 
+TASKS: Mapping[str, type[DetectionTask] | type[InstanceTask] | type[SemanticTask]] = {
+    task_class.__name__: task_class for task_class in (DetectionTask, InstanceTask, SemanticTask)
+}
+
 
 class NaNGuard(Callback):
-    """Raises TrainingError where a loss is infinite or not a number: names the images and writes a dump.
+    """Stops on a NaN or infinite loss before the optimizer step and saves the step for replay.
 
-    Over several processes it raises in all of them, also where the loss of their own images is one: a process that leaves
-    alone would keep the others waiting.
+    All ranks raise TrainingError together: if one left alone, the others would wait for it.
 
-    folder: of the dump, `nan-step-N.pt`: the weights before that step, the hyper-parameters, the batch as the network
-    saw it; None means the trainer's own. `callbacks.nan_guard.replay_step` computes the losses of a dump again.
+    Args:
+        folder: where `nan-step-N-rank-R.pt` is written; None means the trainer's `default_root_dir`. The file holds the
+            weights before the step, the hyper-parameters, and the batch as the network gets it. `replay_step` reads it.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -38,15 +39,17 @@ class NaNGuard(Callback):
         self._batch: Batch | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, batch_index: int) -> None:
+        """Keep the batch until its loss is known."""
         self._batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, module: Any, loss: Tensor) -> None:
-        lost = ~loss.detach().isfinite()
-        if self._batch is None or not sum_over_ranks(lost.float()):
+        """Raise TrainingError if the loss of any rank is not finite."""
+        not_finite = ~loss.detach().isfinite()
+        if self._batch is None or not sum_over_ranks(not_finite.float()):
             return
-        if not lost:
+        if not not_finite:
             raise TrainingError(
-                f"the loss of step {trainer.global_step} is no number in another process, its own message names the images"
+                f"the loss of step {trainer.global_step} is NaN or infinite on another rank, whose message names the images"
             )
         folder = Path(trainer.default_root_dir) if self.folder is None else self.folder
         path = folder / f"nan-step-{trainer.global_step}-rank-{trainer.global_rank}.pt"
@@ -54,20 +57,13 @@ class NaNGuard(Callback):
         torch.save(describe_step(module, self._batch), path)
         images = ", ".join(f"'{image_id}'" for image_id in self._batch.image_ids)
         raise TrainingError(
-            f"the loss of step {trainer.global_step} is {float(loss.detach())}, for the images {images}; look at their labels, "
+            f"the loss of step {trainer.global_step} is {float(loss.detach())}, for the images {images}; check their labels, "
             f"lower the learning rate or use precision 32-true; {path} holds the step (callbacks.nan_guard.replay_step)"
         )
 
 
-Task = DetectionTask | SegmentationTask
-
-KINDS: Mapping[str, type[DetectionTask] | type[InstanceTask] | type[SemanticTask]] = {
-    kind.__name__: kind for kind in (DetectionTask, InstanceTask, SemanticTask)
-}
-
-
-def describe_step(task: Task, batch: Batch) -> dict[str, Any]:
-    """A task and a batch as tensors and plain values: a checkpoint that can be read with `weights_only=True`."""
+def describe_step(task: DetectionTask | SegmentationTask, batch: Batch) -> dict[str, Any]:
+    """Return a task and a batch as tensors and plain values, which can be read with `weights_only=True`."""
     targets = [
         {field.name: getattr(target, field.name) for field in fields(target) if field.name != "truth"}
         for target in batch.targets
@@ -81,21 +77,34 @@ def describe_step(task: Task, batch: Batch) -> dict[str, Any]:
     }
 
 
-def replay_step(path: str | Path) -> tuple[Task, Batch, Mapping[str, Tensor]]:
-    """The task, the batch and the losses by name of a step that `describe_step` kept, computed again on the CPU.
+def replay_step(path: str | Path) -> tuple[DetectionTask | SegmentationTask, Batch, Mapping[str, Tensor]]:
+    """Compute the losses of a step that NaNGuard saved, on the CPU.
 
-    Raises CheckpointError where the file is no such step.
+    Returns:
+        The task with the weights before the step, the batch, and the losses by name.
+
+    Raises:
+        CheckpointError: the file is not a saved step.
     """
     content = read_checkpoint(path)
     if "kind" not in content or "targets" not in content:
-        raise CheckpointError(f"{path}: not a step that was kept by NaNGuard, but a checkpoint")
-    saved = dict(content["hyper_parameters"])
-    saved["detector_options"] = without_weights(saved["detector_options"])
-    task = KINDS[content["kind"]](**saved)
+        raise CheckpointError(f"{path}: not a step that NaNGuard saved, but a checkpoint")
+    task = TASKS[content["kind"]](**_arguments(content["hyper_parameters"]))
     task.load_state_dict(content["state_dict"])
-    kept = content["batch"]
+    saved_batch = content["batch"]
     targets = tuple(Target(**target) for target in content["targets"])
-    batch = Batch(tuple(kept["image_ids"]), kept["images"], targets, tuple(kept["seeds"]))
+    batch = Batch(tuple(saved_batch["image_ids"]), saved_batch["images"], targets, tuple(saved_batch["seeds"]))
     task.train()
     losses = task.losses(batch) if isinstance(task, DetectionTask) else task.losses(batch)[0]
     return task, batch, losses
+
+
+def _arguments(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that rebuild a task without reading weights.
+
+    Keys with an underscore are LightningCLI's own.
+    """
+    arguments = {name: value for name, value in hyper_parameters.items() if not name.startswith("_")}
+    network = arguments.get("network", arguments)
+    without = {**network, "detector_options": without_weights(network["detector_options"])}
+    return arguments | ({"network": without} if "network" in arguments else without)

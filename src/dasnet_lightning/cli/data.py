@@ -118,7 +118,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
 def _decode(source: "Source") -> list[str]:
     """Decode every image of a source; return the errors."""
     from dasnet_lightning.console import progress
-    from dasnet_lightning.data.sources.checks import read_image
+    from dasnet_lightning.data.images import read_image
     from dasnet_lightning.errors import DataError
 
     broken = []

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dasnet_lightning.inference.segmenter import Segmenter
     from dasnet_lightning.inference.voc_results import VocResults
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -100,6 +98,7 @@ def find_images(given: Sequence[str], out: Path) -> tuple[list[Path], Counter[st
     Raises:
         DataError: an argument matches no image.
     """
+    from dasnet_lightning.data.images import IMAGE_SUFFIXES
     from dasnet_lightning.errors import DataError
 
     found: dict[Path, Path] = {}
@@ -112,7 +111,7 @@ def find_images(given: Sequence[str], out: Path) -> tuple[list[Path], Counter[st
         if not images:
             counts = Counter(kind for kind in kinds.values() if kind)
             instead = "".join(f", {count:,} {kind}" for kind, count in sorted(counts.items()))
-            suffixes = ", ".join(SUFFIXES)
+            suffixes = ", ".join(IMAGE_SUFFIXES)
             raise DataError(
                 f"{argument}: no image found{instead}; expected a file, a folder or a pattern of images ({suffixes})"
             )
@@ -123,10 +122,12 @@ def find_images(given: Sequence[str], out: Path) -> tuple[list[Path], Counter[st
 
 def _skipped_kind(path: Path) -> str:
     """Return the kind of a file that is not read as an image, "" for an image."""
+    from dasnet_lightning.data.images import IMAGE_SUFFIXES
+
     if path.name.startswith("._"):
         return "._* (macOS resource forks)"
     suffix = path.suffix.lower()
-    return "" if suffix in SUFFIXES else suffix or "without a suffix"
+    return "" if suffix in IMAGE_SUFFIXES else suffix or "without a suffix"
 
 
 def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:

@@ -1,1 +1,1 @@
-"""Data sets, splits and loaders of mixed box and mask supervision."""
+"""Datasets, mask budgets, augmentation and the data module for mixed box and mask supervision."""

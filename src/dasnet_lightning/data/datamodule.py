@@ -1,6 +1,6 @@
-"""A data set with boxes on everything and masks on a few, as Lightning wants it: the only file here that knows Lightning.
+"""Lightning data module for boxes on every image and masks on a few; the only module of `data` that imports Lightning.
 
-Two seeds: `split_seed` draws which images may show their masks, `seed` the order and the augmentation.
+There are two seeds: `split_seed` draws the images whose masks may be used, `seed` the order and the augmentation.
 """
 
 import logging
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from dasnet_lightning import distributed as processes
+from dasnet_lightning import distributed
 from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
@@ -22,6 +22,7 @@ from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import (
     Split,
     check_same_split,
+    describe_short,
     make_split,
     mask_labels,
     parse_budget,
@@ -38,35 +39,31 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class OpenedData:
-    """What `setup` found: the data set and which training images may show their masks (split is None for "boxes")."""
+    """Opened data set and its split; the split is None if the supervision is "boxes"."""
 
     dataset: DataSet
     split: Split | None
 
-    @property
-    def mask_ids(self) -> frozenset[str]:
-        return frozenset() if self.split is None else frozenset(self.split.image_ids)
-
 
 class MixedSupervisionDataModule(LightningDataModule):
-    """Boxes on every image, masks inside a budget.
+    """Data module with boxes on every image and masks inside a budget.
 
     Args:
-        data_root: the folder or file of the data set; its format is detected.
-        image_size: side of the network's input in pixels, or (height, width).
-        batch_size: images in a batch of one process.
+        data_root: folder or file of the data set; its format is detected.
+        image_size: side of the network input in pixels, or (height, width).
+        batch_size: images per batch and process.
         num_workers: processes that load images; 0 loads them in the training process.
-        supervision: "boxes" trains on all images and opens no mask; "masks" on the images inside the budget with their
-            masks; "mixed" on all images, with masks inside the budget.
-        mask_budget: how many masks may be used, "all", a number of images, "5/class", or a name such as "seg100".
-        split_seed: draws the images inside the budget.
-        seed: draws the order of the images and their augmentation.
-        augmentation: "ssd", "segment", "flip" or "none" (see data.transforms).
+        supervision: "boxes" trains on all images and opens no mask; "masks" trains on the images inside the budget, with
+            their masks; "mixed" trains on all images, with masks inside the budget.
+        mask_budget: how many masks may be used: "all", a number of images, "5/class", or a name such as "seg100".
+        split_seed: seed that draws the images inside the budget.
+        seed: seed of the order of the images and of their augmentation.
+        augmentation: "ssd", "segment", "flip" or "none" (see `data.augmentation.transforms`).
         split_file: read the split from this file instead of drawing it.
-        samples_per_epoch: images drawn in an epoch over all processes; None means each image once, or one full batch
-            where there are fewer images.
+        samples_per_epoch: images drawn per epoch over all processes. None draws each image once, or one full batch if
+            there are fewer images.
         allow_missing: leave out images whose file does not exist instead of refusing the data set.
-        fix: what to do with an annotation that cannot be used: "error" or "drop".
+        fix: "error" refuses a data set with unusable annotations, "drop" leaves them out.
     """
 
     def __init__(
@@ -86,12 +83,12 @@ class MixedSupervisionDataModule(LightningDataModule):
         fix: Literal["error", "drop"] = "error",
     ) -> None:
         super().__init__()
-        # logger=False: Lightning refuses to log a model and a data module that name two things alike
+        # Lightning refuses to log hyperparameters of the same name of both the model and the data module
         self.save_hyperparameters(logger=False)
         if supervision not in ("boxes", "masks", "mixed"):
             raise ConfigError(f"supervision is '{supervision}', expected 'boxes', 'masks' or 'mixed'")
         if samples_per_epoch is not None and samples_per_epoch < batch_size:
-            raise ConfigError(f"samples_per_epoch={samples_per_epoch} does not fill one batch of {batch_size} images")
+            raise ConfigError(f"samples_per_epoch={samples_per_epoch} is less than batch_size={batch_size}, raise it")
         self.data_root = Path(data_root)
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.batch_size = batch_size
@@ -107,121 +104,122 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.train_transform = build_transform(augmentation, self.image_size)
         self.eval_transform = build_transform("none", self.image_size)
         self._opened: OpenedData | None = None
-        self._continued = (0, 0)  # batches and draws of the training that is continued
+        self._resumed_from = (0, 0)  # batches and draws of the training that is resumed
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the data set and draw the split, once. Raises DataError or BudgetError."""
+        """Open the data set and draw the split, both only once. Raises DataError or BudgetError."""
         if stage == "fit":
-            self._continued = (0, 0)  # of another training; what this one goes on from is loaded after this
+            self._resumed_from = (0, 0)  # Lightning loads the state of a checkpoint after this
         self.opened()
 
     def opened(self) -> OpenedData:
-        """The data set and the split, opened when first asked for."""
+        """Return the data set and the split; opens them on the first call."""
         if self._opened is None:
             self.use(open_dataset(self.data_root, allow_missing=self.allow_missing, fix=self.fix))
         assert self._opened is not None
         return self._opened
 
     def use(self, dataset: DataSet) -> None:
-        """Take a data set that is open already, so that several stages read its files once; the split is drawn anew."""
+        """Use an open data set, so that several stages read its files once; the split is drawn again."""
         self._opened = OpenedData(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label; class_names[0] is "background"."""
+        """Class names by label; `class_names[0]` is "background"."""
         return self.opened().dataset.train.class_names
 
     @property
     def num_classes(self) -> int:
-        """Classes with the background."""
+        """Number of classes with background."""
         return len(self.class_names)
 
     @property
     def category_ids(self) -> tuple[int | str, ...]:
-        """The data set's own ids by label, for exports; entry 0 is the background's. Empty where it has none."""
+        """The data set's own ids by label, entry 0 for the background, for exports; empty if it has none."""
         dataset = self.opened().dataset
-        known = {**dataset.val.category_ids, **dataset.train.category_ids}
-        return tuple(known.get(label, label) for label in range(self.num_classes)) if known else ()
+        ids = {**dataset.val.category_ids, **dataset.train.category_ids}
+        return tuple(ids.get(label, label) for label in range(self.num_classes)) if ids else ()
 
     @property
     def split(self) -> Split | None:
-        """The images inside the mask budget; None where the supervision is "boxes"."""
+        """Images inside the mask budget; None if the supervision is "boxes"."""
         return self.opened().split
 
     @property
     def mask_ids(self) -> frozenset[str]:
-        """Training images whose masks may be opened."""
-        return self.opened().mask_ids
+        """Ids of the training images whose masks may be opened."""
+        return frozenset() if self.split is None else frozenset(self.split.image_ids)
 
     def write_split(self, path: str | Path) -> None:
-        """Write the split beside a run. Raises ConfigError where the supervision is "boxes" and there is none."""
+        """Write the split to a file. Raises ConfigError if the supervision is "boxes", which has no split."""
         if self.split is None:
-            raise ConfigError('supervision="boxes" uses no masks, so there is no split to write')
+            raise ConfigError('supervision="boxes" has no split to write, use "masks" or "mixed"')
         write_split(self.split, Path(path))
 
     def train_set(self) -> SegmentationDataset:
-        """The training images that the supervision allows, augmented."""
+        """Return the augmented training images of this supervision."""
         source, mask_ids = self.opened().dataset.train, self.mask_ids
         keep_all = self.supervision != "masks"
         records = [record for record in source.records if keep_all or record.image_id in mask_ids]
         if not records:
-            raise DataError(f"{self.data_root}: no training image is left for supervision='{self.supervision}'")
+            raise DataError(
+                f"{self.data_root}: no training image is left for supervision='{self.supervision}', "
+                f"choose a larger mask_budget than '{self.mask_budget}' or another supervision"
+            )
         return SegmentationDataset(source, records, mask_ids, self.train_transform, self.seed)
 
     def val_set(self) -> SegmentationDataset:
-        """All validation images with all their masks, not augmented."""
+        """Return all validation images with all their masks, not augmented."""
         source = self.opened().dataset.val
         mask_ids = frozenset(record.image_id for record in source.records)
         return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
-        """At most `count` training images over all processes, spread over the set, not augmented, with boxes alone."""
+        """Load at most `count` training images over all processes: evenly spaced, not augmented, without masks."""
         source = self.opened().dataset.train
         step = -(-len(source.records) // count)
         dataset = SegmentationDataset(source, source.records[::step], frozenset(), self.eval_transform, self.seed)
-        rank, world_size = self._processes()
+        rank, world_size = self._rank_and_world_size()
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Full batches only, in an order that depends on the seed and on what was drawn before alone."""
-        dataset, (rank, world_size) = self.train_set(), self._processes()
+        """Load full batches only, in an order that depends only on the seed and on the draws taken before."""
+        dataset, (rank, world_size) = self.train_set(), self._rank_and_world_size()
         draws = len(dataset) if self.samples_per_epoch is None else self.samples_per_epoch
-        whole_batches = max(1, draws // self._step_size()) * self._step_size()
+        num_draws = max(1, draws // self._step_size()) * self._step_size()
         taken = None if self.trainer is None else self._draws_taken
-        sampler = EpochSampler(
-            len(dataset), self.seed, True, whole_batches, rank=rank, world_size=world_size, taken=taken
-        )
+        sampler = EpochSampler(len(dataset), self.seed, True, num_draws, rank=rank, world_size=world_size, taken=taken)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Every validation image exactly once over all processes, in order.
+        """Load every validation image exactly once over all processes, in order.
 
-        Lightning leaves out the end of a validation, where figures are brought together, in a process without a batch,
-        and the others wait for it. Such a process gets an image of another's once more, without truth: masks are not
-        measured then, and a box metric counts an image once.
+        A rank without a batch would skip the end of the validation loop, where metrics are reduced, and the other ranks
+        would wait for it forever. Such a rank therefore gets the first image again, without ground truth: it has no mask
+        to measure, and box metrics count an image id once.
         """
-        dataset, (rank, world_size) = self.val_set(), self._processes()
+        dataset, (rank, world_size) = self.val_set(), self._rank_and_world_size()
         if rank >= len(dataset):
-            first = dataset.records[:1]
-            dataset = SegmentationDataset(dataset.source, first, frozenset(), self.eval_transform, self.seed)
+            first_image = dataset.records[:1]
+            dataset = SegmentationDataset(dataset.source, first_image, frozenset(), self.eval_transform, self.seed)
             rank, world_size = 0, 1
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The validation images: data sets have two parts here."""
+        """Load the validation images; data sets have no third split."""
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """What travels in checkpoints: where the training stands in the row of draws, the images inside the mask budget."""
+        """Return the position in the stream of draws and the split, for checkpoints."""
         return {"batches": self._batches_taken(), "draws": self._draws_taken(), "split": split_state(self.split)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there. Raises ConfigError where a training would go on with other masks."""
+        """Resume from a checkpoint. Raises ConfigError if the training would continue with other masks."""
         if self.trainer is not None and self.trainer.state.fn == "fit" and "split" in state_dict:
             check_same_split(self.split, state_dict["split"], self.trainer.ckpt_path)
-        self._continued = (state_dict.get("batches", 0), state_dict.get("draws", 0))
+        self._resumed_from = (state_dict.get("batches", 0), state_dict.get("draws", 0))
 
     def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler) -> DataLoader[Sample]:
         return ResumableLoader(
@@ -233,43 +231,41 @@ class MixedSupervisionDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             worker_init_fn=start_worker,
-            generator=torch.Generator().manual_seed(self.seed),  # else it would draw from the global one
+            generator=torch.Generator().manual_seed(self.seed),  # the default draws from the global generator
         )
 
-    def _processes(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
-            return processes.rank(), processes.world_size()
+            return distributed.rank(), distributed.world_size()
         return self.trainer.global_rank, self.trainer.world_size
 
     def _step_size(self) -> int:
-        """Images of a batch over all processes."""
-        return self.batch_size * self._processes()[1]
+        """Return the images of one step over all processes."""
+        return self.batch_size * self._rank_and_world_size()[1]
 
     def _batches_taken(self) -> int:
-        """Batches that the trainer was done with, in all epochs; those of an interrupted training before included."""
+        """Return the batches processed in all epochs, including those before the training was interrupted."""
         progress: Any = None if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total
         return 0 if progress is None else int(progress.processed)
 
     def _draws_taken(self) -> int:
-        """Images that were drawn over all processes; batches may have had another size before the training stopped."""
-        batches, draws = self._continued
+        """Return the images drawn over all processes; a resumed training may have another batch size than before."""
+        batches, draws = self._resumed_from
         return draws + (self._batches_taken() - batches) * self._step_size()
 
     def _choose_split(self, records: tuple[ImageRecord, ...], class_names: tuple[str, ...]) -> Split | None:
         if self.supervision == "boxes":
             return None
         if self.split_file is not None:
-            return _read_known_split(self.split_file, records)
+            return _read_split_of(self.split_file, records)
         split = make_split(*mask_labels(records), parse_budget(self.mask_budget), self.split_seed, len(class_names))
-        for label, (wanted, there) in split.short.items():
-            _logger.warning(
-                "%s: class '%s' has %d images with masks, the budget '%s' wants %d of each class",
-                *(self.data_root, class_names[label], there, split.budget, wanted),
-            )
+        for text in describe_short(split, class_names):
+            _logger.warning("%s: %s", self.data_root, text)
         return split
 
 
-def _read_known_split(path: Path, records: tuple[ImageRecord, ...]) -> Split:
+def _read_split_of(path: Path, records: tuple[ImageRecord, ...]) -> Split:
+    """Read a split file. Raises DataError if it names images that are not among the training images."""
     split = read_split(path)
     unknown = sorted(set(split.image_ids) - {record.image_id for record in records})
     if unknown:

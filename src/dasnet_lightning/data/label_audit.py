@@ -1,6 +1,6 @@
-"""What became of every label: one row per annotated object, with the use of its box and of its mask, and why.
+"""Audit of every label: one row per annotated object with the use of its box and of its mask.
 
-The number of rows is the number of annotations in the files: also refused objects have theirs.
+Refused objects have a row too, so the number of rows is the number of annotations in the files.
 """
 
 import csv
@@ -16,7 +16,7 @@ from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.storage.atomic import write_text
 
 IGNORED = "ignored: crowd or difficult"
-OUTSIDE = "outside the budget"
+OUTSIDE_BUDGET = "outside the budget"
 COLUMNS = ("boxes", "refused", "ignored", "masks", "trained", "outside budget", "evaluated", "absent", "invalid")
 
 ClassCounts = dict[str, dict[str, int]]
@@ -24,10 +24,16 @@ ClassCounts = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class LabelUse:
-    """What became of one object.
+    """Use of one annotated object.
 
-    box: "trained", "evaluated", "ignored: ..." or "refused: ...". mask: "trained", "evaluated", "outside the budget",
-    "ignored: ...", "absent", "invalid: ..." or, where the box is refused, "refused".
+    Attributes:
+        image_id: id of the image.
+        object_id: id of the object.
+        class_name: name of its class.
+        split: "train" or "val".
+        box: "trained", "evaluated", "ignored: ..." or "refused: ...".
+        mask: "trained", "evaluated", "outside the budget", "ignored: ...", "absent", "invalid: ..." or, if the box is
+            refused, "refused".
     """
 
     image_id: str
@@ -45,37 +51,45 @@ def audit_labels(
     verify_masks: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LabelUse, ...]:
-    """One row for every annotated object of a source.
+    """Return one row for every annotated object of a source.
 
-    mask_ids: the images inside the mask budget, None for all; counts in "train" only. verify_masks: open every mask, also
-    outside the budget, and report those that cannot be used. progress: called with (images done, images).
+    Args:
+        source: the data set.
+        mask_ids: images inside the mask budget, None for all; only used for "train".
+        split_name: which split the source is.
+        verify_masks: open every mask, also outside the budget, and report those that cannot be used.
+        progress: called with (images done, all images).
+
+    Raises:
+        ConfigError: `split_name` is neither "train" nor "val".
     """
     if split_name not in ("train", "val"):
         raise ConfigError(f"split_name is '{split_name}', expected 'train' or 'val'")
     budget = None if mask_ids is None else frozenset(mask_ids)
     rows: list[LabelUse] = []
     for done, record in enumerate(source.records, start=1):
-        reasons = _open_masks(source, record) if verify_masks else {}
-        inside = split_name == "val" or budget is None or record.image_id in budget
+        faults = _find_mask_faults(source, record) if verify_masks else {}
+        in_budget = split_name == "val" or budget is None or record.image_id in budget
         rows += [
-            _use(record, item, source.class_names, split_name, inside, reasons.get(item.object_id, ""))
+            _row_of(record, item, source.class_names, split_name, in_budget, faults.get(item.object_id, ""))
             for item in record.objects
         ]
         if progress is not None:
             progress(done, len(source.records))
-    return (*rows, *_refused(source, split_name))
+    return (*rows, *_rows_of_refused(source, split_name))
 
 
 def summarize(rows: Iterable[LabelUse]) -> ClassCounts:
-    """Counts by class (sorted), and in the row "all"; the columns are COLUMNS.
+    """Count rows by class (sorted by name), with a last entry "all".
 
-    boxes: all annotated objects. masks: those that have one, usable or outside the budget.
+    The columns are COLUMNS. "boxes" counts all annotated objects; "masks" those with a usable mask, also outside the
+    budget.
     """
     table: ClassCounts = {}
     total = dict.fromkeys(COLUMNS, 0)
     for row in rows:
         for counts in (table.setdefault(row.class_name, dict.fromkeys(COLUMNS, 0)), total):
-            for column in _columns(row):
+            for column in _columns_of(row):
                 counts[column] += 1
     return {**{name: table[name] for name in sorted(table)}, "all": total}
 
@@ -89,22 +103,24 @@ def write_label_audit(rows: Sequence[LabelUse], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def _use(
-    record: ImageRecord, item: ObjectRecord, class_names: Sequence[str], split: str, inside: bool, reason: str
+def _row_of(
+    record: ImageRecord, item: ObjectRecord, class_names: Sequence[str], split: str, in_budget: bool, fault: str
 ) -> LabelUse:
     used = "trained" if split == "train" else "evaluated"
     if item.mask is MaskState.ABSENT:
         mask = "absent"
-    elif item.mask is MaskState.INVALID or reason:
-        mask = f"invalid: {item.reason or reason}"
+    elif item.mask is MaskState.INVALID or fault:
+        mask = f"invalid: {item.reason or fault}"
+    elif item.ignore:
+        mask = IGNORED
     else:
-        mask = IGNORED if item.ignore else used if inside else OUTSIDE
+        mask = used if in_budget else OUTSIDE_BUDGET
     box = IGNORED if item.ignore else used
     return LabelUse(record.image_id, item.object_id, class_names[item.label], split, box, mask)
 
 
-def _open_masks(source: Source, record: ImageRecord) -> dict[str, str]:
-    """Why masks of an image cannot be used, by object id; all that say to have one are opened."""
+def _find_mask_faults(source: Source, record: ImageRecord) -> dict[str, str]:
+    """Open all present masks of an image and return by object id why they cannot be used; "" if they can."""
     indices = [index for index, item in enumerate(record.objects) if item.mask is MaskState.PRESENT]
     if not indices:
         return {}
@@ -112,29 +128,32 @@ def _open_masks(source: Source, record: ImageRecord) -> dict[str, str]:
     return {record.objects[index].object_id: reason for index, reason in zip(indices, masks.reasons, strict=True)}
 
 
-def _refused(source: Source, split: str) -> list[LabelUse]:
-    """Rows of the objects that gave no record. Problems name images by their files, rows by their ids."""
-    names = {record.path.name: record.image_id for record in source.records}
+def _rows_of_refused(source: Source, split: str) -> list[LabelUse]:
+    """Return rows of refused objects; problems name images by file, so file names are mapped back to image ids."""
+    image_ids = {record.path.name: record.image_id for record in source.records}
     for record in source.records:
         if record.path.is_relative_to(source.root):
-            names[record.path.relative_to(source.root).as_posix()] = record.image_id
+            image_ids[record.path.relative_to(source.root).as_posix()] = record.image_id
     rows = []
     for problem in source.problems:
-        found = parse_object(problem.record) if problem.action == "refused" else None
-        if found is not None:
-            object_id, image, class_name = found
-            refusal = f"refused: {problem.message}"
-            rows.append(LabelUse(names.get(image, image), object_id, class_name, split, refusal, "refused"))
+        description = parse_object(problem.record) if problem.action == "refused" else None
+        if description is not None:
+            object_id, image, class_name = description
+            box = f"refused: {problem.message}"
+            rows.append(LabelUse(image_ids.get(image, image), object_id, class_name, split, box, "refused"))
     return rows
 
 
-def _columns(row: LabelUse) -> list[str]:
-    """The columns that a row counts in."""
+def _columns_of(row: LabelUse) -> list[str]:
+    """Return the columns that count a row."""
     columns = ["boxes"]
-    columns += [kind for kind in ("refused", "ignored") if row.box.startswith(kind)]
-    if row.mask in ("trained", "evaluated", OUTSIDE, IGNORED):
+    columns += [column for column in ("refused", "ignored") if row.box.startswith(column)]
+    if row.mask in ("trained", "evaluated", OUTSIDE_BUDGET, IGNORED):
         columns.append("masks")
-    for text, column in (("trained",) * 2, ("evaluated",) * 2, (OUTSIDE, "outside budget"), ("absent",) * 2):
-        if row.mask == text:
-            columns.append(column)
-    return [*columns, "invalid"] if row.mask.startswith("invalid") else columns
+    if row.mask in ("trained", "evaluated", "absent"):
+        columns.append(row.mask)
+    if row.mask == OUTSIDE_BUDGET:
+        columns.append("outside budget")
+    if row.mask.startswith("invalid"):
+        columns.append("invalid")
+    return columns

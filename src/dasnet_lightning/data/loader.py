@@ -1,7 +1,4 @@
-"""The loader of images and the processes that it starts.
-
-From the items of a dataset to the Batch that tasks read.
-"""
+"""Samples, their collation into batches, and the DataLoader with its worker processes."""
 
 import signal
 from collections.abc import Sequence
@@ -20,7 +17,14 @@ from dasnet_lightning.types import Batch, Target
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One item of a dataset. `image` is RGB, in any memory order; `seed` is where all random draws for it come from."""
+    """One item of a dataset.
+
+    Attributes:
+        image_id: id of the image.
+        image: RGB pixels, in any memory order.
+        target: boxes, labels and masks.
+        seed: seed of all random draws for this sample.
+    """
 
     image_id: str
     image: UInt8[Tensor, "3 H W"]
@@ -29,7 +33,7 @@ class Sample:
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader that Lightning takes for resumable, which it is without a state: its sampler asks where to go on."""
+    """DataLoader that Lightning recognizes as resumable; its state is empty because the sampler knows where to resume."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -38,22 +42,22 @@ class ResumableLoader(DataLoader[Sample]):
         pass
 
 
-def start_worker(worker: int) -> None:
-    """Prepare a loader process."""
-    cv2.setNumThreads(0)  # every worker has one core
-    # sent to whole process groups: the training process saves first, then ends its workers
-    for stop in STOP_SIGNALS:
-        signal.signal(stop, signal.SIG_IGN)
-
-
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack images of one size into a Batch, as floats in 0..1."""
+    """Stack samples of one image size into a batch, with pixels as floats in 0..1."""
     images = torch.empty(len(samples), *samples[0].image.shape)
     for image, sample in zip(images, samples, strict=True):
-        image.copy_(sample.image).div_(255)  # one by one: an image stays in the processor's cache
+        image.copy_(sample.image).div_(255)  # image by image: each stays in the CPU cache
     return Batch(
         image_ids=tuple(sample.image_id for sample in samples),
         images=images,
         targets=tuple(sample.target for sample in samples),
         seeds=tuple(sample.seed for sample in samples),
     )
+
+
+def start_worker(worker: int) -> None:
+    """Initialize a loader process: one OpenCV thread, and stop signals left to the training process."""
+    cv2.setNumThreads(0)
+    # stop signals reach the whole process group: the training process saves first, then ends its workers
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_IGN)

@@ -1,22 +1,26 @@
-"""What a data set says before anything is opened: images, objects, and where each object's mask would be found.
+"""Records of a data set: images, objects, problems, opened masks, and the interface of a source.
 
-Sources read annotation files into these records; nothing here touches pixels. A mask is *present*, *absent* or
-*invalid*; an absent mask is never turned into zeros, and an invalid one leaves its box in use.
+Sources read annotation files into these records without touching pixels. A mask is *present*, *absent* or *invalid*. An
+absent mask is never turned into zeros, and an object with an invalid mask keeps its box.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool
 
 from dasnet_lightning.data.packed_masks import PackedMasks, unpack_masks, unpack_void
+from dasnet_lightning.errors import one_line
 
 
 class MaskState(StrEnum):
+    """Whether an object has a mask that can be used."""
+
     PRESENT = "present"
     ABSENT = "absent"
     INVALID = "invalid"
@@ -24,9 +28,15 @@ class MaskState(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class ObjectRecord:
-    """One annotated object. `box` is xyxy in the original image's pixels (edges, not pixel indices: x1 - x0 is the width).
+    """One annotated object.
 
-    `label` is 1..num_classes-1. `ignore` marks crowd and difficult objects. `reason` says why a mask is invalid.
+    Attributes:
+        object_id: unique in its source.
+        box: xyxy edges in pixels of the original image; x1 - x0 is the width.
+        label: class index, 1..num_classes-1.
+        mask: state of the mask.
+        ignore: True for crowd and difficult objects.
+        reason: why the mask is invalid; empty otherwise.
     """
 
     object_id: str
@@ -39,7 +49,7 @@ class ObjectRecord:
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """One image: `size` is (height, width) as annotated, `path` the file."""
+    """One image file with its annotated (height, width) and objects."""
 
     image_id: str
     path: Path
@@ -48,52 +58,72 @@ class ImageRecord:
 
     @property
     def has_masks(self) -> bool:
+        """Whether at least one object has a usable mask."""
         return any(item.mask is MaskState.PRESENT for item in self.objects)
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A label that was refused, changed or worth a warning: `file: record: message`."""
+    """Label that was refused, changed, or deserves a warning; printed as `file: record: message`.
+
+    Attributes:
+        file: the annotation file.
+        record: the record in that file, for example "image 'a.jpg'".
+        message: what is wrong with it.
+        action: "refused" (not used), "clipped", "mask_invalid" (only the box is used) or "warning".
+    """
 
     file: Path
     record: str
     message: str
-    action: str  # "refused" (not used at all), "clipped", "mask_invalid" (box kept), "warning"
+    action: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.record}: {self.message}"
+        return one_line(f"{self.file}: {self.record}: {self.message}")
 
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """The opened masks of some objects of one image, in its original pixels, in the order asked for.
+    """Opened masks of some objects of one image in original pixels, in the order of the requested indices.
 
-    `masks[i]` may be read only where `valid[i]`; `reasons[i]` says why not. `void` marks pixels that no loss and no
-    metric may read (VOC's 255 border), None where the format has none. Both are made from `planes` when asked for.
+    Attributes:
+        packed: the masks and the void map as bits.
+        valid: read `masks[i]` only if `valid[i]`.
+        reasons: why mask i cannot be used; empty if it can.
     """
 
-    planes: PackedMasks
+    packed: PackedMasks
     valid: tuple[bool, ...]
     reasons: tuple[str, ...]
 
     @property
     def masks(self) -> Bool[np.ndarray, "n H0 W0"]:
-        return unpack_masks(self.planes)
+        """The masks as arrays, unpacked on each access."""
+        return unpack_masks(self.packed)
 
     @property
     def void(self) -> Bool[np.ndarray, "H0 W0"] | None:
-        return unpack_void(self.planes)
+        """Pixels that no loss and no metric may read (VOC's 255); None if the format has no void map."""
+        return unpack_void(self.packed)
 
 
-class Source(Protocol):
-    """A data set on disk: one split of it, read into records."""
+class Source(ABC):
+    """One split of a data set on disk, read into records.
 
-    class_names: tuple[str, ...]  # class_names[0] is "background"
-    category_ids: Mapping[int, int | str]  # the data set's own id of a label, for exports; empty where it has none
+    Attributes:
+        class_names: names by label; `class_names[0]` is "background".
+        category_ids: the data set's own id of each label, for exports; empty if it has none.
+        records: all usable images.
+        problems: everything that was refused, changed or is worth a warning.
+        root: folder of the data set.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: Mapping[int, int | str] = MappingProxyType({})
     records: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...]
     root: Path
 
+    @abstractmethod
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
-        """Open the masks of `record.objects[i]` for i in indices. The only method that opens a mask."""
-        ...
+        """Open the masks of `record.objects[i]` for i in `indices`; no other method opens a mask."""

@@ -1,7 +1,7 @@
-"""Backbones by name, for the detectors that take any: torchvision's families that work in stages, and timm's models.
+"""Backbones by name, for detectors that work with any backbone: torchvision's classification networks and timm's models.
 
-`resnet18` is torchvision's, `timm:convnext_tiny` is timm's. Their levels are the last feature maps at each stride of 4
-and more, which is where a stage ends.
+`resnet18` is torchvision's, `timm:convnext_tiny` is timm's. The levels are the last feature maps of each stride from 4 on,
+where a stage ends.
 """
 
 import copy
@@ -15,29 +15,37 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dasnet_lightning.detectors.downloads import check_timm_weights
 from dasnet_lightning.detectors.layers import IMAGENET_MEAN, IMAGENET_STD
 from dasnet_lightning.detectors.optional import import_extra
 from dasnet_lightning.detectors.weights import FILE_SUFFIXES, fill, load_state, load_state_file
-from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.errors import CheckpointError, ConfigError
 
 TIMM = "timm:"
 FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet", "efficientnet", "convnext", "regnet", "mnasnet", "vgg")
-FINEST = 4
-PROBE = 64  # pixels; stride 32 leaves two cells
+FINEST_STRIDE = 4
+PROBE_SIDE = 64  # pixels; two cells at stride 32
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # timm's BatchNorm with an activation is a BatchNorm2d
 
 
 class MultiScaleBackbone(nn.Module):
-    """Normalised images -> (levels finest first, None).
+    """Backbone that returns several levels of a network.
 
-    body: returns its feature maps, finest first. taken: which of them are levels. mean, std: of its pixels, RGB in 0..1.
-    channels_last: the maps have their channels last, as Swin's in timm. freeze_norm: BatchNorm is held, for good.
+    Args:
+        body: returns its feature maps, finest first.
+        map_index: which of the maps are levels.
+        strides: stride of each level.
+        out_channels: channels of each level.
+        mean: mean of the pixels, RGB in 0..1.
+        std: standard deviation of the pixels.
+        channels_last: whether the maps of `body` are [b h w c], as those of timm's Swin.
+        freeze_norm: keep BatchNorm in evaluation mode and untrained.
     """
 
     def __init__(
         self,
         body: nn.Module,
-        taken: Sequence[int],
+        map_index: Sequence[int],
         strides: tuple[int, ...],
         out_channels: tuple[int, ...],
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -47,30 +55,37 @@ class MultiScaleBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
-        self.taken = tuple(taken)
+        self.map_index = tuple(map_index)
         self.strides = strides
         self.out_channels = out_channels
         self.mean = mean
         self.std = std
         self.channels_last = channels_last
-        self.held = [module for module in body.modules() if freeze_norm and isinstance(module, NORMS)]
-        for module in self.held:
+        self.frozen_norms = [module for module in body.modules() if freeze_norm and isinstance(module, NORMS)]
+        for module in self.frozen_norms:
             module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "MultiScaleBackbone":
+        """Set the mode of all modules but frozen BatchNorms."""
         super().train(mode)
-        for module in self.held:
+        for module in self.frozen_norms:
             module.eval()
         return self
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        """Return the levels of normalized images, finest first, and None for the switches."""
         maps = self.body(images)
-        levels = [maps[index] for index in self.taken]
+        levels = [maps[index] for index in self.map_index]
         return tuple(level.permute(0, 3, 1, 2) if self.channels_last else level for level in levels), None
 
 
 class Stages(nn.Module):
-    """Runs blocks one after the other and returns what comes out of the last of each stage."""
+    """Runs blocks in sequence and returns the output of the last block of each stage.
+
+    Args:
+        blocks: the blocks by name; those after the last stage are dropped.
+        ends: index of the last block of each stage.
+    """
 
     def __init__(self, blocks: Mapping[str, nn.Module], ends: Sequence[int]) -> None:
         super().__init__()
@@ -78,6 +93,7 @@ class Stages(nn.Module):
         self.ends = tuple(ends)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+        """Return the output of each stage."""
         x, maps = images, []
         for number, block in enumerate(self.blocks.values()):
             x = block(x)
@@ -86,14 +102,20 @@ class Stages(nn.Module):
         return tuple(maps)
 
 
-def build_staged(
+def build_backbone(
     name: str, weights: str | None, image_size: tuple[int, int], freeze_norm: bool | None = None
 ) -> MultiScaleBackbone:
-    """A backbone by name, `timm:` in front of those of timm.
+    """Build a backbone by name.
 
-    weights: a local file, a name of torchvision's, or a tag of timm's ("a1_in1k"); None leaves it untrained. freeze_norm:
-    hold BatchNorm; None means where weights are given. Raises ConfigError for a name that nobody has, CheckpointError for
-    weights that do not fit.
+    Args:
+        name: torchvision's name, or "timm:" and timm's name.
+        weights: path of a local file, torchvision's name of weights, or timm's tag ("a1_in1k"); None for no weights.
+        image_size: (H, W) of the images, for models of timm with a fixed input size.
+        freeze_norm: freeze BatchNorm; None freezes it if weights are given.
+
+    Raises:
+        ConfigError: the backbone is unknown or has no feature maps.
+        CheckpointError: the weights do not fit.
     """
     freeze = weights is not None if freeze_norm is None else freeze_norm
     if name.startswith(TIMM):
@@ -114,19 +136,18 @@ def _build_torchvision(name: str, weights: str | None, freeze_norm: bool) -> Mul
         if any(key.startswith(("classifier.", "fc.")) for key in state):
             fill(model, state, weights, expected)
         else:
-            fill(model, {**_classifier(model), **state}, weights, f"{expected}, its classifier may be absent")
+            fill(model, {**_classifier_state(model), **state}, weights, f"{expected}, its classifier may be absent")
     blocks = _blocks(model)
     ends, strides, channels = _find_stages(blocks)
     return MultiScaleBackbone(Stages(blocks, ends), range(len(ends)), strides, channels, freeze_norm=freeze_norm)
 
 
-def _classifier(model: nn.Module) -> dict[str, Tensor]:
-    kept = model.state_dict()
-    return {key: kept[key] for key in kept if key.startswith(("classifier.", "fc."))}
+def _classifier_state(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in model.state_dict().items() if key.startswith(("classifier.", "fc."))}
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network for classification that run one after the other, before it pools."""
+    """Return the blocks of a classification network before its global pooling, in sequence."""
     if isinstance(getattr(model, "features", None), nn.Sequential):
         return dict(model.features.named_children())  # type: ignore[union-attr]
     blocks: dict[str, nn.Module] = {}
@@ -139,38 +160,48 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _find_stages(blocks: Mapping[str, nn.Module]) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
-    """(the last block at each stride from 4 on, these strides, their channels), found without computing anything."""
-    x = torch.empty(1, 3, PROBE, PROBE, device="meta")
+    """Run the blocks on the meta device and return the last block of each stride from 4 on, its stride and channels."""
+    x = torch.empty(1, 3, PROBE_SIDE, PROBE_SIDE, device="meta")
     ends: dict[int, tuple[int, int]] = {}
     for number, block in enumerate(blocks.values()):
         x = copy.deepcopy(block).to("meta").eval()(x)
-        ends[PROBE // x.shape[-1]] = (number, x.shape[1])
-    found = {stride: end for stride, end in ends.items() if stride >= FINEST}
-    return [number for number, _ in found.values()], tuple(found), tuple(channels for _, channels in found.values())
+        ends[PROBE_SIDE // x.shape[-1]] = (number, x.shape[1])
+    ends = {stride: end for stride, end in ends.items() if stride >= FINEST_STRIDE}
+    return [number for number, _ in ends.values()], tuple(ends), tuple(channels for _, channels in ends.values())
 
 
 def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], freeze_norm: bool) -> MultiScaleBackbone:
     timm = import_extra("timm", "timm")
     if not timm.is_model(name):
-        near = ", ".join(get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
-        raise ConfigError(f"timm {timm.__version__} has no model '{name}', names like it: {near}")
+        similar = ", ".join(get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
+        raise ConfigError(f"timm {timm.__version__} has no model '{name}', similar names: {similar}")
     options: dict[str, Any] = {"features_only": True}
     if timm.get_pretrained_cfg(name).fixed_input_size:
         options["img_size"] = image_size
     if weights is not None and (Path(weights).suffix in FILE_SUFFIXES or Path(weights).exists()):
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _load_timm(timm, name, weights)}}
+        state = _load_timm_state(timm, name, weights)
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     elif weights is not None:
-        name = f"{name}.{weights}"
+        name = f"{name.partition('.')[0]}.{weights}"
         options |= {"pretrained": True}
     try:
+        if "pretrained_cfg_overlay" not in options and weights is not None:
+            check_timm_weights(timm, name)
         body = timm.create_model(name, **options)
+    except OSError as error:
+        raise CheckpointError(
+            f"timm cannot download the weights of {name} ({str(error).strip().splitlines()[0][:200]}); give a local file as "
+            "weights, or start from random weights with --weights none"
+        ) from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"timm cannot build '{name}' with features_only: {reason}") from error
     reductions, channels = body.feature_info.reduction(), body.feature_info.channels()
-    last = {stride: index for index, stride in enumerate(reductions) if stride >= FINEST}
+    last = {stride: index for index, stride in enumerate(reductions) if stride >= FINEST_STRIDE}
     if not last:
-        raise ConfigError(f"timm's '{name}' has feature maps at strides {reductions}, none is {FINEST} or more")
+        raise ConfigError(
+            f"timm's '{name}' has feature maps at strides {reductions}, expected one of stride {FINEST_STRIDE} or more"
+        )
     cfg = timm.get_pretrained_cfg(name)
     return MultiScaleBackbone(
         body,
@@ -184,14 +215,17 @@ def _build_timm(name: str, weights: str | None, image_size: tuple[int, int], fre
     )
 
 
-def _load_timm(timm: Any, name: str, weights: str) -> dict[str, Tensor]:
-    """The state dict of a whole network of timm's, from a file and checked: with features_only timm takes what fits.
+def _load_timm_state(timm: Any, name: str, weights: str) -> dict[str, Tensor]:
+    """Read the state dict of a whole timm network from a file and check it; with features_only timm does not check.
 
-    The file's classifier may be absent or for other classes. Raises CheckpointError where anything else differs.
+    The classifier may be absent or for other classes.
+
+    Raises:
+        CheckpointError: anything else differs.
     """
     network = timm.create_model(name)
     names = timm.get_pretrained_cfg(name).classifier or ()
-    classifiers = tuple(f"{each}." for each in ((names,) if isinstance(names, str) else names))
+    classifiers = tuple(f"{layer}." for layer in ((names,) if isinstance(names, str) else names))
     own = {key: value for key, value in network.state_dict().items() if key.startswith(classifiers)}
     state = {key: value for key, value in load_state_file(Path(weights)).items() if not key.startswith(classifiers)}
     fill(network, {**state, **own}, weights, f"the state dict of timm's {name}")

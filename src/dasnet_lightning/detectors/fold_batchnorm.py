@@ -1,7 +1,7 @@
-"""Batch norms folded into the convolutions before them, for inference: the same numbers but for rounding, in fewer passes.
+"""Folding of BatchNorms into the convolutions before them, for faster inference; only rounding changes.
 
-A norm in evaluation mode is a scale and a shift of each channel, which a convolution can do with its own weights. Only
-what is certain to follow a convolution is folded: its neighbour in a plain `nn.Sequential`, as in MobileNets.
+A BatchNorm in evaluation mode is a scale and a shift of each channel, which the convolution's own weights can do. A
+BatchNorm is folded only if it certainly follows the convolution: as the next layer of a plain `nn.Sequential`.
 """
 
 from collections import Counter
@@ -17,29 +17,31 @@ Norm = nn.BatchNorm2d | FrozenBatchNorm
 
 @torch.no_grad()
 def fold_norms(module: nn.Module) -> int:
-    """Fold what can be folded, in place, and return how many norms that were: they are gone from the state dict.
+    """Fold the BatchNorms of a module in place; folded ones disappear from the state dict.
 
-    What stays: layers that are used at several places, norms in training mode, and layers that do more than their class
-    says, by hooks (spectral norm is one) or in a subclass.
+    Not folded are layers that are used more than once, norms in training mode, subclasses of convolutions, and layers with
+    hooks (such as spectral norm).
+
+    Returns:
+        The number of BatchNorms that were folded.
     """
     uses = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
     folded = 0
-    for outer in [layer for layer in module.modules() if _is_plain(layer)]:
+    for outer in [layer for layer in module.modules() if _is_plain_sequential(layer)]:
         assert isinstance(outer, nn.Sequential)
-        for place, (layer, norm) in enumerate(zip(list(outer), list(outer)[1:], strict=False)):
+        for index, (layer, norm) in enumerate(zip(list(outer), list(outer)[1:], strict=False)):
             if type(layer) is not nn.Conv2d or not isinstance(norm, Norm) or not _is_fixed(norm):
                 continue
             if _has_hooks(layer) or _has_hooks(norm):
                 continue
             if uses[id(layer)] == uses[id(norm)] == uses[id(outer)] == 1:
                 _fold(layer, norm)
-                outer[place + 1] = nn.Identity()
+                outer[index + 1] = nn.Identity()
                 folded += 1
     return folded
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module runs its layers one after the other and does nothing else."""
+def _is_plain_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 

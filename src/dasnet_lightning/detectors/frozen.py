@@ -1,6 +1,7 @@
-"""A frozen detector is a detector in which nothing can move; stage two sees no difference.
+"""Frozen modules and detectors, whose parameters and buffers never change.
 
-Frozen is a type, not a flag: neither `train()` of an outer module nor a checkpoint callback can unfreeze it.
+Frozen is a type, not a flag: neither `train()` of an outer module nor a checkpoint callback can unfreeze it. A frozen
+detector has the interface of any other detector.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,9 @@ from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 
 class Frozen(nn.Module):
-    """Holds a module in evaluation mode with gradients off: parameters and buffers stay bit-identical.
+    """Keeps a module in evaluation mode without gradients, so that parameters and buffers stay bit-identical.
 
-    BatchNorm statistics do not move and dropout stays inactive, also after `train()` of an outer module.
+    BatchNorm statistics do not change and dropout stays inactive, also after `train()` of an outer module.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -30,7 +31,7 @@ class Frozen(nn.Module):
 
 
 class FrozenDetector(Detector):
-    """Wraps a detector for stage two: no gradients, no optimizer state, evaluation mode for good."""
+    """Detector for stage two: without gradients and optimizer state, always in evaluation mode."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class FrozenDetector(Detector):
 
     @property
     def detector(self) -> Detector:
-        """The detector that is frozen."""
+        """The wrapped detector."""
         return self.frozen.module  # type: ignore[return-value]
 
     @torch.no_grad()

@@ -1,8 +1,7 @@
-"""The detector `boxes`: features for the decoder and nothing else, for users whose boxes come from elsewhere.
+"""The detector `boxes`, for users whose boxes come from elsewhere: it computes features for the decoder and detects nothing.
 
-It detects nothing, ever. The boxes reach the network by the roads that every detector shares: in training and in the
-evaluation "with ground-truth boxes" they are the annotated ones, in use they are given to `Segmenter.segment(image,
-boxes=..., labels=...)`. The evaluation "with detected boxes" says what an image is worth without any box: nothing.
+Training and the evaluation "with ground-truth boxes" take the annotated boxes. In use, pass the boxes to
+`Segmenter.segment(image, boxes=..., labels=...)`. The evaluation "with detected boxes" has no detections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dasnet_lightning.detectors.backbones import MultiScaleBackbone, build_staged
+from dasnet_lightning.detectors.backbones import MultiScaleBackbone, build_backbone
 from dasnet_lightning.detectors.base import DETECTORS, Detector
 from dasnet_lightning.detectors.layers import parse_size
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
 
 class GivenBoxes(Detector):
-    """A backbone behind the detector's protocol; `learns_boxes` tells the recipes that there is no stage one."""
+    """Backbone with the interface of a detector; `learns_boxes` is False, so stage one is skipped."""
 
     mean: Tensor
     std: Tensor
@@ -34,19 +33,19 @@ class GivenBoxes(Detector):
         self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, images: Images) -> Pyramid:
-        """Normalise the images (RGB, 0..1) and run the backbone once."""
+        """See `Detector.features`."""
         levels, _ = self.backbone((images - self.mean) / self.std)
         return Pyramid(levels=levels, strides=self.strides, size=(images.shape[-2], images.shape[-1]))
 
     def detect(self, pyramid: Pyramid) -> tuple[Detections, ...]:
-        """No boxes: one empty entry for each image."""
-        first = pyramid.levels[0]
-        labels = torch.zeros(0, dtype=torch.int64, device=first.device)
-        none = Detections(torch.zeros(0, 4, device=first.device), labels, torch.zeros(0, device=first.device))
-        return (none,) * len(first)
+        """Return empty detections for each image."""
+        level = pyramid.levels[0]
+        labels = torch.zeros(0, dtype=torch.int64, device=level.device)
+        empty = Detections(torch.zeros(0, 4, device=level.device), labels, torch.zeros(0, device=level.device))
+        return (empty,) * len(level)
 
     def losses(self, pyramid: Pyramid, targets: Sequence[Target]) -> Mapping[str, Loss]:
-        """There is nothing to learn from boxes: a zero that is connected to the backbone."""
+        """Return a zero that is connected to the backbone."""
         return {"nothing": torch.stack([level.float().mean() for level in pyramid.levels]).sum() * 0.0}
 
 
@@ -58,12 +57,15 @@ def build_boxes(
     image_size: int | Sequence[int] = 320,
     freeze_norm: bool | None = None,
 ) -> GivenBoxes:
-    """Features of a backbone by name; the boxes are given.
+    """Build the detector for given boxes on a backbone by name.
 
-    backbone: torchvision's name ("resnet18", "convnext_tiny", ...) or "timm:NAME" (needs dasnet-lightning[timm]).
-    backbone_weights: a file of that network, torchvision's name ("IMAGENET1K_V1") or timm's tag ("a1_in1k"); without
-    any the decoder learns on features that nobody trained. freeze_norm: hold BatchNorm in joint training; None means
-    where backbone_weights are given.
+    Args:
+        num_classes: number of classes, background included.
+        backbone: torchvision's name ("resnet18", "convnext_tiny", ...) or "timm:NAME" (needs dasnet-lightning[timm]).
+        backbone_weights: path of a file of that network, torchvision's name ("IMAGENET1K_V1") or timm's tag ("a1_in1k").
+            Without weights the decoder is trained on the features of an untrained backbone.
+        image_size: side of square images or (H, W), in pixels.
+        freeze_norm: freeze BatchNorm in joint training; None freezes it if backbone_weights are given.
     """
     size = parse_size(image_size)
-    return GivenBoxes(build_staged(backbone, backbone_weights, size, freeze_norm), num_classes, size)
+    return GivenBoxes(build_backbone(backbone, backbone_weights, size, freeze_norm), num_classes, size)

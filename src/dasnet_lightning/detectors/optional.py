@@ -1,4 +1,4 @@
-"""Libraries that are installed by an extra of ours: imported when a detector needs them, missed with a clear sentence."""
+"""Import of optional libraries, which an extra of the package installs, at the moment a detector needs them."""
 
 from importlib import import_module
 from typing import Any
@@ -7,7 +7,15 @@ from dasnet_lightning.errors import ConfigError
 
 
 def import_extra(module: str, extra: str) -> Any:
-    """The imported module. Raises ConfigError that names the extra where its library is not installed."""
+    """Import an optional module.
+
+    Args:
+        module: name of the module.
+        extra: the extra of dasnet-lightning that installs it.
+
+    Raises:
+        ConfigError: the library is not installed; the message names the extra.
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Targets as torchvision's detectors take them, and what an ignored object means for their anchors and proposals."""
+"""Conversion of targets to the format of torchvision's detectors, and the handling of ignored objects in them."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -7,12 +7,12 @@ from torch import Tensor
 from dasnet_lightning.functional.boxes import covered_fraction
 from dasnet_lightning.types import Target
 
-MIN_SIDE = 1e-2  # pixels; torchvision takes the log of a box's side
-IGNORED = -1  # torchvision's samplers leave this label out
+MIN_SIDE = 1e-2  # pixels; torchvision takes the log of a side
+IGNORED = -1  # torchvision's samplers skip this label
 
 
 def torchvision_target(target: Target) -> dict[str, Tensor]:
-    """Boxes and labels with the ignored objects last and marked; boxes without area are left out."""
+    """Return the boxes and labels, ignored objects last and labeled IGNORED, without boxes that have no area."""
     order = torch.argsort(target.ignore.to(torch.uint8), stable=True)
     boxes, labels = target.boxes[order].float(), target.labels.masked_fill(target.ignore, IGNORED)[order]
     kept = has_area(boxes)
@@ -20,17 +20,17 @@ def torchvision_target(target: Target) -> dict[str, Tensor]:
 
 
 def split_ignored(target: Target) -> dict[str, Tensor]:
-    """Boxes and labels of the real objects, and the boxes of the ignored ones under their own name."""
+    """Return the "boxes" and "labels" of the real objects, and the boxes of the "ignored" ones."""
     marked = torchvision_target(target)
     real = marked["labels"] != IGNORED
     return {"boxes": marked["boxes"][real], "labels": marked["labels"][real], "ignored": marked["boxes"][~real]}
 
 
 def inside_ignored(boxes: Float[Tensor, "n 4"], ignored: Float[Tensor, "m 4"]) -> Bool[Tensor, " n"]:
-    """Boxes with more than half of their area in an ignored object: they must not serve as negatives."""
+    """Mark boxes with more than half of their area in one ignored object; they must not be negatives."""
     return (covered_fraction(boxes, ignored) > 0.5).any(dim=0)
 
 
 def has_area(boxes: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:
-    """Boxes that are wide and tall enough to be one."""
+    """Mark boxes with more than MIN_SIDE pixels of width and height."""
     return ((boxes[:, 2:] - boxes[:, :2]) > MIN_SIDE).all(dim=1)

@@ -1,1 +1,1 @@
-"""Features of a frozen detector, kept on disk, found by content and bounded in size."""
+"""Cache on disk for the features of a frozen detector, addressed by content and bounded in size."""

@@ -1,7 +1,7 @@
-"""Features of a frozen detector kept on disk, for images that come again as they are: validation, sweeps, annotation.
+"""Cache on disk for the features of a frozen detector, for images that repeat unchanged (validation, sweeps).
 
-A file is found by its content alone: its name is a hash of everything that the features depend on, so that another
-weight, pixel, size or precision finds nothing, and nothing stale can be answered.
+The name of a file is a hash of everything that the features depend on. A different weight, pixel, size or precision is a
+different file, so that stale features are never returned.
 """
 
 import hashlib
@@ -27,19 +27,24 @@ from dasnet_lightning.feature_cache.pyramid_file import (
 )
 from dasnet_lightning.types import Images, Pyramid
 
-FORMAT = 1  # of the files, part of their names
+FORMAT = 1  # version of the file format, part of the hash
 GIGABYTE = 10**9
 
 
 class FeatureCache:
-    """Answers `detector.features(images)` from a folder where it can; one file for each image.
+    """Cache of `detector.features(images)` in a folder, one file for each image.
 
-    Exact means: the bits and the memory layout of an image's features when they were first computed. Computed again in a
-    batch of another size, with another number of threads or on another processor of the same kind, they may differ in
-    the last bits; cached ones do not. The images of a batch that are missing are computed together.
+    Cached features have the bits and the memory layout of the first computation. Features that are computed again can
+    differ in the last bits, with another batch size, number of threads or processor of the same kind. The missing images
+    of a batch are computed together.
 
-    folder: may be shared by several processes and by several detectors. max_bytes: see BoundedFolder. hits, misses: how
-    many images were found and were not, so far.
+    Args:
+        folder: may be shared by several processes and several detectors.
+        max_bytes: bound on the size of the folder in bytes, default 10 GB (`BoundedFolder`).
+
+    Attributes:
+        hits: number of images that were read from the cache.
+        misses: number of images that were computed.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int = 10 * GIGABYTE) -> None:
@@ -50,42 +55,42 @@ class FeatureCache:
 
     @torch.no_grad()
     def features(self, detector: Detector, images: Images) -> Pyramid:
-        """The pyramid of the images. Raises ConfigError for a detector that may still learn."""
+        """Return the feature pyramid of the images; raise ConfigError for a detector that is not a FrozenDetector."""
         if not isinstance(detector, FrozenDetector):
             raise ConfigError(
-                f"the feature cache is for a frozen detector (FrozenDetector), given: {type(detector).__name__}"
+                f"the feature cache requires a frozen detector (FrozenDetector), given: {type(detector).__name__}"
             )
         if not len(images):
             return detector.features(images)
         keys = self._keys(detector, images)
-        rows = [self._read(key) for key in keys]
-        missing = [number for number, row in enumerate(rows) if row is None]
-        self.hits += len(rows) - len(missing)
+        pyramids = [self._read(key) for key in keys]
+        missing = [index for index, pyramid in enumerate(pyramids) if pyramid is None]
+        self.hits += len(pyramids) - len(missing)
         self.misses += len(missing)
         if missing:
-            all_missing = len(missing) == len(rows)
+            all_missing = len(missing) == len(pyramids)
             computed = detector.features(images if all_missing else images[missing])
-            for number, row in zip(missing, split_pyramid(computed), strict=True):
-                self.files.write(keys[number], pack_pyramid(row))
-                rows[number] = row
+            for index, pyramid in zip(missing, split_pyramid(computed), strict=True):
+                self.files.write(keys[index], pack_pyramid(pyramid))
+                pyramids[index] = pyramid
             if all_missing:
                 return computed
-        return join_pyramids([row for row in rows if row is not None], images.device)
+        return join_pyramids([pyramid for pyramid in pyramids if pyramid is not None], images.device)
 
     def _keys(self, detector: FrozenDetector, images: Images) -> list[str]:
-        """The name of each image's file."""
-        shared = repr((FORMAT, self._fingerprint(detector), tuple(images.shape[1:]), *_circumstances(images))).encode()
+        """Return the name of the file of each image."""
+        shared = repr((FORMAT, self._fingerprint(detector), tuple(images.shape[1:]), *_environment(images))).encode()
         return [
             hashlib.sha256(shared + hashlib.sha256(raw_bytes(image)).digest()).hexdigest() for image in images.cpu()
         ]
 
     def _fingerprint(self, detector: FrozenDetector) -> str:
-        """That of the detector, made once; a checkpoint that is loaded into the same object makes it another one."""
-        now = stamp(detector)
-        if self._known is None or now is None or self._known[:2] != (detector, now):
-            made = fingerprint(detector)
-            self._known = None if now is None else (detector, now, made)
-            return made
+        """Return the fingerprint of the detector, computed again only if its tensors changed, as by a checkpoint."""
+        current = stamp(detector)
+        if self._known is None or current is None or self._known[:2] != (detector, current):
+            computed = fingerprint(detector)
+            self._known = None if current is None else (detector, current, computed)
+            return computed
         return self._known[2]
 
     def _read(self, key: str) -> Pyramid | None:
@@ -99,13 +104,13 @@ class FeatureCache:
         except DamagedFile as damage:
             self.files.remove(key)
             if not self._warned:
-                warnings.warn(f"{path}: damaged ({damage}), it is made again, like others that are", stacklevel=3)
+                warnings.warn(f"{path}: damaged ({damage}), recomputing it and any other damaged file", stacklevel=3)
                 self._warned = True
             return None
 
 
 def open_feature_cache(folder: str | Path | None, gigabytes: float) -> FeatureCache | None:
-    """The cache in a folder, of at most so many times 1e9 bytes; None without a folder. Raises ConfigError."""
+    """Return a cache of at most `gigabytes` * 1e9 bytes, or None without a folder; raise ConfigError for a bad size."""
     if folder is None:
         return None
     if not 0 < gigabytes < float("inf"):
@@ -113,12 +118,14 @@ def open_feature_cache(folder: str | Path | None, gigabytes: float) -> FeatureCa
     return FeatureCache(folder, int(gigabytes * GIGABYTE))
 
 
-def _circumstances(images: Images) -> tuple[str, ...]:
-    """What beside the detector and the pixels decides about bits: versions, kind of device, precision."""
-    kind = images.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    found: Any = torch.backends  # torch types only some of them
-    backends = (found.cuda.matmul, found.cudnn.conv) if kind == "cuda" else (found.mkldnn.matmul, found.mkldnn.conv)
-    precisions = [backend.fp32_precision for backend in backends]  # where "tf32" or "bf16" may stand for fp32
-    name = torch.cuda.get_device_name(images.device) if kind == "cuda" else kind
+def _environment(images: Images) -> tuple[str, ...]:
+    """Return what else determines the bits of the features: versions, device name, dtype and precision."""
+    device_type = images.device.type
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    backends: Any = torch.backends  # torch types only some of them
+    if device_type == "cuda":
+        name, matmul, conv = torch.cuda.get_device_name(images.device), backends.cuda.matmul, backends.cudnn.conv
+    else:
+        name, matmul, conv = device_type, backends.mkldnn.matmul, backends.mkldnn.conv
+    precisions = (matmul.fp32_precision, conv.fp32_precision)  # "tf32" or "bf16" can replace fp32
     return tuple(map(str, (__version__, torch.__version__, name, images.dtype, autocast, *precisions)))

@@ -1,4 +1,4 @@
-"""What a frozen detector's features depend on, as one number: two detectors with the same fingerprint give the same ones."""
+"""Fingerprint of a frozen detector: detectors with the same fingerprint compute the same features."""
 
 import hashlib
 import inspect
@@ -8,22 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN = (bool, int, float, str, type(None))
+PLAIN_TYPES = (bool, int, float, str, type(None))
 
 Stamp = tuple[tuple[int, int, torch.dtype], ...]
 
 
 def fingerprint(detector: nn.Module) -> str:
-    """A hash of the modules of a detector, their plain attributes, and all parameters and buffers in order.
+    """Hash the modules of a detector, their plain attributes, and all parameters and buffers in order.
 
-    Buffers that no state dict holds count too (a detector's mean is one), and so does the source of every module's class
-    where there is a file of it: a detector of one's own that is edited is another one.
+    Buffers outside the state dict, such as the pixel mean, count too. The source files of the modules' classes count as
+    well, so that an edited custom detector gets another fingerprint.
     """
     digest = hashlib.sha256()
     for name, module in detector.named_modules():
-        kind = type(module)
+        module_class = type(module)
         plain = {key: value for key, value in sorted(vars(module).items()) if _is_plain(value)}
-        digest.update(repr((name, kind.__module__, kind.__qualname__, module.extra_repr(), plain)).encode())
+        class_name = (module_class.__module__, module_class.__qualname__)
+        digest.update(repr((name, *class_name, module.extra_repr(), plain)).encode())
     for name, tensor in (*detector.named_parameters(), *detector.named_buffers()):
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(raw_bytes(tensor))
@@ -33,9 +34,9 @@ def fingerprint(detector: nn.Module) -> str:
 
 
 def stamp(detector: nn.Module) -> Stamp | None:
-    """What changes when the tensors of a detector are replaced, moved, or written into, read without reading them.
+    """Return a value that changes if a tensor of the detector is replaced, moved or modified, without reading its data.
 
-    None where that cannot be told: tensors made in inference mode count no writes.
+    Return None if a tensor was created in inference mode: such tensors have no version counter.
     """
     tensors = [*detector.parameters(), *detector.buffers()]
     if any(tensor.is_inference() for tensor in tensors):
@@ -44,25 +45,26 @@ def stamp(detector: nn.Module) -> Stamp | None:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in the order of its axes, whatever its layout in memory."""
+    """Return the bytes of a tensor in the order of its axes, independent of its memory layout."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | dict):  # an empty one is where a module keeps what it has not made yet
-        parts = (*value, *value.values()) if isinstance(value, dict) else value
-        return bool(value) and all(map(_is_plain, parts))
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, PLAIN)
+    if isinstance(value, list | dict):  # an empty one may be filled lazily
+        items = (*value, *value.values()) if isinstance(value, dict) else value
+        return bool(value) and all(map(_is_plain, items))
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, PLAIN_TYPES)
 
 
 def _sources(detector: nn.Module) -> dict[str, bytes]:
-    """The source files of the modules' classes by the name of their module; torch's own go by its version."""
+    """Return the source of the modules' classes by Python module, except torch's, whose version is part of the key."""
     sources = {}
-    for kind in {type(module) for module in detector.modules()}:
-        if kind.__module__.partition(".")[0] == "torch" or kind.__module__ in sources:
+    for module_class in {type(module) for module in detector.modules()}:
+        module_name = module_class.__module__
+        if module_name.partition(".")[0] == "torch" or module_name in sources:
             continue
         try:
-            sources[kind.__module__] = Path(inspect.getfile(kind)).read_bytes()
-        except (TypeError, OSError):  # typed into a session, or installed without its source
+            sources[module_name] = Path(inspect.getfile(module_class)).read_bytes()
+        except (TypeError, OSError):  # defined interactively, or installed without source
             continue
     return sources

@@ -1,7 +1,7 @@
-"""A folder of files that can be made again, of a bounded size in all, shared by processes that know nothing of each other.
+"""Folder of recomputable files with a bound on its total size, shared by independent processes.
 
-The files that nobody has used for longest leave first. Those that this object itself has used stay: who goes through more
-files than fit, again and again, as validation does, would otherwise find every one gone just before its turn.
+The least recently used files are removed first, except those that this object used itself. A pure LRU policy would never
+hit in a loop over more files than fit, such as repeated validation.
 """
 
 import os
@@ -15,61 +15,70 @@ from pathlib import Path
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.storage.atomic import write_bytes
 
-SCANS = 16  # the folder is read again after writing this part of the bound, to see what other processes wrote
-ABANDONED = 3600.0  # seconds after which a temporary file belongs to a process that was killed
+SCANS_PER_BOUND = 16  # the folder is scanned again after every max_bytes / 16 of writes, for files of other processes
+ABANDONED = 3600.0  # seconds; an older temporary file belongs to a killed process
 
 
 class BoundedFolder:
-    """Files named by 64 hexadecimal digits and `suffix`, of at most max_bytes together; no other file is touched.
+    """Folder of files named by 64 hexadecimal digits and `suffix`; no other file in it is touched.
 
-    Each process writing at the same time may exceed the bound by a sixteenth for a while. Where nothing can be written,
-    or all that is there is in use, one warning says so and later files are not kept. Raises ConfigError where there is
-    no folder and none can be made.
+    Each concurrent writer can exceed the bound by a sixteenth for a while. If a write fails, or if files in use fill the
+    bound, one warning is issued and later files are not stored.
+
+    Args:
+        folder: created if it does not exist.
+        max_bytes: bound on the total size of the files in bytes.
+        suffix: suffix of the file names with the dot.
+
+    Raises:
+        ConfigError: if the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int, suffix: str) -> None:
         self.folder = Path(folder).expanduser()
         self.max_bytes = max_bytes
         self.suffix = suffix
-        self._own: dict[str, int] = {}  # sizes of the files that this object used
-        self._others: OrderedDict[str, tuple[int, int]] = OrderedDict()  # (size, time of use), longest ago first
+        self._own: dict[str, int] = {}  # size of each file that this object used
+        self._others: OrderedDict[str, tuple[int, int]] = (
+            OrderedDict()
+        )  # (size, time of last use), least recently used first
         self._total = 0
-        self._written: int | None = None  # bytes since the folder was read; None: never read
+        self._written: int | None = None  # bytes since the last scan; None before the first
         self._closed = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{self.folder}: is no folder and cannot be made one ({error.strerror})") from error
+            raise ConfigError(f"{self.folder}: cannot create this folder ({error.strerror})") from error
 
     def find(self, name: str) -> Path | None:
-        """The file of that name, which counts as used from now on, or None."""
+        """Return the path of a file and mark it as used, or return None if it does not exist."""
         path = self._path(name)
         try:
             size = path.stat().st_size
         except OSError:
             return None
-        with suppress(OSError):  # a folder that may only be read
+        with suppress(OSError):  # a read-only folder
             os.utime(path)
-        self._take(name, size)
+        self._mark_used(name, size)
         return path
 
     def write(self, name: str, content: bytes) -> None:
-        """Keep a file; others go where there is no room for it."""
+        """Write a file, and remove others to make room for it."""
         if self._closed:
             return
         try:
             if not self._make_room(name, len(content)):
-                self._close(f"holds {self.max_bytes / 1e9:.1f} GB of what is in use, no more is kept; allow it more")
+                self._close(f"files in use fill its {self.max_bytes / 1e9:.1f} GB, no more are stored; raise the limit")
                 return
             write_bytes(self._path(name), content, synced=False)
         except OSError as error:
-            self._close(f"cannot be written ({error.strerror or error}), no more is kept")
+            self._close(f"cannot be written ({error.strerror or error}), no more files are stored")
             return
-        self._take(name, len(content))
+        self._mark_used(name, len(content))
         self._written = (self._written or 0) + len(content)
 
     def remove(self, name: str) -> None:
-        """Drop a file, if it is there and may be removed."""
+        """Remove a file if it exists and can be removed."""
         with suppress(OSError):
             self._path(name).unlink()
         self._forget(name)
@@ -78,10 +87,11 @@ class BoundedFolder:
         return self.folder / f"{name}{self.suffix}"
 
     def _close(self, reason: str) -> None:
+        """Stop storing files, with a warning."""
         self._closed = True
         warnings.warn(f"{self.folder}: {reason}", stacklevel=4)
 
-    def _take(self, name: str, size: int) -> None:
+    def _mark_used(self, name: str, size: int) -> None:
         self._forget(name)
         self._own[name] = size
         self._total += size
@@ -90,41 +100,41 @@ class BoundedFolder:
         self._total -= self._own.pop(name, 0) + self._others.pop(name, (0, 0))[0]
 
     def _make_room(self, name: str, size: int) -> bool:
-        """Remove what nobody has used for longest until there is room; False where what is in use fills the bound."""
-        if self._written is None or self._written > self.max_bytes // SCANS:
+        """Remove the least recently used files until `size` fits; return False if files in use fill the bound."""
+        if self._written is None or self._written > self.max_bytes // SCANS_PER_BOUND:
             self._scan()
-        self._forget(name)  # it is replaced
+        self._forget(name)  # it will be overwritten
         while self._total + size > self.max_bytes and self._others:
-            other, (_, known) = next(iter(self._others.items()))
-            path = self._path(other)
+            oldest, (oldest_size, known_use) = next(iter(self._others.items()))
+            path = self._path(oldest)
             try:
-                used = path.stat().st_mtime_ns
-            except FileNotFoundError:  # another process was quicker
-                used = known
-            if used > known:  # by another process, since the folder was read
-                self._others[other] = (self._others[other][0], used)
-                self._others.move_to_end(other)
+                last_use = path.stat().st_mtime_ns
+            except FileNotFoundError:  # removed by another process
+                last_use = known_use
+            if last_use > known_use:  # used by another process since the last scan
+                self._others[oldest] = (oldest_size, last_use)
+                self._others.move_to_end(oldest)
                 continue
             path.unlink(missing_ok=True)
-            self._forget(other)
+            self._forget(oldest)
         return self._total + size <= self.max_bytes
 
     def _scan(self) -> None:
-        """Read what the folder holds, and clear away what killed processes left half written."""
+        """List the files of the folder, and remove temporary files of killed processes."""
         pattern = re.compile(rf"(\.?)([0-9a-f]{{64}}){re.escape(self.suffix)}(\..*)?")
-        found = []
+        files = []
         for entry in os.scandir(self.folder):
             match = pattern.fullmatch(entry.name)
             if match is None:
                 continue
-            with suppress(FileNotFoundError):  # another process was quicker
-                about = entry.stat()
+            with suppress(FileNotFoundError):  # removed by another process
+                status = entry.stat()
                 if not match[1]:
-                    found.append((about.st_mtime_ns, match[2], about.st_size))
-                elif about.st_mtime < time.time() - ABANDONED:
+                    files.append((status.st_mtime_ns, match[2], status.st_size))
+                elif status.st_mtime < time.time() - ABANDONED:
                     Path(entry.path).unlink()
-        sizes = {name: size for _, name, size in found}
+        sizes = {name: size for _, name, size in files}
         self._own = {name: sizes[name] for name in self._own if name in sizes}
-        self._others = OrderedDict((name, (size, used)) for used, name, size in sorted(found) if name not in self._own)
+        self._others = OrderedDict((name, (size, used)) for used, name, size in sorted(files) if name not in self._own)
         self._total = sum(sizes.values())
         self._written = 0

@@ -1,6 +1,6 @@
-"""A pyramid as a safetensors file, bit by bit and in its memory layout, with a checksum: damage is told from features.
+"""Feature pyramid as a safetensors file with a checksum, restored with the same bits and memory layout.
 
-The layout counts because convolutions of the same numbers in another layout may differ in the last bits.
+The layout matters because a convolution of the same values in another layout can differ in the last bits.
 """
 
 import json
@@ -18,38 +18,39 @@ from dasnet_lightning.types import Pyramid, map_tensors
 
 
 class DamagedFile(Exception):
-    """The file of a pyramid is cut short, was changed, or is something else."""
+    """A pyramid file is truncated, modified, or not a pyramid file."""
 
 
 def split_pyramid(pyramid: Pyramid) -> list[Pyramid]:
-    """One pyramid for each image, views of the given one."""
+    """Split the pyramid of a batch into one pyramid for each image, as views."""
     return [
-        map_tensors(pyramid, lambda tensor, row=row: tensor[row : row + 1]) for row in range(len(pyramid.levels[0]))
+        map_tensors(pyramid, lambda tensor, image=image: tensor[image : image + 1])
+        for image in range(len(pyramid.levels[0]))
     ]
 
 
-def join_pyramids(rows: Sequence[Pyramid], device: torch.device) -> Pyramid:
-    """The images of several pyramids of one size together, in the memory layout of the first, on a device."""
-    first = rows[0]
-    switches = None if first.switches is None else [row.switches or () for row in rows]
+def join_pyramids(pyramids: Sequence[Pyramid], device: torch.device) -> Pyramid:
+    """Concatenate pyramids of one size to the pyramid of a batch on `device`, in the memory layout of the first."""
+    first = pyramids[0]
+    switches = None if first.switches is None else [pyramid.switches or () for pyramid in pyramids]
     return Pyramid(
-        levels=_join([row.levels for row in rows], device),
+        levels=_concatenate([pyramid.levels for pyramid in pyramids], device),
         strides=first.strides,
         size=first.size,
-        switches=None if switches is None else _join(switches, device),
+        switches=None if switches is None else _concatenate(switches, device),
     )
 
 
 def pack_pyramid(pyramid: Pyramid) -> bytes:
-    """The content of the file of a pyramid."""
-    named = _name(pyramid)
+    """Return the content of a pyramid file."""
+    named = _name_tensors(pyramid)
     orders = {name: _memory_order(tensor) for name, tensor in named.items()}
-    # copies: safetensors refuses tensors that share memory
+    # clones, because safetensors refuses tensors that share memory
     stored = {
         name: tensor.cpu().permute(orders[name]).clone(memory_format=torch.contiguous_format)
         for name, tensor in named.items()
     }
-    about = json.dumps(
+    header = json.dumps(
         {
             "strides": pyramid.strides,
             "size": pyramid.size,
@@ -58,46 +59,48 @@ def pack_pyramid(pyramid: Pyramid) -> bytes:
             "orders": orders,
         }
     )
-    return save(stored, {"pyramid": about, "crc32": _checksum(about, stored)})
+    return save(stored, {"pyramid": header, "crc32": _checksum(header, stored)})
 
 
 def read_pyramid(path: Path) -> Pyramid:
-    """Read the file of a pyramid. Raises DamagedFile, or OSError where there is none."""
+    """Read a pyramid file; raise DamagedFile if it is damaged and OSError if it does not exist."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             stored = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except SafetensorError as error:
         raise DamagedFile(str(error)) from error
-    if "pyramid" not in header or header.get("crc32") != _checksum(header["pyramid"], stored):
-        raise DamagedFile("its checksum is wrong")
-    about = json.loads(header["pyramid"])
-    named = {name: tensor.permute(_inverse(about["orders"][name])) for name, tensor in stored.items()}
-    switches, size = about["switches"], about["size"]
+    if "pyramid" not in metadata or metadata.get("crc32") != _checksum(metadata["pyramid"], stored):
+        raise DamagedFile("its checksum does not match")
+    header = json.loads(metadata["pyramid"])
+    named = {name: tensor.permute(_inverse(header["orders"][name])) for name, tensor in stored.items()}
+    num_switches, size = header["switches"], header["size"]
+    switches = None if num_switches is None else tuple(named[f"switches{index}"] for index in range(num_switches))
     return Pyramid(
-        levels=tuple(named[f"level{number}"] for number in range(about["levels"])),
-        strides=tuple(about["strides"]),
+        levels=tuple(named[f"level{index}"] for index in range(header["levels"])),
+        strides=tuple(header["strides"]),
         size=(size[0], size[1]),
-        switches=None if switches is None else tuple(named[f"switches{number}"] for number in range(switches)),
+        switches=switches,
     )
 
 
-def _name(pyramid: Pyramid) -> dict[str, Tensor]:
-    levels = {f"level{number}": level for number, level in enumerate(pyramid.levels)}
-    return levels | {f"switches{number}": switches for number, switches in enumerate(pyramid.switches or ())}
+def _name_tensors(pyramid: Pyramid) -> dict[str, Tensor]:
+    levels = {f"level{index}": level for index, level in enumerate(pyramid.levels)}
+    return levels | {f"switches{index}": switches for index, switches in enumerate(pyramid.switches or ())}
 
 
-def _join(rows: Sequence[tuple[Tensor, ...]], device: torch.device) -> tuple[Tensor, ...]:
-    joined = []
-    for parts in zip(*rows, strict=True):
-        order = _memory_order(parts[0])
-        together = torch.cat([part.permute(order).to(device) for part in parts])
-        joined.append(together.permute(_inverse(order)))
-    return tuple(joined)
+def _concatenate(images: Sequence[tuple[Tensor, ...]], device: torch.device) -> tuple[Tensor, ...]:
+    """Concatenate the tensors of several images level by level, in the memory layout of the first image."""
+    batches = []
+    for tensors in zip(*images, strict=True):
+        order = _memory_order(tensors[0])
+        batch = torch.cat([tensor.permute(order).to(device) for tensor in tensors])
+        batches.append(batch.permute(_inverse(order)))
+    return tuple(batches)
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
-    """The axes as they lie in memory, images first: 0, 2, 3, 1 is channels_last."""
+    """Return the axes in memory order, images first: 0, 2, 3, 1 is channels_last."""
     return [0, *sorted(range(1, tensor.ndim), key=lambda axis: -tensor.stride()[axis])]
 
 
@@ -105,9 +108,9 @@ def _inverse(order: Sequence[int]) -> list[int]:
     return [order.index(axis) for axis in range(len(order))]
 
 
-def _checksum(about: str, stored: Mapping[str, Tensor]) -> str:
-    value = zlib.crc32(about.encode())
+def _checksum(header: str, stored: Mapping[str, Tensor]) -> str:
+    crc = zlib.crc32(header.encode())
     for name, tensor in sorted(stored.items()):
-        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(raw_bytes(tensor), value)
-    return f"{value:08x}"
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(raw_bytes(tensor), crc)
+    return f"{crc:08x}"

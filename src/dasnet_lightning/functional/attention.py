@@ -1,6 +1,7 @@
-"""Attention by boxes (paper section 2, eq. 1): features outside the boxes of a region become zero, nothing moves.
+"""Attention by boxes (paper section 2, eq. 1): features outside the boxes of a region become zero.
 
-The backward pass multiplies by the same 0/1 map, so gradients reach the detector's features only inside the boxes.
+Nothing is cropped or resized. The backward pass multiplies by the same 0/1 map, so gradients reach the detector's
+features only inside the boxes.
 """
 
 from typing import Literal
@@ -23,10 +24,17 @@ def box_attention(
     feature_size: tuple[int, int],
     rounding: Rounding = "cover",
 ) -> Float[Tensor, "r h w"]:
-    """The 0/1 map of each region: the union of its boxes on a grid of `feature_size` cells (eq. 1).
+    """Compute the 0/1 map of each region: the union of its boxes on a grid of `feature_size` cells (eq. 1).
 
-    rounding: "cover" keeps every cell that a box touches, at least one (the reference code); "inside" keeps the cells
-    whose index lies in the closed interval [W_k xmin, W_k xmax] (the formula's letter; may keep none).
+    Args:
+        boxes: the boxes of all regions, xyxy in pixels of the image.
+        region_index: the region of each box.
+        num_regions: r, the number of maps to return.
+        image_size: (H, W) of the image, in pixels.
+        feature_size: (h, w) of the maps, in cells.
+        rounding: "cover" keeps every cell that a box touches, at least one, as the reference code does. "inside" keeps
+            the cells whose index lies in the closed interval [W_k xmin, W_k xmax], which is the literal eq. (1) and may
+            keep none.
     """
     rows = _cells(boxes[:, 1], boxes[:, 3], image_size[0], feature_size[0], rounding)
     columns = _cells(boxes[:, 0], boxes[:, 2], image_size[1], feature_size[1], rounding)
@@ -43,12 +51,21 @@ def box_scores(
     image_size: tuple[int, int],
     feature_size: tuple[int, int],
 ) -> Float[Tensor, "r h w"]:
-    """For each cell the best score of the region's boxes that cover it, 0 outside: `box_attention` with scores."""
+    """Compute `box_attention` with scores: for each cell the best score of the region's boxes that cover it, else 0.
+
+    Args:
+        boxes: the boxes of all regions, xyxy in pixels of the image.
+        scores: the score of each box.
+        region_index: the region of each box.
+        num_regions: r, the number of maps to return.
+        image_size: (H, W) of the image, in pixels.
+        feature_size: (h, w) of the maps, in cells.
+    """
     rows = _cells(boxes[:, 1], boxes[:, 3], image_size[0], feature_size[0], "cover")
     columns = _cells(boxes[:, 0], boxes[:, 2], image_size[1], feature_size[1], "cover")
     cells = (rows[:, :, None] & columns[:, None, :]) * scores[:, None, None]
-    nothing = scores.new_zeros((num_regions, *feature_size))
-    return nothing.scatter_reduce(0, region_index[:, None, None].expand_as(cells), cells, "amax")
+    zeros = scores.new_zeros((num_regions, *feature_size))
+    return zeros.scatter_reduce(0, region_index[:, None, None].expand_as(cells), cells, "amax")
 
 
 def attend(
@@ -57,13 +74,19 @@ def attend(
     rounding: Rounding = "cover",
     weights: Float[Tensor, "r h w"] | None = None,
 ) -> Pyramid:
-    """The pyramid of each region: its image's levels, zero outside its boxes; switches are those of the whole image.
+    """Return the pyramid of each region: the levels of its image, zero outside its boxes.
 
-    weights: 0..1 for each pixel or cell of the image, averaged over each level's cells: a soft attention inside the boxes.
-    All ones is the attention by boxes itself.
+    The switches are those of the whole image.
+
+    Args:
+        pyramid: features of b images.
+        regions: r regions of these images, boxes in input pixels.
+        rounding: see `box_attention`.
+        weights: soft attention inside the boxes, 0..1 for each pixel or cell of the image; averaged over the cells of
+            each level. None means all ones, the plain attention by boxes.
     """
 
-    def masked(level: Float[Tensor, "b c h w"]) -> Float[Tensor, "r c h w"]:
+    def mask_level(level: Float[Tensor, "b c h w"]) -> Float[Tensor, "r c h w"]:
         size = (level.shape[2], level.shape[3])
         keep = box_attention(regions.boxes, regions.region_index, len(regions), pyramid.size, size, rounding)
         if weights is not None:
@@ -72,7 +95,7 @@ def attend(
 
     switches = pyramid.switches
     return Pyramid(
-        levels=tuple(masked(level) for level in pyramid.levels),
+        levels=tuple(mask_level(level) for level in pyramid.levels),
         strides=pyramid.strides,
         size=pyramid.size,
         switches=None if switches is None else tuple(codes[regions.image_index] for codes in switches),
@@ -83,7 +106,7 @@ def _cells(
     start: Float[Tensor, " n"], stop: Float[Tensor, " n"], image: int, cells: int, rounding: Rounding
 ) -> Bool[Tensor, "n cells"]:
     index = torch.arange(cells, device=start.device)
-    # multiply first: whole-pixel coordinates then hit cell borders exactly
+    # Multiplying first makes whole-pixel coordinates hit cell borders exactly.
     low, high = (start * cells / image)[:, None], (stop * cells / image)[:, None]
     if rounding == "inside":
         return (index >= low) & (index <= high)

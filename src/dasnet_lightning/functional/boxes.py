@@ -1,7 +1,7 @@
-"""Box arithmetic that torchvision.ops does not have: offsets relative to anchors, and how much of a box a region covers.
+"""Box arithmetic that torchvision.ops does not have: anchor offsets, rescaling, coverage and pixel windows.
 
-Boxes are xyxy in pixels. Offsets are SSD's: the centre's shift in anchor sizes and the log of the size ratio, each
-divided by its variance so that all four have about unit spread.
+Boxes are xyxy in pixels. Offsets are SSD's (paper.md section 6): the shift of the center in anchor sizes and the log of the
+size ratio. Each is divided by its variance, so that all four have about unit spread.
 """
 
 import math
@@ -12,14 +12,9 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
-MAX_LOG_RATIO = math.log(1000.0)  # an untrained network must not overflow exp()
-SLACK = 0.01  # pixels
-MIN_SIDE = 1e-3  # pixels; a box without area must not give an infinite log
-
-
-def _centre_and_size(boxes: Float[Tensor, "n 4"]) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
-    low, high = boxes[:, :2], boxes[:, 2:]
-    return (low + high) / 2, high - low
+MAX_LOG_RATIO = math.log(1000.0)  # keeps exp() finite in an untrained network
+SNAP_DISTANCE = 0.01  # pixels
+MIN_SIDE = 1e-3  # pixels; keeps the log finite for a box without area
 
 
 def encode_boxes(
@@ -27,10 +22,10 @@ def encode_boxes(
     anchors: Float[Tensor, "n 4"],
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Float[Tensor, "n 4"]:
-    """Offsets (x, y, log w, log h) that turn each anchor into the box of the same row (paper.md section 6)."""
-    centre, size = _centre_and_size(boxes)
-    anchor_centre, anchor_size = _centre_and_size(anchors)
-    shift = (centre - anchor_centre) / anchor_size
+    """Compute the offsets (x, y, log w, log h) that turn each anchor into the box of the same row."""
+    center, size = _center_and_size(boxes)
+    anchor_center, anchor_size = _center_and_size(anchors)
+    shift = (center - anchor_center) / anchor_size
     ratio = torch.log(size.clamp(min=MIN_SIDE) / anchor_size)
     return torch.cat([shift, ratio], dim=1) / boxes.new_tensor(variances)
 
@@ -40,21 +35,26 @@ def decode_boxes(
     anchors: Float[Tensor, "n 4"],
     variances: tuple[float, float, float, float] = VARIANCES,
 ) -> Float[Tensor, "n 4"]:
-    """The boxes that the offsets make of the anchors: the inverse of `encode_boxes`, not clipped to the image."""
+    """Apply the offsets to the anchors: the inverse of `encode_boxes`, not clipped to the image."""
     offsets = offsets * offsets.new_tensor(variances)
-    anchor_centre, anchor_size = _centre_and_size(anchors)
-    centre = anchor_centre + offsets[:, :2] * anchor_size
+    anchor_center, anchor_size = _center_and_size(anchors)
+    center = anchor_center + offsets[:, :2] * anchor_size
     size = anchor_size * offsets[:, 2:].clamp(max=MAX_LOG_RATIO).exp()
-    return torch.cat([centre - size / 2, centre + size / 2], dim=1)
+    return torch.cat([center - size / 2, center + size / 2], dim=1)
+
+
+def _center_and_size(boxes: Float[Tensor, "n 4"]) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return (low + high) / 2, high - low
 
 
 def clip_boxes(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Float[Tensor, "n 4"]:
-    """The boxes cut off at the border of an image of `size` = (H, W); one that lies outside keeps no area."""
+    """Clip the boxes to an image of `size` = (H, W); a box outside of it keeps no area."""
     return clip_boxes_to_image(boxes, size)
 
 
 def scale_boxes(boxes: Float[Tensor, "n 4"], size: tuple[int, int], new_size: tuple[int, int]) -> Float[Tensor, "n 4"]:
-    """The same boxes after an image of `size` = (H, W) was resized to `new_size`."""
+    """Scale boxes as an image is resized from `size` to `new_size`, both (H, W)."""
     vertical, horizontal = new_size[0] / size[0], new_size[1] / size[1]
     return boxes * boxes.new_tensor([horizontal, vertical, horizontal, vertical])
 
@@ -62,17 +62,17 @@ def scale_boxes(boxes: Float[Tensor, "n 4"], size: tuple[int, int], new_size: tu
 def restore_boxes(
     boxes: Float[Tensor, "n 4"], size: tuple[int, int], new_size: tuple[int, int]
 ) -> Float[Tensor, "n 4"]:
-    """`scale_boxes` back to the pixels that an image had at first: an edge that rounding moved off a whole pixel returns.
+    """Scale boxes back to the original image and snap edges to the whole pixels that rounding moved them off.
 
-    Without that, a box that went to the network's input and back would touch one row or column of pixels more.
+    Without snapping, a box that was scaled to the network's input and back could touch one more row or column of pixels.
     """
     scaled = scale_boxes(boxes, size, new_size)
     whole = scaled.round()
-    return torch.where((scaled - whole).abs() < SLACK, whole, scaled)
+    return torch.where((scaled - whole).abs() < SNAP_DISTANCE, whole, scaled)
 
 
 def covered_fraction(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "m n"]:
-    """How much of each box's own area lies inside each region, 0..1; 0 for a box without area."""
+    """Compute the fraction of each box's own area that lies inside each region, 0..1; 0 for a box without area."""
     low = torch.maximum(boxes[None, :, :2], regions[:, None, :2])
     high = torch.minimum(boxes[None, :, 2:], regions[:, None, 2:])
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
@@ -80,7 +80,7 @@ def covered_fraction(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"])
 
 
 def pixel_windows(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Int64[Tensor, "n 4"]:
-    """The pixels that each box touches in an image of `size` = (H, W): x0, y0, x1, y1 with x1 and y1 exclusive."""
+    """Return the pixels that each box touches in an image of `size` = (H, W): x0, y0, x1, y1, the last two exclusive."""
     limit = torch.tensor([size[1], size[0], size[1], size[0]], device=boxes.device)
     windows = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()
     return torch.minimum(windows.clamp(min=0), limit)

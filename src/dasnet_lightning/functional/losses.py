@@ -1,7 +1,7 @@
-"""Losses of stage two, normalized by the counts of all ranks (paper sections 4 and 5).
+"""Losses of stage two as sums, and their means over all ranks (paper sections 4 and 5).
 
-DDP averages gradients over the ranks. If each rank divided by its own count, a rank with one mask would weigh that mask as
-much as another rank weighs its hundred. So a loss stays a sum until the counts of all ranks are known.
+DDP averages gradients over the ranks. If each rank divided by its own count, the only mask of one rank would weigh as much
+as a hundred masks of another. So a loss stays a sum (`LossSum`) until the counts of all ranks are known (`mean_over_ranks`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,44 +20,35 @@ from dasnet_lightning.types import IGNORE_INDEX, Loss
 
 @dataclass(frozen=True, eq=False)
 class LossSum:
-    """A loss that is yet to be divided: the total over `count` things (pixels, boxes) of this process."""
+    """Loss of this rank before it is averaged.
+
+    Attributes:
+        total: sum over the samples.
+        count: number of samples, which are pixels or boxes.
+    """
 
     total: Loss
     count: Int64[Tensor, ""]
 
 
-def mean_over_ranks(sums: Mapping[str, LossSum]) -> dict[str, Loss]:
-    """Each total divided by its count over all processes, times their number; 0 where nothing was counted.
-
-    The average over the processes is the mean over everything. All processes must call it, with the same names: one that
-    has nothing to learn from gives totals of 0 and counts of 0.
-    """
-    counts = sum_over_ranks(torch.stack([item.count for item in sums.values()]))
-    return {name: normalize(item.total, count) for (name, item), count in zip(sums.items(), counts, strict=True)}
-
-
-def normalize(total: Loss, count: Int64[Tensor, ""] | Float[Tensor, ""]) -> Loss:
-    """This process's part of a mean: its total over the count of all processes (1 at least), times their number."""
-    return total * world_size() / count.clamp(min=1)
-
-
-def mean_over_passes(parts: Sequence[LossSum]) -> LossSum:
-    """Several answers for the same things: the average of their totals, and the things counted once."""
-    return LossSum(torch.stack([part.total for part in parts]).mean(), parts[0].count)
-
-
 def semantic_loss(logits: Float[Tensor, "r 2 H W"], labels: Int64[Tensor, "r H W"]) -> LossSum:
-    """Softmax cross-entropy over (background, foreground), over the pixels that are not 255."""
+    """Compute the softmax cross-entropy over (background, foreground); pixels labeled 255 are ignored."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return LossSum(total, (labels != IGNORE_INDEX).sum())
 
 
 def instance_losses(scores: Float[Tensor, "m 2 g g2"], samples: InstanceSamples) -> dict[str, LossSum]:
-    """Score loss and mask loss of the sampled boxes; once they are means they have equal weight.
+    """Compute the score loss and the mask loss of the sampled boxes; their means have equal weight.
 
-    score: sigmoid cross-entropy of the instance score against matching or not, over the boxes. mask: cross-entropy
-    of the softmax over (inside, outside) against the object's mask, over the pixels whose label is known. An object
-    without a mask takes part in the first alone.
+    An object without a mask takes part in the score loss only.
+
+    Args:
+        scores: inside and outside scores of each box at the pixels of `samples.grid`.
+        samples: the training boxes with the labels of these pixels.
+
+    Returns:
+        "score": sigmoid cross-entropy of the instance score against positive or negative, over the boxes.
+        "mask": cross-entropy of the softmax over (inside, outside) against the object's mask, over the known pixels.
     """
     logits = instance_scores(scores, samples.grid.valid)
     score = F.binary_cross_entropy_with_logits(logits, samples.positive.to(logits.dtype), reduction="sum")
@@ -65,10 +56,29 @@ def instance_losses(scores: Float[Tensor, "m 2 g g2"], samples: InstanceSamples)
     mask = F.binary_cross_entropy_with_logits(
         inside_logits(scores)[known], samples.labels[known].to(logits.dtype), reduction="sum"
     )
-    boxes = torch.tensor(len(logits), device=known.device)
-    return {"score": LossSum(score, boxes), "mask": LossSum(mask, known.sum())}
+    num_boxes = torch.tensor(len(logits), device=known.device)
+    return {"score": LossSum(score, num_boxes), "mask": LossSum(mask, known.sum())}
+
+
+def mean_over_passes(sums: Sequence[LossSum]) -> LossSum:
+    """Average the losses of several decodes of the same samples; the samples count once."""
+    return LossSum(torch.stack([item.total for item in sums]).mean(), sums[0].count)
+
+
+def mean_over_ranks(sums: Mapping[str, LossSum]) -> dict[str, Loss]:
+    """Divide each total by its count over all ranks and multiply by their number, so that DDP's average is the mean.
+
+    A loss without samples is 0. Every rank must call this with the same names; a rank without samples passes zeros.
+    """
+    counts = sum_over_ranks(torch.stack([item.count for item in sums.values()]))
+    return {name: normalize(item.total, count) for (name, item), count in zip(sums.items(), counts, strict=True)}
+
+
+def normalize(total: Loss, count: Int64[Tensor, ""] | Float[Tensor, ""]) -> Loss:
+    """Return this rank's part of a mean: `total` over the `count` of all ranks (at least 1), times their number."""
+    return total * world_size() / count.clamp(min=1)
 
 
 def graph_zero(parameters: Iterable[Tensor]) -> Loss:
-    """A zero that is connected to every parameter, so that each gets a gradient in a step with nothing to learn from."""
+    """Return a zero that is connected to every trainable parameter, for a step that has no sample to learn from."""
     return torch.stack([parameter.sum() for parameter in parameters if parameter.requires_grad]).sum() * 0.0

@@ -1,4 +1,8 @@
-"""Regions: what one decode looks at. Grouping boxes by class is semantic segmentation, one by one is instance segmentation."""
+"""Regions, the units of decoding: boxes grouped by class for semantic, one by one for instance segmentation.
+
+Also the choice of the boxes: detections above a score, or ground-truth objects drawn for a training step with the labels
+of their pixels.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +15,7 @@ from dasnet_lightning.types import IGNORE_INDEX, Detections, Regions, Target
 
 
 def regions_by_class(detections: Sequence[Detections]) -> Regions:
-    """One region for each image and class that has boxes, with all of its boxes; ordered by image, then label."""
+    """Group the detections into one region for each image and class; ordered by image, then label."""
     image_of_box = _image_index(detections)
     labels = torch.cat([item.labels for item in detections])
     pairs, region_index = torch.unique(torch.stack([image_of_box, labels], dim=1), dim=0, return_inverse=True)
@@ -24,7 +28,7 @@ def regions_by_class(detections: Sequence[Detections]) -> Regions:
 
 
 def regions_by_instance(detections: Sequence[Detections]) -> Regions:
-    """One region for each box, in the order of the detections."""
+    """Make one region of each detection, in their order."""
     labels = torch.cat([item.labels for item in detections])
     return Regions(
         boxes=torch.cat([item.boxes for item in detections]),
@@ -35,13 +39,13 @@ def regions_by_instance(detections: Sequence[Detections]) -> Regions:
 
 
 def ground_truth_detections(target: Target) -> Detections:
-    """The annotated boxes as if they were detected with certainty; crowd and difficult objects are left out."""
+    """Return the annotated boxes as detections of score 1, without crowd and difficult objects."""
     keep = ~target.ignore
     return Detections(target.boxes[keep], target.labels[keep], torch.ones_like(target.boxes[keep][:, 0]))
 
 
 def confident_detections(detections: Detections, score_threshold: float, max_classes: int) -> Detections:
-    """The detections with at least that score, of the `max_classes` best-scored classes (paper section 4)."""
+    """Select the detections with at least this score, of the `max_classes` best-scored classes (paper section 4)."""
     keep = detections.scores >= score_threshold
     boxes, labels, scores = detections.boxes[keep], detections.labels[keep], detections.scores[keep]
     best_first = labels[torch.argsort(scores, descending=True, stable=True)]
@@ -51,7 +55,7 @@ def confident_detections(detections: Detections, score_threshold: float, max_cla
 
 
 def best_detections(detections: Detections, score_threshold: float, max_detections: int) -> Detections:
-    """The detections with at least that score, the best `max_detections` of them, best first."""
+    """Select the best `max_detections` detections with at least this score, best first."""
     order = torch.argsort(detections.scores, descending=True, stable=True)
     order = order[detections.scores[order] >= score_threshold][:max_detections]
     return Detections(detections.boxes[order], detections.labels[order], detections.scores[order])
@@ -60,11 +64,16 @@ def best_detections(detections: Detections, score_threshold: float, max_detectio
 def draw_objects(
     targets: Sequence[Target], generators: Sequence[torch.Generator], subset: bool = True, with_mask: bool = True
 ) -> tuple[Int64[Tensor, " _"], ...]:
-    """Draw what stage two looks at in each image: one of its classes, and objects of that class (paper section 4).
+    """Draw the objects of a training step: a class of each image and objects of this class (paper section 4).
 
-    Returns the places of the objects in the target; none for an image that has nothing to draw. With `subset` they are a
-    random non-empty subset of the class's objects, else all of them; with `with_mask` only objects that have a mask
-    take part. Every draw of an image comes from its own generator.
+    Args:
+        targets: the targets of each image.
+        generators: source of all random draws of each image, on the CPU.
+        subset: draw a random non-empty subset of the objects of the class; False takes all of them.
+        with_mask: draw only objects that have a mask.
+
+    Returns:
+        For each image the indices of the objects in its target; empty if the image has none to draw.
     """
     return tuple(
         _draw(target, generator, subset, with_mask) for target, generator in zip(targets, generators, strict=True)
@@ -72,16 +81,16 @@ def draw_objects(
 
 
 def object_regions(targets: Sequence[Target], drawn: Sequence[Int64[Tensor, " _"]]) -> Regions:
-    """The regions of objects of one class in each image: one for each image that has any, in the order of the images."""
-    parts = [(target.boxes[chosen], target.labels[chosen]) for target, chosen in zip(targets, drawn, strict=True)]
-    return regions_by_class([Detections(boxes, labels, torch.ones_like(boxes[:, 0])) for boxes, labels in parts])
+    """Make one region of the drawn objects of each image, which are of one class; images without objects have none."""
+    objects = [(target.boxes[index], target.labels[index]) for target, index in zip(targets, drawn, strict=True)]
+    return regions_by_class([Detections(boxes, labels, torch.ones_like(boxes[:, 0])) for boxes, labels in objects])
 
 
 def region_labels(targets: Sequence[Target], regions: Regions, size: tuple[int, int]) -> Int64[Tensor, "r H W"]:
-    """What each pixel of a region is: 1 its class, 0 something else, 255 unknown or outside the region's boxes.
+    """Label each pixel of a region: 1 for its class, 0 for anything else, 255 if unknown or outside the region's boxes.
 
-    Inside the boxes of objects of the class that have no mask nothing is known beyond the masks that exist, so those
-    pixels are ignored; void pixels and crowd objects are ignored too.
+    A pixel inside the box of an object without a mask is unknown, unless the mask of another object of the class covers
+    it. Void pixels and crowd objects are unknown too.
     """
     inside = box_attention(regions.boxes, regions.region_index, len(regions), size, size) > 0
     labels = torch.zeros_like(inside, dtype=torch.int64)
@@ -92,15 +101,15 @@ def region_labels(targets: Sequence[Target], regions: Regions, size: tuple[int, 
 
 def _class_labels(target: Target, label: int, size: tuple[int, int]) -> Int64[Tensor, "H W"]:
     of_class = target.labels == label
-    known = of_class & target.has_mask & ~target.ignore
-    unknown = of_class & ~known
+    with_mask = of_class & target.has_mask & ~target.ignore
+    without_mask = of_class & ~with_mask
     labels = torch.zeros(size, dtype=torch.int64, device=target.labels.device)
-    if unknown.any():
-        boxes = target.boxes[unknown]
+    if without_mask.any():
+        boxes = target.boxes[without_mask]
         index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         labels[box_attention(boxes, index, 1, size, size)[0] > 0] = IGNORE_INDEX
     if target.masks is not None:
-        labels[target.masks[known].any(dim=0)] = 1
+        labels[target.masks[with_mask].any(dim=0)] = 1
     if target.void is not None:
         labels[target.void] = IGNORE_INDEX
     return labels

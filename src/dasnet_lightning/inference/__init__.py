@@ -1,1 +1,1 @@
-"""Inference: a trained checkpoint segments images."""
+"""Inference on images with a trained checkpoint."""

@@ -1,4 +1,4 @@
-"""What inference answers for one image, in that image's own pixels: drawn, saved, or exported as COCO results."""
+"""Result of inference on one image, in its own pixels, with drawing and export to COCO results."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,21 @@ from dasnet_lightning.rle import encode_mask
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The objects and the class map of one image; all tensors on the CPU.
+    """Objects and class map of one image, on the CPU.
 
-    boxes are xyxy in pixels, labels index `class_names` (0 is background), `masks[i]` is the shape of object i, and
-    `semantic` holds the class of every pixel. `category_ids[label]` is the data set's own id of a class, for exports;
-    it is as long as `class_names` and its entry 0 is not read. None: the label is the id.
-    Raises ValueError where the shapes do not fit together.
+    Attributes:
+        image: the RGB image.
+        boxes: xyxy in pixels of the image.
+        labels: indices into `class_names`.
+        scores: scores in 0..1.
+        masks: one mask for each object.
+        semantic: the class of each pixel, 0 for background.
+        class_names: names of the classes, background first.
+        category_ids: the data set's id of each class for exports, as long as `class_names`; entry 0 is not used. None
+            exports the labels.
+
+    Raises:
+        ValueError: if the shapes or lengths do not match.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -48,14 +57,15 @@ class Segmentation:
                 raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, expected {shape}")
         if self.category_ids is not None and len(self.category_ids) != len(self.class_names):
             raise ValueError(
-                f"{len(self.category_ids)} category ids for {len(self.class_names)} classes with background"
+                f"category_ids has {len(self.category_ids)} entries, expected one for each of the "
+                f"{len(self.class_names)} class names"
             )
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def draw(self, semantic: bool = False) -> Image.Image:
-        """The image with its objects, or with its class map; small images are enlarged to be readable."""
+        """Draw the objects, or the class map, on the image; small images are enlarged."""
         scale = visualization.readable_scale(self.image)
         if semantic:
             return Image.fromarray(
@@ -67,7 +77,7 @@ class Segmentation:
         return Image.fromarray(picture)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """The objects as COCO results, ready for `json.dump` and for pycocotools' `loadRes`."""
+        """Return the objects as COCO results, for `json.dump` and pycocotools' `loadRes`."""
         results = []
         for box, label, score, mask in zip(
             self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), self.masks.numpy(), strict=True
@@ -84,8 +94,8 @@ class Segmentation:
         return results
 
     def save(self, path: str | Path, semantic: bool = False) -> None:
-        """Write the drawing; the suffix chooses the format. Raises ConfigError for a suffix that is no picture's."""
+        """Save the drawing in the format of the suffix; raise ConfigError for an unknown suffix."""
         suffix = Path(path).suffix.lower()
         if suffix not in Image.registered_extensions():
-            raise ConfigError(f"{path}: '{suffix}' is no picture format, name the file .png or .jpg")
+            raise ConfigError(f"{path}: '{suffix}' is not an image format, use .png or .jpg")
         self.draw(semantic).save(path)

@@ -1,4 +1,4 @@
-"""From a checkpoint to masks: `load(checkpoint).segment(image)`, in the image's own pixels, without a trainer."""
+"""Inference without a trainer: `load(checkpoint).segment(image)` returns masks in the image's own pixels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,9 +25,8 @@ from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
+from dasnet_lightning.tasks.config import NetworkConfig, restore_options
 from dasnet_lightning.types import Detections, Images, Prediction, Pyramid
-
-EVERY = 10**9
 
 ImageLike = str | Path | Image.Image | np.ndarray
 InferenceOptions = SemanticOptions | InstanceOptions
@@ -41,40 +40,43 @@ def load(
     feature_cache_gb: float = 10.0,
     fold: bool = True,
 ) -> "Segmenter":
-    """Read a checkpoint of stage two and make it ready to segment.
+    """Load a checkpoint of stage two for inference. No other file is needed.
 
-    Nothing but the checkpoint is needed: it holds the detector, the decoder, the class names, and the options that its
-    training chose (`options` replaces them; SemanticOptions or InstanceOptions, as its task was). feature_cache: a folder
-    that keeps the detector's features, of at most feature_cache_gb * 1e9 bytes, for images that are segmented again, also
-    by other decoders on the same detector. fold: the detector's norms go into its convolutions, which is quicker and the
-    same but for rounding; with False the network stays as it was trained, parameter by parameter. Raises CheckpointError
-    where the file is damaged, foreign, or holds a detector alone.
+    Args:
+        checkpoint: a checkpoint of SemanticTask or InstanceTask.
+        device: where the network runs.
+        options: thresholds and limits, SemanticOptions or InstanceOptions as the task; default: those of its training.
+        feature_cache: folder that keeps the detector's features of images that are segmented again, also by other
+            decoders of the same detector.
+        feature_cache_gb: maximum size of that folder, in units of 1e9 bytes.
+        fold: fold the detector's normalization layers into its convolutions, which is faster and equal up to rounding.
+            False keeps every parameter as it was trained.
+
+    Raises:
+        CheckpointError: the file is damaged, of another program, or holds a detector alone.
+        ConfigError: the options are those of the other task.
     """
     content = read_checkpoint(checkpoint)
     saved = content["hyper_parameters"]
     state = sub_state(content["state_dict"], "model.")
     if not state:
-        raise CheckpointError(f"{checkpoint}: holds a detector without a decoder, train stage two with it first")
-    names = ("num_classes", "detector", "decoder", "rounding")
+        raise CheckpointError(f"{checkpoint}: holds a detector without a decoder; train stage two with it first")
     instances = saved.get("task") == "instance"
-    model = build_dasnet(
-        **{name: saved[name] for name in names},
-        detector_options=without_weights(saved["detector_options"]),
-        decoder_options=saved["decoder_options"],
-        soft_attention=saved.get("soft_attention", 0.0),
-        head=partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead,
-    )
+    network = restore_options(NetworkConfig, saved["network"])
+    network = replace(network, detector_options=without_weights(network.detector_options))
+    head = partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead
+    model = build_dasnet(saved["num_classes"], **vars(network), head=head)
     load_network(model, state, checkpoint, content)
     if fold:
         fold_norms(model.detector)
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
-    kind = InstanceOptions if instances else SemanticOptions
-    if options is not None and not isinstance(options, kind):
-        raise ConfigError(f"{checkpoint}: its task takes {kind.__name__}, given: {type(options).__name__}")
+    options_class = InstanceOptions if instances else SemanticOptions
+    if options is not None and not isinstance(options, options_class):
+        raise ConfigError(f"{checkpoint}: its task takes {options_class.__name__}, given: {type(options).__name__}")
     return Segmenter(
         model.to(device),
         class_names,
-        options or kind(**saved.get("inference", {})),
+        options or options_class(**saved.get("inference", {})),
         saved.get("category_ids") or None,
         open_feature_cache(feature_cache, feature_cache_gb),
         ImageRange(*saved["image_range"]) if saved.get("image_range") else None,
@@ -82,9 +84,16 @@ def load(
 
 
 class Segmenter:
-    """Segments one image after the other with a trained network; `options` may be replaced at any time.
+    """Segments images one at a time with a trained network.
 
-    `image_range` is the range of images of more than 8 bits that the network was trained with.
+    Attributes:
+        model: the network, in evaluation mode.
+        class_names: background first.
+        options: thresholds and limits; they may be replaced between two images.
+        category_ids: the data set's own id of each label, None if it has none.
+        feature_cache: cache of the detector's features, None without one.
+        image_range: range of images of more than 8 bits that the network was trained with; None for that of their type.
+        image_size: input size (H, W) of the network.
     """
 
     def __init__(
@@ -108,13 +117,20 @@ class Segmenter:
     def segment(
         self, image: ImageLike, boxes: ArrayLike | None = None, labels: Sequence[int | str] | None = None
     ) -> Segmentation:
-        """Find and cut out the objects of an image: a path, a PIL image, or an array in RGB or gray; best first.
+        """Detect and segment the objects of an image, or segment given boxes.
 
-        Arrays are (H, W) or (H, W, 1 to 4) of uint8, uint16 (0 to 65535) or floats (0 to 1), see `convert_to_rgb`.
+        Args:
+            image: a path, a PIL image, or an array in gray or RGB, [H, W] or [H, W, 1 to 4]: uint8, uint16 (0 to 65535)
+                or floating point (0 to 1), see `convert_to_rgb`.
+            boxes: boxes [n, 4], xyxy in the image's own pixels, to segment without detection.
+            labels: for each box its label, 1..num_classes-1, or its class name.
 
-        boxes: xyxy in the image's own pixels; then nothing is detected and these are segmented and come back in their
-        order, each with its label (a number 1..num_classes-1 or a class name). Raises ConfigError where boxes come
-        without labels, DataError for a file that is no readable image.
+        Returns:
+            Objects in the image's own pixels: detections by descending score, given boxes in their order.
+
+        Raises:
+            ConfigError: boxes, labels or the array are invalid.
+            DataError: the file is not a readable image.
         """
         pixels = _to_array(image, self.image_range)
         size = (pixels.shape[0], pixels.shape[1])
@@ -122,23 +138,22 @@ class Segmenter:
         resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
         pyramid = self._features(resized.permute(2, 0, 1)[None].float() / 255)
         if boxes is None:
-            found = self.model.detector.detect(pyramid)[0]
-            answer = self._answer(pyramid, found, size, self.options.score_threshold)
-            corners = restore_boxes(answer.detections.boxes, self.image_size, size)
+            detections = self.model.detector.detect(pyramid)[0]
+            prediction = self._predict(pyramid, detections, size)
+            image_boxes = restore_boxes(prediction.detections.boxes, self.image_size, size)
         else:
-            found = self._given(boxes, labels, size)
-            answer = self._answer(pyramid, found, size, None)
-            corners = _corners(boxes)  # all of them are segmented, in their order
-        scores = answer.detections.scores.cpu()
-        # the instance score has its say only after the detector's order was made; given boxes keep theirs
+            prediction = self._predict(pyramid, self._to_detections(boxes, labels, size), size, given=True)
+            image_boxes = _to_boxes(boxes)
+        scores = prediction.detections.scores.cpu()
+        # the instance score changes the order of the detector; given boxes keep their order
         order = torch.arange(len(scores)) if boxes is not None else torch.argsort(scores, descending=True, stable=True)
         return Segmentation(
             image=pixels,
-            boxes=corners.cpu()[order],
-            labels=answer.detections.labels.cpu()[order],
+            boxes=image_boxes.cpu()[order],
+            labels=prediction.detections.labels.cpu()[order],
             scores=scores[order],
-            masks=answer.masks.cpu()[order],
-            semantic=answer.semantic.cpu(),
+            masks=prediction.masks.cpu()[order],
+            semantic=prediction.semantic.cpu(),
             class_names=self.class_names,
             category_ids=self.category_ids,
         )
@@ -148,39 +163,39 @@ class Segmenter:
             return self.model.detector.features(images)
         return self.feature_cache.features(self.model.detector, images)
 
-    def _answer(
-        self, pyramid: Pyramid, found: Detections, size: tuple[int, int], threshold: float | None
+    def _predict(
+        self, pyramid: Pyramid, detections: Detections, size: tuple[int, int], given: bool = False
     ) -> Prediction:
-        """Segment the detections from a score on; None segments all of them."""
-        options, lowest = self.options, 0.0 if threshold is None else threshold
+        """Segment the detections whose score reaches the threshold, or all of them if they are given boxes."""
+        options = self.options
         if isinstance(options, InstanceOptions):
-            most = EVERY if threshold is None else options.max_detections
-            options = replace(options, score_threshold=lowest, lowest_score=lowest, max_detections=most)
-            return segment_instances(self.model, pyramid, [found], [size], options)[0]
-        most = EVERY if threshold is None else options.max_classes
-        options = replace(options, score_threshold=lowest, max_classes=most)
-        return segment_semantic(self.model, pyramid, [found], [size], options)[0]
+            options = replace(options, lowest_score=options.score_threshold)
+            return segment_instances(self.model, pyramid, [detections], [size], options, given)[0]
+        return segment_semantic(self.model, pyramid, [detections], [size], options, given)[0]
 
-    def _given(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:
+    def _to_detections(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:
+        """Return given boxes as detections of score 1 in input pixels; `size` is the (H, W) of the image."""
         device = next(self.model.parameters()).device
-        corners = _corners(boxes).to(device)
-        if labels is None or len(labels) != len(corners):
+        image_boxes = _to_boxes(boxes).to(device)
+        if labels is None or len(labels) != len(image_boxes):
             given = "none" if labels is None else str(len(labels))
-            raise ConfigError(f"{len(corners)} boxes need {len(corners)} labels, given: {given}")
-        wrong = [index for index, (x0, y0, x1, y1) in enumerate(corners.tolist()) if not (x1 > x0 and y1 > y0)]
-        if wrong:
-            raise ConfigError(f"box {wrong[0]}: {corners[wrong[0]].tolist()} is not x0 < x1, y0 < y1")
-        indices = torch.tensor([self._label(label) for label in labels], dtype=torch.int64, device=device)
-        return Detections(scale_boxes(corners, size, self.image_size), indices, torch.ones_like(corners[:, 0]))
+            raise ConfigError(f"{len(image_boxes)} boxes need {len(image_boxes)} labels, given: {given}")
+        for index, (x0, y0, x1, y1) in enumerate(image_boxes.tolist()):
+            if not (x1 > x0 and y1 > y0):
+                raise ConfigError(f"box {index}: {[x0, y0, x1, y1]} is not x0 < x1, y0 < y1")
+        indices = torch.tensor([self._to_index(label) for label in labels], dtype=torch.int64, device=device)
+        input_boxes = scale_boxes(image_boxes, size, self.image_size)
+        return Detections(input_boxes, indices, torch.ones_like(input_boxes[:, 0]))
 
-    def _label(self, label: int | str) -> int:
-        index = self.class_names.index(label) if label in self.class_names else label
+    def _to_index(self, label: int | str) -> int:
+        names = self.class_names[1:]  # the background cannot be segmented
+        index = 1 + names.index(label) if label in names else label
         if isinstance(index, str) or not 0 < int(index) < len(self.class_names):
-            raise ConfigError(f"no class {label!r}; known: {', '.join(self.class_names[1:])}")
+            raise ConfigError(f"no class {label!r}; known: {', '.join(names)}")
         return int(index)
 
 
-def _corners(boxes: ArrayLike) -> Float[Tensor, "n 4"]:
+def _to_boxes(boxes: ArrayLike) -> Float[Tensor, "n 4"]:
     return torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
 
 

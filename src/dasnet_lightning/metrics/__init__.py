@@ -1,1 +1,1 @@
-"""Semantic, instance and box metrics, gathered over ranks."""
+"""Semantic IoU and average precision of boxes and masks, computed over all ranks."""

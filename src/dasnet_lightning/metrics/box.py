@@ -7,39 +7,41 @@ from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.matching import EvaluatedImage, as_array
 from dasnet_lightning.types import Detections, Target
 
-WITHOUT_PIXELS = (0, 0)  # boxes need no size of the image
+UNUSED_SIZE = (0, 0)  # box IoU does not depend on the image size
 
 
 class BoxAP:
-    """Accumulates detections against ground truth; crowd and difficult objects neither count nor harm.
+    """Metric that accumulates detections and targets; crowd and difficult objects and their matches are ignored.
 
-    An image id that comes again (samplers pad) counts once. All processes must call `compute`; all get the same figures.
-    evaluator: the program that computes them, the same figures from each (metrics.coco_evaluators).
+    A repeated image id, from a padded sampler, counts once. All ranks must call `compute` and get the same values.
+
+    Args:
+        evaluator: the implementation of COCO's protocol (`metrics.coco_evaluators`); all give the same values.
     """
 
     def __init__(self, evaluator: Evaluator = "built-in") -> None:
         self._coco = CocoAP("bbox", evaluator)
 
     def update(self, image_ids: Sequence[str], detections: Sequence[Detections], targets: Sequence[Target]) -> None:
-        """Add images: what was detected in each, best 100 of a class counted, and what is there."""
-        for image_id, found, target in zip(image_ids, detections, targets, strict=True):
-            self._coco.add(image_id, _evaluated_image(found, target))
+        """Add images with their detections, of which the best 100 of each class count, and their targets."""
+        for image_id, image_detections, target in zip(image_ids, detections, targets, strict=True):
+            self._coco.add(image_id, _evaluated_image(image_detections, target))
 
     def compute(self, class_names: Sequence[str] = ()) -> Mapping[str, float]:
-        """AP averaged over IoU 0.50:0.95, AP50 and AP75, in 0..1, -1 where nothing was annotated; AP50 by class name."""
+        """Return the values of `summarize_coco`: `ap`, `ap50`, `ap75` and those of each class in `class_names`."""
         return self._coco.compute(class_names)
 
     def reset(self) -> None:
         self._coco.reset()
 
 
-def _evaluated_image(found: Detections, target: Target) -> EvaluatedImage:
+def _evaluated_image(detections: Detections, target: Target) -> EvaluatedImage:
     return EvaluatedImage(
-        size=WITHOUT_PIXELS,
+        size=UNUSED_SIZE,
         labels=as_array(target.labels),
         shapes=as_array(target.boxes.double()),
         ignored=as_array(target.ignore),
-        found_labels=as_array(found.labels),
-        found_scores=as_array(found.scores.double()),
-        found_shapes=as_array(found.boxes.double()),
+        detected_labels=as_array(detections.labels),
+        detected_scores=as_array(detections.scores.double()),
+        detected_shapes=as_array(detections.boxes.double()),
     )

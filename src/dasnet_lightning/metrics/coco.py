@@ -1,7 +1,7 @@
-"""COCO's average precision of boxes and of masks: pycocotools' figures, computed from one class's overlaps at a time.
+"""COCO's average precision of boxes and masks, equal to pycocotools' and computed class by class.
 
-COCO's protocol: 101-point interpolation, the mean over IoU 0.50:0.95, the best 100 detections of a class in an image;
-a detection goes to the best object that is still free. `coco_evaluators` has other implementations of it to choose from.
+Protocol: 101-point interpolation, mean over IoU 0.50:0.95, at most 100 detections per class and image. A detection
+matches the unmatched object with the highest IoU. `coco_evaluators` runs other implementations of the protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,101 +12,120 @@ from jaxtyping import Bool, Float
 
 from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco_evaluators import MAX_DETECTIONS, Evaluator, check_evaluator, run_evaluator
-from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison, EvaluatedImage, Kind, compare_by_class
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, Comparison, EvaluatedImage, IoUType, compare_by_class
 
-# written as pycocotools writes them: the same floating-point numbers decide
+# computed like pycocotools', so that the floating-point values are equal
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
-Precision = Float[np.ndarray, "t r"]  # by IoU threshold and recall
+Precision = Float[np.ndarray, "t r"]  # by IoU threshold and recall threshold
 
 
 class CocoAP:
-    """Average precision over scenes by image id, of boxes ("bbox") or of masks ("segm").
+    """Accumulator of images for COCO's average precision; a repeated image id counts once.
 
-    An image id that comes again counts once. `compute` gathers the scenes of all processes.
+    Args:
+        iou_type: "bbox" for boxes or "segm" for masks.
+        evaluator: the implementation of the protocol (`metrics.coco_evaluators`).
     """
 
-    def __init__(self, kind: Kind, evaluator: Evaluator = "built-in") -> None:
+    def __init__(self, iou_type: IoUType, evaluator: Evaluator = "built-in") -> None:
         check_evaluator(evaluator)
-        self.kind: Kind = kind
+        self.iou_type: IoUType = iou_type
         self.evaluator: Evaluator = evaluator
-        self.scenes: dict[str, EvaluatedImage] = {}
+        self.images: dict[str, EvaluatedImage] = {}
 
-    def add(self, image_id: str, scene: EvaluatedImage) -> None:
-        self.scenes.setdefault(image_id, scene)
+    def add(self, image_id: str, image: EvaluatedImage) -> None:
+        """Add an image, unless its id is known."""
+        self.images.setdefault(image_id, image)
 
     def compute(self, class_names: Sequence[str] = ()) -> dict[str, float]:
-        """`evaluate_coco` of all scenes of all processes, the same on every rank."""
-        evaluate = partial(evaluate_coco, kind=self.kind, class_names=class_names, evaluator=self.evaluator)
-        return evaluate_gathered(self.scenes, evaluate)
+        """Return `evaluate_coco` of the images of all ranks, on every rank."""
+        evaluate = partial(evaluate_coco, iou_type=self.iou_type, class_names=class_names, evaluator=self.evaluator)
+        return evaluate_gathered(self.images, evaluate)
 
     def reset(self) -> None:
-        self.scenes.clear()
+        self.images.clear()
 
 
 def evaluate_coco(
-    scenes: Mapping[str, EvaluatedImage], kind: Kind, class_names: Sequence[str] = (), evaluator: Evaluator = "built-in"
+    images: Mapping[str, EvaluatedImage],
+    iou_type: IoUType,
+    class_names: Sequence[str] = (),
+    evaluator: Evaluator = "built-in",
 ) -> dict[str, float]:
-    """`summarize_coco` of scenes, all with boxes ("bbox") or all with masks ("segm")."""
-    if evaluator != "built-in":
-        return summarize_coco(run_evaluator(scenes, kind, evaluator), class_names)
-    return summarize_coco({label: class_precision(pairs) for label, pairs in compare_by_class(scenes)}, class_names)
+    """Return `summarize_coco` of images that all hold boxes ("bbox") or all hold masks ("segm")."""
+    if evaluator == "built-in":
+        precision = {label: class_precision(comparisons) for label, comparisons in compare_by_class(images)}
+    else:
+        precision = run_evaluator(images, iou_type, evaluator)
+    return summarize_coco(precision, class_names)
 
 
 def summarize_coco(precision: Mapping[int, Precision | None], class_names: Sequence[str] = ()) -> dict[str, float]:
-    """`ap` averaged over IoU 0.50:0.95, `ap50` and `ap75` in 0..1, -1 where nothing was annotated.
+    """Average the precision of all annotated classes.
 
-    precision: by label, None where the class was not annotated. `ap/<class>` and so on by class name for those that were.
+    Args:
+        precision: precision by label, None for a class without annotations.
+        class_names: names of the labels, background first; an annotated class without a name enters the means only.
+
+    Returns:
+        `ap` (mean over IoU 0.50:0.95), `ap50` and `ap75` in 0..1, or -1 if nothing is annotated. Each annotated class
+        with a name adds `ap/<class>`, `ap50/<class>` and `ap75/<class>`.
     """
-    known = {label: each for label, each in precision.items() if each is not None}
-    summary = _means(list(known.values()))
-    for label, each in known.items():
+    annotated = {label: values for label, values in precision.items() if values is not None}
+    summary = _mean_precision(list(annotated.values()))
+    for label, values in annotated.items():
         if label < len(class_names):
-            summary |= {f"{name}/{class_names[label]}": value for name, value in _means([each]).items()}
+            summary |= {f"{name}/{class_names[label]}": value for name, value in _mean_precision([values]).items()}
     return summary
 
 
-def _means(precision: Sequence[Precision]) -> dict[str, float]:
+def _mean_precision(precision: Sequence[Precision]) -> dict[str, float]:
     if not precision:
         return dict.fromkeys(("ap", "ap50", "ap75"), NOT_ANNOTATED)
     by_threshold = np.stack(precision).mean(axis=(0, 2))
     return {"ap": float(by_threshold.mean()), "ap50": float(by_threshold[0]), "ap75": float(by_threshold[5])}
 
 
-def class_precision(pairs: Sequence[Comparison]) -> Precision | None:
-    """The precision of one class over all images; None where it has no object that counts.
+def class_precision(comparisons: Sequence[Comparison]) -> Precision | None:
+    """Return the precision of one class over all images, or None if it has no object that counts.
 
-    Equal scores keep the order of the images.
+    Detections with equal scores keep the order of the images.
     """
-    objects = sum(pair.iou.shape[1] for pair in pairs)
-    if not objects:
+    num_objects = sum(comparison.iou.shape[1] for comparison in comparisons)
+    if not num_objects:
         return None
-    judged = [match_detections(pair) for pair in pairs]
-    order = np.argsort(-np.concatenate([pair.scores[:MAX_DETECTIONS] for pair in pairs]), kind="stable")
-    right = np.concatenate([each[0] for each in judged], axis=1)[:, order]
-    wrong = np.concatenate([each[1] for each in judged], axis=1)[:, order]
-    return np.stack([_interpolate(*each, objects) for each in zip(right, wrong, strict=True)])
+    matches = [match_detections(comparison) for comparison in comparisons]
+    scores = np.concatenate([comparison.scores[:MAX_DETECTIONS] for comparison in comparisons])
+    order = np.argsort(-scores, kind="stable")
+    true_positive = np.concatenate([true for true, _ in matches], axis=1)[:, order]
+    false_positive = np.concatenate([false for _, false in matches], axis=1)[:, order]
+    return np.stack(
+        [_interpolate(true, false, num_objects) for true, false in zip(true_positive, false_positive, strict=True)]
+    )
 
 
-def match_detections(pair: Comparison) -> tuple[Bool[np.ndarray, "t m"], Bool[np.ndarray, "t m"]]:
-    """Which of the detections that count are right at each IoU threshold, and which are wrong; the others are excused."""
-    iou, thresholds = pair.iou[:MAX_DETECTIONS], IOU_THRESHOLDS[:, None]
-    right = np.zeros((len(thresholds), len(iou)), dtype=bool)
-    free = np.ones((len(thresholds), iou.shape[1]), dtype=bool)
-    each, last = np.arange(len(thresholds)), iou.shape[1] - 1
+def match_detections(comparison: Comparison) -> tuple[Bool[np.ndarray, "t m"], Bool[np.ndarray, "t m"]]:
+    """Return the true and the false positives at each IoU threshold; a detection that is neither is ignored."""
+    iou, thresholds = comparison.iou[:MAX_DETECTIONS], IOU_THRESHOLDS[:, None]
+    true_positive = np.zeros((len(thresholds), len(iou)), dtype=bool)
+    unmatched = np.ones((len(thresholds), iou.shape[1]), dtype=bool)
+    threshold_index, last = np.arange(len(thresholds)), iou.shape[1] - 1
     for row in np.flatnonzero(iou.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]).tolist():
-        strength = np.where(free & (iou[row] >= thresholds), iou[row], 0.0)
-        best = last - strength[:, ::-1].argmax(axis=1)  # of equal ones the last, as in pycocotools
-        right[:, row] = strength[each, best] > 0
-        free[each, best] &= ~right[:, row]
-    wrong = ~right & (pair.covered[:MAX_DETECTIONS] < thresholds)
-    return right, wrong
+        candidates = np.where(unmatched & (iou[row] >= thresholds), iou[row], 0.0)
+        best = last - candidates[:, ::-1].argmax(axis=1)  # the last of equal ones, like pycocotools
+        true_positive[:, row] = candidates[threshold_index, best] > 0
+        unmatched[threshold_index, best] &= ~true_positive[:, row]
+    false_positive = ~true_positive & (comparison.covered[:MAX_DETECTIONS] < thresholds)
+    return true_positive, false_positive
 
 
-def _interpolate(right: Bool[np.ndarray, " m"], wrong: Bool[np.ndarray, " m"], objects: int) -> Float[np.ndarray, " r"]:
-    """The best precision at each recall threshold or a higher one; 0 where it is not reached."""
-    hits, misses = np.cumsum(right).astype(float), np.cumsum(wrong).astype(float)
-    precision = hits / (hits + misses + np.spacing(1))
+def _interpolate(
+    true_positive: Bool[np.ndarray, " m"], false_positive: Bool[np.ndarray, " m"], num_objects: int
+) -> Float[np.ndarray, " r"]:
+    """Return the best precision at or above each recall threshold, 0 for a recall that is not reached."""
+    num_true, num_false = np.cumsum(true_positive).astype(float), np.cumsum(false_positive).astype(float)
+    precision = num_true / (num_true + num_false + np.spacing(1))
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return np.asarray(envelope[np.searchsorted(hits / objects, RECALL_THRESHOLDS, side="left")])
+    return np.asarray(envelope[np.searchsorted(num_true / num_objects, RECALL_THRESHOLDS, side="left")])

@@ -1,7 +1,7 @@
-"""COCO's average precision by evaluators of others: pycocotools, or faster-coco-eval (the extra `eval`).
+"""COCO's average precision by external evaluators: pycocotools, or faster-coco-eval (the extra `eval`).
 
-They give the figures of the built-in evaluation (metrics.coco), which is quicker and keeps less; they are there for those
-who want a figure from the program that others use, and for the tests.
+They give the same values as the built-in evaluation (`metrics.coco`), which is faster and needs less memory. Use them to
+report values of a well-known program; the tests use them as reference.
 """
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.metrics.matching import NOT_ANNOTATED, EvaluatedImage, Kind, Shapes
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED, EvaluatedImage, IoUType, Shapes
 from dasnet_lightning.rle import areas, as_coco
 
 Evaluator = Literal["built-in", "pycocotools", "faster_coco_eval"]
@@ -25,7 +25,7 @@ ALL_AREAS = [0.0, 1e10]
 
 
 def check_evaluator(evaluator: Evaluator) -> None:
-    """Raises ConfigError where there is no such evaluator, or where its package is not installed."""
+    """Raise ConfigError if the evaluator does not exist or its package is not installed."""
     if evaluator not in get_args(Evaluator):
         raise ConfigError(f"no evaluator '{evaluator}': choose one of {', '.join(get_args(Evaluator))}")
     if evaluator != "built-in" and find_spec(evaluator) is None:
@@ -33,26 +33,27 @@ def check_evaluator(evaluator: Evaluator) -> None:
 
 
 def run_evaluator(
-    scenes: Mapping[str, EvaluatedImage], kind: Kind, evaluator: Evaluator
+    images: Mapping[str, EvaluatedImage], iou_type: IoUType, evaluator: Evaluator
 ) -> dict[int, Float[np.ndarray, "t r"] | None]:
-    """The precision of each class by IoU threshold and recall; None for one that was never annotated."""
+    """Return the precision of each class by IoU and recall threshold, None for a class without annotations."""
     check_evaluator(evaluator)
-    labels = sorted({int(label) for scene in scenes.values() for label in (*scene.labels, *scene.found_labels)})
+    evaluated = list(images.values())
+    labels = sorted({int(label) for image in evaluated for label in (*image.labels, *image.detected_labels)})
     if not labels:
         return {}
-    coco, evaluate = _classes(evaluator)
-    ordered = list(scenes.values())
-    images = [{"id": number, "height": s.size[0], "width": s.size[1]} for number, s in enumerate(ordered)]
-    truth = [_annotations(s.size, s.labels, s.shapes) for s in ordered]
-    found = [_annotations(s.size, s.found_labels, s.found_shapes) for s in ordered]
-    for rows, scene in zip(truth, ordered, strict=True):
-        for row, ignored in zip(rows, scene.ignored.tolist(), strict=True):
-            row["iscrowd"] = int(ignored)
-    for rows, scene in zip(found, ordered, strict=True):
-        for row, score in zip(rows, scene.found_scores.tolist(), strict=True):
-            row["score"] = score
-    with redirect_stdout(io.StringIO()):  # they print their progress
-        evaluation = evaluate(_index(coco(), images, labels, truth), _index(coco(), images, labels, found), kind)
+    coco, coco_eval = _load_classes(evaluator)
+    entries = [{"id": index, "height": image.size[0], "width": image.size[1]} for index, image in enumerate(evaluated)]
+    ground_truth = [_annotations(image.size, image.labels, image.shapes) for image in evaluated]
+    detections = [_annotations(image.size, image.detected_labels, image.detected_shapes) for image in evaluated]
+    for annotations, image in zip(ground_truth, evaluated, strict=True):
+        for annotation, ignored in zip(annotations, image.ignored.tolist(), strict=True):
+            annotation["iscrowd"] = int(ignored)
+    for annotations, image in zip(detections, evaluated, strict=True):
+        for annotation, score in zip(annotations, image.detected_scores.tolist(), strict=True):
+            annotation["score"] = score
+    with redirect_stdout(io.StringIO()):  # both packages print their progress
+        indexed = [_fill_index(coco(), entries, labels, annotations) for annotations in (ground_truth, detections)]
+        evaluation = coco_eval(*indexed, iou_type)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [ALL_AREAS], ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.evaluate()
@@ -62,23 +63,23 @@ def run_evaluator(
     return {label: precision[:, :, k] if annotated[k] else None for k, label in enumerate(labels)}
 
 
-def _classes(evaluator: Evaluator) -> tuple[Any, Any]:
-    """The data set and the evaluation of a package; both have the same ones."""
+def _load_classes(evaluator: Evaluator) -> tuple[Any, Any]:
+    """Return the data set class and the evaluation class of a package."""
     if evaluator == "faster_coco_eval":
         package = import_module("faster_coco_eval")
         return package.COCO, package.COCOeval_faster
     return import_module("pycocotools.coco").COCO, import_module("pycocotools.cocoeval").COCOeval
 
 
-def _index(
+def _fill_index(
     coco: Any, images: Sequence[dict[str, Any]], labels: Sequence[int], annotations: Sequence[Sequence[dict[str, Any]]]
 ) -> Any:
-    """Fill a data set in memory; detections go the same way, for loadRes refuses an empty list."""
-    rows = [row | {"image_id": number} for number, of_image in enumerate(annotations) for row in of_image]
+    """Fill a COCO data set in memory, also with detections: `loadRes` refuses an empty list."""
+    rows = [annotation | {"image_id": index} for index, of_image in enumerate(annotations) for annotation in of_image]
     coco.dataset = {
         "images": list(images),
         "categories": [{"id": label, "name": str(label)} for label in labels],
-        # ids from 1: the id 0 stands for "not matched"
+        # ids from 1: 0 means "not matched"
         "annotations": [row | {"id": row_id} for row_id, row in enumerate(rows, start=1)],
     }
     coco.createIndex()
@@ -87,11 +88,9 @@ def _index(
 
 def _annotations(size: tuple[int, int], labels: Int64[np.ndarray, " n"], shapes: Shapes) -> list[dict[str, Any]]:
     if isinstance(shapes, tuple):
-        pixels = areas(shapes, size).tolist()
-        fields = [
-            {"segmentation": mask, "area": area} for mask, area in zip(as_coco(shapes, size), pixels, strict=True)
-        ]
+        masks = zip(as_coco(shapes, size), areas(shapes, size).tolist(), strict=True)
+        fields = [{"segmentation": mask, "area": area} for mask, area in masks]
     else:
-        corners = zip(shapes[:, :2].tolist(), (shapes[:, 2:] - shapes[:, :2]).tolist(), strict=True)
-        fields = [{"bbox": [*start, *extent], "area": extent[0] * extent[1]} for start, extent in corners]
-    return [{"category_id": label, **rest} for label, rest in zip(labels.tolist(), fields, strict=True)]
+        boxes = zip(shapes[:, :2].tolist(), (shapes[:, 2:] - shapes[:, :2]).tolist(), strict=True)
+        fields = [{"bbox": [*corner, *extent], "area": extent[0] * extent[1]} for corner, extent in boxes]
+    return [{"category_id": label, **shape} for label, shape in zip(labels.tolist(), fields, strict=True)]

@@ -1,10 +1,11 @@
-"""Average precision of instance masks: mAP^r after VOC and SDS, and COCO's mask AP, with what is unknown left out.
+"""Average precision of instance masks: VOC's mAP^r (after SDS) and COCO's mask AP, where unknown pixels do not count.
 
-Every figure names its protocol, for the same detections differ by several points between them. The rules of the unknown:
-void pixels are taken out of the predictions before anything else, and a prediction with more than half of its pixels
-void is not counted. A missing mask is missing: the object is no rectangle to be matched, its box is an ignored region
-of its class, as a crowd's mask is; a class whose objects all lack masks enters no mean. A prediction without pixels
-matches nothing and counts as false.
+Every metric name includes its protocol, because protocols differ by several points on the same predictions. Rules:
+
+* Void pixels are first removed from the predictions. A prediction with more than half of its pixels void does not count.
+* A missing mask is missing, never a rectangle to match. The box of the object is an ignored region of its class, like
+  the mask of a crowd. A class whose objects all lack masks enters no mean.
+* An empty prediction matches nothing and is a false positive.
 """
 
 import itertools
@@ -20,24 +21,26 @@ from dasnet_lightning.distributed import evaluate_gathered
 from dasnet_lightning.metrics.coco import class_precision, evaluate_coco, summarize_coco
 from dasnet_lightning.metrics.coco_evaluators import Evaluator, check_evaluator
 from dasnet_lightning.metrics.matching import EvaluatedImage, as_array, compare_by_class
-from dasnet_lightning.metrics.voc_ap import class_figures, summarize_regions
+from dasnet_lightning.metrics.voc_ap import class_region_ap, summarize_regions
 from dasnet_lightning.rle import areas, decode, encode, intersect
 from dasnet_lightning.types import GroundTruth, Prediction, Target
 
-SLACK = 0.01  # pixels: a box that went to the input's size and back touches no pixel for that
+SLACK = 0.01  # pixels; rounding of a box that was resized to the input and back must not add pixels
 
 
 class InstanceAP:
-    """Accumulates predicted instances against ground truth, as run lengths: never dense masks of a set.
+    """Metric that accumulates predicted and true instances as run-length counts, never as dense masks.
 
-    An image id that comes again (samplers pad) counts once. All processes must call `compute`; all get the same figures.
-    evaluator: the program that computes COCO's, the same figures from each (metrics.coco_evaluators).
+    A repeated image id, from a padded sampler, counts once. All ranks must call `compute` and get the same values.
+
+    Args:
+        evaluator: the implementation of COCO's protocol (`metrics.coco_evaluators`); all give the same values.
     """
 
     def __init__(self, evaluator: Evaluator = "built-in") -> None:
         check_evaluator(evaluator)
         self.evaluator: Evaluator = evaluator
-        self._scenes: dict[str, EvaluatedImage] = {}
+        self._images: dict[str, EvaluatedImage] = {}
 
     def update(
         self,
@@ -46,35 +49,41 @@ class InstanceAP:
         targets: Sequence[Target],
         input_size: tuple[int, int],
     ) -> None:
-        """Add images; those whose target has no `truth` are skipped.
+        """Add images; an image whose target has no `truth` is skipped.
 
-        input_size: (height, width) of the network's input, in whose pixels the targets' boxes are. Raises ValueError
-        where predicted masks do not have the size of the original image.
+        Args:
+            image_ids: the id of each image.
+            predictions: predictions at the size of the original images.
+            targets: targets with boxes in pixels of the network input.
+            input_size: (height, width) of the network input.
+
+        Raises:
+            ValueError: if the predicted masks do not have the size of the original image.
         """
         for image_id, prediction, target in zip(image_ids, predictions, targets, strict=True):
-            if target.truth is not None and image_id not in self._scenes:
-                self._scenes[image_id] = _evaluated_image(prediction, target, target.truth, input_size)
+            if target.truth is not None and image_id not in self._images:
+                self._images[image_id] = _evaluated_image(prediction, target, target.truth, input_size)
 
     def compute(self, class_names: Sequence[str] = ()) -> Mapping[str, float]:
-        """Figures in 0..1, -1 where no mask was annotated: those of `summarize_regions`, and COCO's as `coco_...`."""
-        return evaluate_gathered(self._scenes, partial(_summarize, class_names=class_names, evaluator=self.evaluator))
+        """Return the values of `summarize_regions`, and those of `summarize_coco` with the prefix `coco_`."""
+        return evaluate_gathered(self._images, partial(_summarize, class_names=class_names, evaluator=self.evaluator))
 
     def reset(self) -> None:
-        self._scenes.clear()
+        self._images.clear()
 
 
 def _summarize(
-    scenes: Mapping[str, EvaluatedImage], class_names: Sequence[str], evaluator: Evaluator
+    images: Mapping[str, EvaluatedImage], class_names: Sequence[str], evaluator: Evaluator
 ) -> dict[str, float]:
-    regions, precision = {}, {}
-    for label, pairs in compare_by_class(scenes):
-        regions[label] = class_figures(pairs)
-        precision[label] = class_precision(pairs) if evaluator == "built-in" else None
+    region_ap, precision = {}, {}
+    for label, comparisons in compare_by_class(images):
+        region_ap[label] = class_region_ap(comparisons)
+        precision[label] = class_precision(comparisons) if evaluator == "built-in" else None
     if evaluator == "built-in":
         coco = summarize_coco(precision, class_names)
     else:
-        coco = evaluate_coco(scenes, "segm", class_names, evaluator)
-    return summarize_regions(regions, class_names) | {f"coco_{name}": value for name, value in coco.items()}
+        coco = evaluate_coco(images, "segm", class_names, evaluator)
+    return summarize_regions(region_ap, class_names) | {f"coco_{name}": value for name, value in coco.items()}
 
 
 def _evaluated_image(
@@ -83,9 +92,9 @@ def _evaluated_image(
     size = (truth.semantic.shape[0], truth.semantic.shape[1])
     if tuple(prediction.masks.shape[1:]) != size:
         raise ValueError(
-            f"masks of {tuple(prediction.masks.shape[1:])} pixels for an image of {size}: expected the same"
+            f"predicted masks have size {tuple(prediction.masks.shape[1:])}, expected the size of the image, {size}"
         )
-    found, counted = remove_void(encode(prediction.masks), truth.void, size)
+    mask_counts, counted = remove_void(encode(prediction.masks), truth.void, size)
     missing = np.array([counts is None for counts in truth.masks], dtype=bool)
     scale = torch.tensor([size[1] / input_size[1], size[0] / input_size[0]] * 2, dtype=torch.float64)
     boxes = target.boxes.cpu().double() * scale
@@ -96,16 +105,16 @@ def _evaluated_image(
             fill_box(box, size) if counts is None else counts for box, counts in zip(boxes, truth.masks, strict=True)
         ),
         ignored=as_array(target.ignore) | missing,
-        found_labels=as_array(prediction.detections.labels)[counted],
-        found_scores=as_array(prediction.detections.scores.double())[counted],
-        found_shapes=tuple(itertools.compress(found, counted)),
+        detected_labels=as_array(prediction.detections.labels)[counted],
+        detected_scores=as_array(prediction.detections.scores.double())[counted],
+        detected_shapes=tuple(itertools.compress(mask_counts, counted)),
     )
 
 
 def remove_void(
     counts: Sequence[bytes], void: bytes | None, size: tuple[int, int]
 ) -> tuple[list[bytes], Bool[np.ndarray, " n"]]:
-    """The masks without their void pixels, and which of them count: those that were void by half or less."""
+    """Return the masks without void pixels, and which of them count: those of which at most half was void."""
     if void is None:
         return list(counts), np.ones(len(counts), dtype=bool)
     known = encode(~decode([void], size))[0]
@@ -114,7 +123,7 @@ def remove_void(
 
 
 def fill_box(box: Float[Tensor, " 4"], size: tuple[int, int]) -> bytes:
-    """The run-length counts of every pixel that an xyxy box touches, in an image of `size` (height, width)."""
+    """Return the run-length counts of all pixels that an xyxy box touches in an image of `size` (height, width)."""
     x0, y0 = (max(int(edge), 0) for edge in (box[:2] + SLACK).floor().tolist())
     x1, y1 = (int(edge) for edge in (box[2:] - SLACK).ceil().tolist())
     mask = np.zeros((1, *size), dtype=bool)

@@ -1,6 +1,6 @@
-"""Mean intersection over union after PASCAL VOC: one confusion matrix over the whole set, 255 is void.
+"""PASCAL VOC's mean intersection over union from one confusion matrix over the whole set, without void pixels.
 
-The mean runs over the background and the classes that occur in the ground truth (on the whole of VOC: all 21).
+The mean covers the background and the classes that occur in the ground truth, on the whole of VOC all 21.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from dasnet_lightning.types import IGNORE_INDEX
+VOC_VOID = 255
 
 
 class SemanticIoU(Metric):
-    """Accumulates class maps; `compute` gives the IoU by class, from the counts of all processes, and nan where the ground
-    truth has no such pixel. `figures` has their mean too. All processes must call it.
+    """Metric that accumulates class maps; `compute` returns the IoU of each class over all ranks.
+
+    The IoU of a class without a pixel in the ground truth is nan. All ranks must call `compute` or `by_class`.
+
+    Args:
+        num_classes: number of classes with background.
     """
 
     full_state_update = False
@@ -27,19 +31,27 @@ class SemanticIoU(Metric):
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count an image: prediction Int64 [H W] and target UInt8 or Int64 [H W], 255 void."""
-        counted = target != IGNORE_INDEX
+        """Add an image.
+
+        Args:
+            prediction: class map [H, W].
+            target: class map [H, W] of any integer type. Void is negative; so is 255 if it cannot be a class.
+        """
+        counted = target >= 0
+        if self.num_classes <= VOC_VOID:
+            counted &= target != VOC_VOID
         index = target[counted].long() * self.num_classes + prediction[counted].long()
         counts = torch.bincount(index, minlength=self.num_classes**2).reshape(self.confusion.shape)
-        self.confusion = self.confusion + counts  # not in place: the state may stem from inference mode
+        self.confusion = self.confusion + counts  # not in place: the state can be an inference tensor
 
     def compute(self) -> Float[Tensor, " c"]:
         confusion = self.confusion.double()
-        truth, predicted, both = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
-        return torch.where(truth > 0, both / (truth + predicted - both).clamp(min=1), torch.nan)
+        target, prediction, intersection = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
+        union = target + prediction - intersection
+        return torch.where(target > 0, intersection / union.clamp(min=1), torch.nan)
 
     def by_class(self, class_names: Sequence[str]) -> Mapping[str, float]:
-        """`miou`, and `iou/<class>` by class name."""
+        """Return `miou`, and `iou/<class>` of each class."""
         by_class = self.compute()
         named = {f"iou/{name}": value for name, value in zip(class_names, by_class.tolist(), strict=True)}
         return {"miou": float(by_class.nanmean())} | named

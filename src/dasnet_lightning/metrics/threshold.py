@@ -1,6 +1,6 @@
-"""Which detections to believe: the score threshold with the best F1, measured on images whose boxes are known.
+"""Choice of the score threshold with the best F1 on images with known boxes.
 
-Softmax scores of a short training are low throughout, those of a long one high; a fixed threshold fits neither.
+A fixed threshold does not work: softmax scores are low after a short training and high after a long one.
 """
 
 from collections.abc import Sequence
@@ -17,36 +17,41 @@ LOWEST, HIGHEST = 0.05, 0.9
 def best_score_threshold(
     detections: Sequence[Detections], targets: Sequence[Target], iou_threshold: float = 0.5
 ) -> float:
-    """The score from which on keeping detections gives the best F1 at that IoU, in LOWEST..HIGHEST.
+    """Return the score threshold with the best F1 at that IoU, in LOWEST..HIGHEST.
 
-    A detection is right if it is the best-scored one of its class on an object that is not ignored; detections of
-    ignored objects count neither way. Without any right detection the answer is HIGHEST: nothing is to be believed.
+    A true positive is the detection with the highest score among those of its class on an object. Detections of ignored
+    objects do not count. Without a true positive the threshold is HIGHEST.
     """
-    parts = [_judge(found, target, iou_threshold) for found, target in zip(detections, targets, strict=True)]
-    scores, right = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    if not bool(right.any()):
+    matches = [
+        _match_detections(image_detections, target, iou_threshold)
+        for image_detections, target in zip(detections, targets, strict=True)
+    ]
+    scores = torch.cat([image_scores for image_scores, _ in matches])
+    true_positive = torch.cat([image_matches for _, image_matches in matches])
+    if not bool(true_positive.any()):
         return HIGHEST
     order = scores.argsort(descending=True, stable=True)
-    hits = right[order].double().cumsum(0)
-    kept = torch.arange(1, len(hits) + 1, dtype=torch.float64)
-    objects = sum(int((~target.ignore).sum()) for target in targets)
-    best = int((2 * hits / (kept + objects)).argmax())
+    num_true = true_positive[order].double().cumsum(0)
+    num_kept = torch.arange(1, len(num_true) + 1, dtype=torch.float64)
+    num_objects = sum(int((~target.ignore).sum()) for target in targets)
+    best = int((2 * num_true / (num_kept + num_objects)).argmax())
     return min(max(float(scores[order][best]), LOWEST), HIGHEST)
 
 
-def _judge(found: Detections, target: Target, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Scores of the detections that count, and which of them are right."""
-    keep = found.scores >= LOWEST
-    boxes, labels, scores = found.boxes[keep].float().cpu(), found.labels[keep].cpu(), found.scores[keep].float().cpu()
-    iou = box_iou(boxes, target.boxes.cpu()) * (labels[:, None] == target.labels.cpu()[None])
-    free = torch.ones(len(target.labels), dtype=torch.bool)
-    counted, right = torch.ones_like(scores, dtype=torch.bool), torch.zeros_like(scores, dtype=torch.bool)
+def _match_detections(detections: Detections, target: Target, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Return the scores of the detections that count, and which of them are true positives."""
+    keep = detections.scores >= LOWEST
+    boxes, scores = detections.boxes[keep].float().cpu(), detections.scores[keep].float().cpu()
+    same_class = detections.labels[keep].cpu()[:, None] == target.labels.cpu()[None]
+    iou = box_iou(boxes, target.boxes.cpu()) * same_class
+    unmatched = torch.ones(len(target.labels), dtype=torch.bool)
+    counted, true_positive = torch.ones_like(scores, dtype=torch.bool), torch.zeros_like(scores, dtype=torch.bool)
     for index in scores.argsort(descending=True, stable=True).tolist():
-        candidates = torch.where(free, iou[index], torch.zeros(()))
+        candidates = torch.where(unmatched, iou[index], torch.zeros(()))
         if len(candidates) and float(candidates.max()) >= iou_threshold:
             match = int(candidates.argmax())
             if bool(target.ignore[match]):
                 counted[index] = False
             else:
-                free[match], right[index] = False, True
-    return scores[counted], right[counted]
+                unmatched[match], true_positive[index] = False, True
+    return scores[counted], true_positive[counted]

@@ -1,11 +1,11 @@
-"""Instance inference (paper section 5): one decode per detected box, one mask inside it; and a class map made of them."""
+"""Instance inference (paper section 5): a mask for each detected box, and a class map made of the masks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dasnet_lightning.errors import ConfigError
@@ -20,20 +20,26 @@ from dasnet_lightning.models.local_decoding import decode_windows
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.types import Detections, Prediction, Pyramid, Regions
 
-ALIKE = 2.0  # boxes of an image are read together where none is padded to more than so many times its own pixels
+SLACK = 2.0  # boxes are read together if none is padded to more than this multiple of its own pixels
 PIXELS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
 class InstanceOptions:
-    """The choices of instance inference.
+    """Options of instance inference.
 
-    score_threshold: detections from which on the class map is made, and what `Segmenter` shows. lowest_score: detections
-    from which on masks are made at all; average precision wants the unsure ones as well. max_detections: the best of an
-    image. foreground_threshold: a pixel's probability of being inside must exceed it (0.5: inside > outside; FCIS: 0.4).
-    weight_by_instance_score: multiply the detector's score by the instance score, which ranks boxes that fit badly lower.
-    grouping: "instance" gives each box alone to the attention (the paper), "class" all boxes of a class at once, as in
-    training, with fewer decodes. regions_at_once: the memory of so many whole decodes is taken at most.
+    Attributes:
+        score_threshold: lowest detector score of the instances in the class map; `Segmenter` also shows these only.
+        lowest_score: lowest detector score of the instances that get a mask. Average precision also needs the uncertain
+            ones.
+        max_detections: number of best detections of an image that get a mask.
+        foreground_threshold: a pixel belongs to the mask if its inside probability exceeds this value (0.5 means
+            inside > outside; FCIS: 0.4).
+        weight_by_instance_score: multiply the detector's score by the instance score, which ranks badly fitting boxes
+            lower.
+        grouping: "instance" decodes each box alone, as the paper does. "class" decodes all boxes of a class together, as
+            in training, with fewer decodes.
+        regions_at_once: limit on the whole decodes that are held in memory together.
     """
 
     score_threshold: float = 0.3
@@ -52,15 +58,22 @@ class InstanceOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Cutout:
-    """What was read of one box: its window x0, y0, x1, y1, the probability of being inside, and the instance score."""
+class BoxScores:
+    """The scores that were read in one box.
+
+    Attributes:
+        window: the pixels of the box: x0, y0, x1, y1, the last two exclusive.
+        inside: the inside probability of each pixel.
+        score: the instance score, 0..1.
+    """
 
     window: tuple[int, int, int, int]
     inside: Float[Tensor, "hb wb"]
     score: Float[Tensor, ""]
 
     @property
-    def place(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
+        """The rows and columns of the box in its image."""
         x0, y0, x1, y1 = self.window
         return slice(y0, y1), slice(x0, x1)
 
@@ -71,107 +84,128 @@ def segment_instances(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: InstanceOptions,
+    given: bool = False,
 ) -> tuple[Prediction, ...]:
-    """One mask for each detection at `sizes` (height, width), from boxes in input pixels."""
-    kept = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
+    """Predict one mask for each detection.
+
+    Args:
+        model: a network with a PositionSensitiveHead.
+        pyramid: features of the images.
+        detections: the detections of each image, boxes in input pixels.
+        sizes: (height, width) of each image's masks.
+        options: options of inference.
+        given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
+    """
+    selected = list(detections)
+    if given:
+        options = replace(options, score_threshold=0.0)
+    else:
+        selected = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
     by_instance = options.grouping == "instance"
-    # a box decoded by itself shows no class: found as several classes it is decoded once
-    drawn = [_distinct_boxes(item) if by_instance else (item, list(range(len(item.labels)))) for item in kept]
+    # A decode of a single box does not depend on its class, so a box that was detected as several classes is decoded once.
+    decoded = [_distinct_boxes(item) if by_instance else (item, list(range(len(item.labels)))) for item in selected]
     group = regions_by_instance if by_instance else regions_by_class
-    regions = group([item for item, _ in drawn])
-    cutouts = dict(_cut_all(model, pyramid, regions, sizes, options.regions_at_once))
-    answers, first = [], 0
-    for found, (some, places), size in zip(kept, drawn, sizes, strict=True):
-        answers.append(_answer(found, [cutouts[first + place] for place in places], size, options))
-        first += len(some.labels)
-    return tuple(answers)
+    regions = group([item for item, _ in decoded])
+    scores = dict(_score_all(model, pyramid, regions, sizes, options.regions_at_once))
+    predictions, start = [], 0
+    for image_detections, (boxes, index), size in zip(selected, decoded, sizes, strict=True):
+        predictions.append(_predict(image_detections, [scores[start + number] for number in index], size, options))
+        start += len(boxes.labels)
+    return tuple(predictions)
 
 
-def _distinct_boxes(found: Detections) -> tuple[Detections, list[int]]:
-    """The detections without those whose box another one has too, and the place among them of each given one's box."""
+def _distinct_boxes(detections: Detections) -> tuple[Detections, list[int]]:
+    """Return one detection for each distinct box, and for each given detection the index of its box among them."""
     number_of: dict[tuple[float, ...], int] = {}
-    places = [number_of.setdefault(tuple(box), len(number_of)) for box in found.boxes.tolist()]
-    firsts = [places.index(number) for number in range(len(number_of))]
-    return Detections(found.boxes[firsts], found.labels[firsts], found.scores[firsts]), places
+    index = [number_of.setdefault(tuple(box), len(number_of)) for box in detections.boxes.tolist()]
+    first = [index.index(number) for number in range(len(number_of))]
+    return Detections(detections.boxes[first], detections.labels[first], detections.scores[first]), index
 
 
-def _cut_all(
-    model: DASNet, pyramid: Pyramid, regions: Regions, sizes: Sequence[tuple[int, int]], at_once: int
-) -> Iterator[tuple[int, Cutout]]:
-    """Each box's number and what was read of it, in any order."""
+def _score_all(
+    model: DASNet, pyramid: Pyramid, regions: Regions, sizes: Sequence[tuple[int, int]], regions_at_once: int
+) -> Iterator[tuple[int, BoxScores]]:
+    """Yield the index and the scores of each box of the regions, in any order."""
     assert isinstance(model.head, PositionSensitiveHead)
-    images = regions.image_index[regions.region_index].cpu()
-    members = [(images == image).nonzero()[:, 0] for image in range(len(sizes))]
+    image_of_box = regions.image_index[regions.region_index].cpu()
+    members = [(image_of_box == image).nonzero()[:, 0] for image in range(len(sizes))]
     boxes = [restore_boxes(regions.boxes[n], pyramid.size, size) for n, size in zip(members, sizes, strict=True)]
-    windows = [box_windows(some, size) for some, size in zip(boxes, sizes, strict=True)]
-    every_box, every_window = torch.cat([regions.boxes[:0], *boxes]), join_windows(windows, pyramid.size)
-    kinds = list(dict.fromkeys(sizes))  # images of one size are read together
-    kind_of = torch.tensor([kinds.index(size) for size in sizes], dtype=torch.int64)[images]
-    for piece in decode_windows(model, pyramid, regions, windows, at_once):
-        for kind in kind_of[piece.numbers].unique().tolist():
-            here = (kind_of[piece.numbers] == kind).nonzero()[:, 0]
-            numbers = piece.numbers[here]
-            # boxes that are read together are padded to the largest
-            for alike, _ in size_buckets(every_window.take(numbers), ALIKE, PIXELS_AT_ONCE):
-                some = every_box[numbers[alike]]
-                cutouts = cut_out(model.head, piece.patches, piece.rows[here[alike]], some, kinds[kind])
-                yield from zip(numbers[alike].tolist(), cutouts, strict=True)
+    windows = [box_windows(item, size) for item, size in zip(boxes, sizes, strict=True)]
+    all_boxes, all_windows = torch.cat([regions.boxes[:0], *boxes]), join_windows(windows, pyramid.size)
+    distinct_sizes = list(dict.fromkeys(sizes))  # images of one size are read together
+    size_of_image = torch.tensor([distinct_sizes.index(size) for size in sizes], dtype=torch.int64)
+    size_of_box = size_of_image[image_of_box]
+    for decoded in decode_windows(model, pyramid, regions, windows, regions_at_once):
+        for size_index in size_of_box[decoded.window_index].unique().tolist():
+            of_size = (size_of_box[decoded.window_index] == size_index).nonzero()[:, 0]
+            numbers = decoded.window_index[of_size]
+            # The boxes of a bucket are padded to the largest one.
+            for bucket, _ in size_buckets(all_windows.take(numbers), SLACK, PIXELS_AT_ONCE):
+                scores = read_scores(
+                    model.head,
+                    decoded.patches,
+                    decoded.patch_index[of_size[bucket]],
+                    all_boxes[numbers[bucket]],
+                    distinct_sizes[size_index],
+                )
+                yield from zip(numbers[bucket].tolist(), scores, strict=True)
 
 
-def cut_out(
+def read_scores(
     head: PositionSensitiveHead,
     features: Patches,
-    rows: Int64[Tensor, " n"],
+    patch_index: Int64[Tensor, " n"],
     boxes: Float[Tensor, "n 4"],
     size: tuple[int, int],
-) -> list[Cutout]:
-    """Read boxes, in pixels of an image of `size`, from the decoder's features; box i from patch `rows[i]`."""
-    grid, score = pixel_grid(boxes, size), head.score
-    assert score.bias is not None
-    scores = score_boxes(features, rows.to(boxes.device), boxes, grid, size, score.weight, score.bias, head.cells)
-    inside, fits = inside_logits(scores).sigmoid(), instance_scores(scores, grid.valid).sigmoid()
-    cutouts = []
-    for number, (x0, y0, x1, y1) in enumerate(pixel_windows(boxes, size).tolist()):
-        window = inside[number, : max(0, y1 - y0), : max(0, x1 - x0)]
-        cutouts.append(Cutout((x0, y0, x1, y1), window, fits[number]))
-    return cutouts
+) -> list[BoxScores]:
+    """Score each pixel of each box.
+
+    Args:
+        head: provides the weights of the score layer.
+        features: patches of the decoder's features.
+        patch_index: the patch of each box.
+        boxes: xyxy in pixels of an image of `size`.
+        size: (height, width) of the image.
+    """
+    grid, layer = pixel_grid(boxes, size), head.score
+    assert layer.bias is not None
+    patch_index = patch_index.to(boxes.device)
+    logits = score_boxes(features, patch_index, boxes, grid, size, layer.weight, layer.bias, head.cells)
+    inside, scores = inside_logits(logits).sigmoid(), instance_scores(logits, grid.valid).sigmoid()
+    return [
+        BoxScores((x0, y0, x1, y1), inside[number, : max(0, y1 - y0), : max(0, x1 - x0)], scores[number])
+        for number, (x0, y0, x1, y1) in enumerate(pixel_windows(boxes, size).tolist())
+    ]
 
 
-def _answer(
-    found: Detections, cutouts: Sequence[Cutout], size: tuple[int, int], options: InstanceOptions
+def _predict(
+    detections: Detections, box_scores: Sequence[BoxScores], size: tuple[int, int], options: InstanceOptions
 ) -> Prediction:
-    semantic = class_map(cutouts, found, size, options)
-    scores = found.scores
-    if options.weight_by_instance_score and len(cutouts):
-        scores = scores * torch.stack([cutout.score for cutout in cutouts]).to(scores.dtype)
-    return Prediction(Detections(found.boxes, found.labels, scores), _paint(cutouts, found, size, options), semantic)
-
-
-def _paint(
-    cutouts: Sequence[Cutout], found: Detections, size: tuple[int, int], options: InstanceOptions
-) -> Bool[Tensor, "n H0 W0"]:
-    masks = torch.zeros(len(cutouts), *size, dtype=torch.bool, device=found.boxes.device)
-    for mask, cutout in zip(masks, cutouts, strict=True):
-        mask[cutout.place] = cutout.inside > options.foreground_threshold
-    return masks
+    semantic = class_map(box_scores, detections, size, options)
+    masks = torch.zeros(len(box_scores), *size, dtype=torch.bool, device=detections.boxes.device)
+    for mask, item in zip(masks, box_scores, strict=True):
+        mask[item.slices] = item.inside > options.foreground_threshold
+    scores = detections.scores
+    if options.weight_by_instance_score and len(box_scores):
+        scores = scores * torch.stack([item.score for item in box_scores]).to(scores.dtype)
+    return Prediction(Detections(detections.boxes, detections.labels, scores), masks, semantic)
 
 
 def class_map(
-    cutouts: Sequence[Cutout], found: Detections, size: tuple[int, int], options: InstanceOptions
+    box_scores: Sequence[BoxScores], detections: Detections, size: tuple[int, int], options: InstanceOptions
 ) -> Int64[Tensor, "H0 W0"]:
-    """The class map that the instances of an image make: a pixel belongs to the class of its best instance.
+    """Return the class map of an image: each pixel has the class of its best instance, or 0.
 
-    Instances with a detector's score of at least `score_threshold` compete with their probability times that score; a
-    probability that does not exceed `foreground_threshold` does not count.
+    Instances with a detector score of at least `score_threshold` compete with their inside probability times that score.
+    A probability that does not exceed `foreground_threshold` does not count.
     """
-    best = torch.zeros(size, device=found.boxes.device)
-    semantic = torch.zeros(size, dtype=torch.int64, device=found.boxes.device)
-    for cutout, label, score in zip(cutouts, found.labels, found.scores.float(), strict=True):
+    best = torch.zeros(size, device=detections.boxes.device)
+    semantic = torch.zeros(size, dtype=torch.int64, device=detections.boxes.device)
+    for item, label, score in zip(box_scores, detections.labels, detections.scores.float(), strict=True):
         if score < options.score_threshold:
             continue
-        place = cutout.place
-        strength = (cutout.inside * score).masked_fill(cutout.inside <= options.foreground_threshold, 0)
-        wins = strength > best[place]
-        best[place] = torch.where(wins, strength, best[place])
-        semantic[place] = torch.where(wins, label, semantic[place])
+        weighted = (item.inside * score).masked_fill(item.inside <= options.foreground_threshold, 0)
+        wins = weighted > best[item.slices]
+        best[item.slices] = torch.where(wins, weighted, best[item.slices])
+        semantic[item.slices] = torch.where(wins, label, semantic[item.slices])
     return semantic

@@ -1,9 +1,8 @@
-"""Semantic inference (paper section 4): one decode per detected class, merged into one class map per image.
+"""Semantic inference (paper section 4) and the semantic loss, both decoded only in windows around the boxes.
 
-The semantic loss from windows: the labels are 255 outside of the boxes, so nothing else has to be decoded in training.
-
-The loss and its gradients are those of `semantic_loss` on whole maps: BatchNorm stands in the coarse part of a decoder,
-which is decoded whole and for all regions together.
+Inference decodes each detected class once and merges the classes of an image into one class map. The loss needs only
+windows because all labels outside of the boxes are 255. Its value and gradients equal those of `semantic_loss` on whole
+maps: only the coarse part of a decoder has BatchNorm, and it is decoded as whole maps, for all regions together.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from dasnet_lightning.functional.patches import Patches, paste, resize
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows, resize_input_window
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.models.local_decoding import decode_windows
+from dasnet_lightning.models.local_decoding import DecodedWindows, decode_windows
 from dasnet_lightning.nn.decoder.layers import convolve_patches
 from dasnet_lightning.nn.heads import Head, SemanticHead
 from dasnet_lightning.types import IGNORE_INDEX, Detections, Prediction, Pyramid, Regions
@@ -30,13 +29,16 @@ from dasnet_lightning.types import IGNORE_INDEX, Detections, Prediction, Pyramid
 
 @dataclass(frozen=True)
 class SemanticOptions:
-    """The choices of semantic inference; the paper's values are 0.5, 5, 0.2, 5 px and no weighting.
+    """Options of semantic inference; the paper's values are 0.5, 5, 0.2, 5 px and no weighting.
 
-    score_threshold: detections below it are not decoded. max_classes: of the best-scored detections, in an image.
-    foreground_threshold: a pixel's probability must reach it. box_margin: a class counts only inside its boxes, widened
-    by so many input pixels. weight_by_score: where two classes claim a pixel, the detector's scores weigh in; the decoder
-    knows no classes and cannot tell which of two boxes around one object is right. regions_at_once: the memory of so
-    many whole decodes is taken at most.
+    Attributes:
+        score_threshold: lowest score of the detections that are decoded.
+        max_classes: number of best-scored classes of an image that are decoded.
+        foreground_threshold: lowest foreground probability of a pixel of a class.
+        box_margin: input pixels by which boxes are widened; a class counts only inside its widened boxes.
+        weight_by_score: if several classes claim a pixel, weight their probabilities by the detector's scores. The
+            decoder does not know classes and cannot tell which of two boxes around one object is right.
+        regions_at_once: limit on the whole decodes that are held in memory together.
     """
 
     score_threshold: float = 0.3
@@ -59,71 +61,74 @@ def segment_semantic(
     detections: Sequence[Detections],
     sizes: Sequence[tuple[int, int]],
     options: SemanticOptions,
+    given: bool = False,
 ) -> tuple[Prediction, ...]:
-    """The class map of each image at `sizes` (height, width), from boxes in input pixels.
+    """Predict the class map of each image.
 
-    An object's mask is what the class map shows of its class inside its box: touching objects of a class are not told
-    apart.
+    The mask of a detection is the part of the class map inside its box that has its class. Touching objects of one class
+    are not separated.
+
+    Args:
+        model: the network.
+        pyramid: features of the images.
+        detections: the detections of each image, boxes in input pixels.
+        sizes: (height, width) of each image's class map.
+        options: options of inference.
+        given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
     """
-    kept = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
-    regions = regions_by_class(kept)
+    selected = list(detections)
+    if not given:
+        selected = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
+    regions = regions_by_class(selected)
     windows = _read_windows(regions, pyramid.size, sizes, options.box_margin)
     foreground = decode_foreground(model, pyramid, regions, windows, options.regions_at_once)
-    answers, start = [], 0
-    for image, (found, size) in enumerate(zip(kept, sizes, strict=True)):
+    predictions, start = [], 0
+    for image, (image_detections, size) in enumerate(zip(selected, sizes, strict=True)):
         stop = start + int((regions.image_index == image).sum())
-        part = regions.select(start, stop)
-        semantic = _class_map(foreground[start:stop], part, found.scores, pyramid.size, size, options)
-        answers.append(Prediction(found, _cut_out(semantic, found, pyramid.size), semantic))
+        image_regions = regions.select(start, stop)
+        scores = image_detections.scores
+        semantic = _class_map(foreground[start:stop], image_regions, scores, pyramid.size, size, options)
+        masks = _masks_from_class_map(semantic, image_detections, pyramid.size)
+        predictions.append(Prediction(image_detections, masks, semantic))
         start = stop
-    return tuple(answers)
-
-
-def _cut_out(
-    semantic: Int64[Tensor, "H0 W0"], found: Detections, input_size: tuple[int, int]
-) -> Bool[Tensor, "n H0 W0"]:
-    size = (semantic.shape[0], semantic.shape[1])
-    each = torch.arange(len(found.labels), device=semantic.device)
-    windows = box_attention(restore_boxes(found.boxes, input_size, size), each, len(each), size, size) > 0
-    return windows & (semantic == found.labels[:, None, None])
+    return tuple(predictions)
 
 
 def _read_windows(
     regions: Regions, input_size: tuple[int, int], sizes: Sequence[tuple[int, int]], margin: float
 ) -> Windows:
-    """The input pixels that decide about the class map inside of each box."""
-    images = regions.image_index[regions.region_index]
-    parts = []
+    """Return the input pixels that determine the class map inside each box."""
+    image_of_box = regions.image_index[regions.region_index]
+    windows = []
     for image, size in enumerate(sizes):
-        boxes = scale_boxes(_widen(regions.boxes[images == image], margin), input_size, size)
-        parts.append(resize_input_window(box_windows(boxes, size).grow(1), input_size))  # 1: for roundings
-    return join_windows(parts, input_size)
+        boxes = scale_boxes(_widen(regions.boxes[image_of_box == image], margin), input_size, size)
+        windows.append(resize_input_window(box_windows(boxes, size).grow(1), input_size))  # 1 allows for rounding
+    return join_windows(windows, input_size)
 
 
 def decode_foreground(
     model: DASNet, pyramid: Pyramid, regions: Regions, windows: Windows, regions_at_once: int
 ) -> Float[Tensor, "r H W"]:
-    """The foreground probability of each region in input pixels, inside the windows of its boxes at least."""
+    """Return the foreground probability of each region in input pixels, valid inside the windows of its boxes."""
     foreground = torch.zeros(len(regions), 1, *pyramid.size, device=regions.boxes.device)
-    owners = regions.region_index.cpu()
-    for piece in decode_windows(model, pyramid, regions, [windows], regions_at_once):
-        logits = resize(score_patches(model.head, piece.patches), pyramid.size)
+    for decoded in decode_windows(model, pyramid, regions, [windows], regions_at_once):
+        logits = resize(score_patches(model.head, decoded.patches), pyramid.size)
         probs = logits.map(lambda values: values.float().softmax(dim=1)[:, 1:2])
-        targets = torch.zeros(len(probs.values), dtype=torch.int64).scatter(0, piece.rows, owners[piece.numbers])
-        paste(probs, foreground, targets)
+        paste(probs, foreground, _region_of_patch(decoded, regions))
     return foreground[:, 0]
 
 
 def score_patches(head: Head, features: Patches) -> Patches:
-    """The scores of a head on patches; one of another kind than ours only meets whole maps."""
+    """Apply the head to patches; a head other than SemanticHead only gets whole maps."""
     if features.whole:
         return features.map(head.forward)
     assert isinstance(head, SemanticHead)
     return convolve_patches(head.score, features)
 
 
-def _widen(boxes: Float[Tensor, "n 4"], margin: float) -> Float[Tensor, "n 4"]:
-    return boxes + boxes.new_tensor([-1, -1, 1, 1]) * margin
+def _region_of_patch(decoded: DecodedWindows, regions: Regions) -> Int64[Tensor, " m"]:
+    region_index = torch.zeros(len(decoded.patches.values), dtype=torch.int64)
+    return region_index.scatter(0, decoded.patch_index, regions.region_index.cpu()[decoded.window_index])
 
 
 def _class_map(
@@ -137,10 +142,14 @@ def _class_map(
     if not len(regions):
         return torch.zeros(size, dtype=torch.int64, device=foreground.device)
     scores = scores if options.weight_by_score else torch.ones_like(scores)
-    widened = _widen(regions.boxes, options.box_margin)
-    weights = box_scores(widened, scores, regions.region_index, len(regions), input_size, size)
+    boxes = _widen(regions.boxes, options.box_margin)
+    weights = box_scores(boxes, scores, regions.region_index, len(regions), input_size, size)
     resized = F.interpolate(foreground[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     return merge_regions(resized, weights, regions.labels, options.foreground_threshold)
+
+
+def _widen(boxes: Float[Tensor, "n 4"], margin: float) -> Float[Tensor, "n 4"]:
+    return boxes + boxes.new_tensor([-1, -1, 1, 1]) * margin
 
 
 def merge_regions(
@@ -149,47 +158,64 @@ def merge_regions(
     labels: Int64[Tensor, " r"],
     foreground_threshold: float,
 ) -> Int64[Tensor, "H W"]:
-    """One class map from the foreground probabilities of the regions of an image: the best region wins a pixel.
+    """Merge the regions of an image into one class map: each pixel has the label of its best region, or 0.
 
-    A pixel's probabilities below the threshold do not count; the others compete after multiplication with `weights`,
-    which are 0 where a region may not answer. What no region wins is 0.
+    Args:
+        foreground: foreground probabilities of each region.
+        weights: factors of the probabilities; 0 excludes a region from a pixel.
+        labels: class of each region.
+        foreground_threshold: lowest probability, before weighting, that counts.
     """
     if not len(labels):
         return torch.zeros(foreground.shape[1:], dtype=torch.int64, device=foreground.device)
-    kept = (foreground * weights).masked_fill(foreground < foreground_threshold, 0)
-    best, winner = kept.max(dim=0)
+    weighted = (foreground * weights).masked_fill(foreground < foreground_threshold, 0)
+    best, winner = weighted.max(dim=0)
     return torch.where(best > 0, labels[winner], torch.zeros_like(winner))
 
 
-def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> LossSum:
-    """Softmax cross-entropy over (background, foreground) of each region in input pixels, over the known labels.
+def _masks_from_class_map(
+    semantic: Int64[Tensor, "H0 W0"], detections: Detections, input_size: tuple[int, int]
+) -> Bool[Tensor, "n H0 W0"]:
+    size = (semantic.shape[0], semantic.shape[1])
+    boxes = restore_boxes(detections.boxes, input_size, size)
+    index = torch.arange(len(boxes), device=semantic.device)
+    in_box = box_attention(boxes, index, len(boxes), size, size) > 0
+    return in_box & (semantic == detections.labels[:, None, None])
 
-    Labels outside of the boxes of their region must be 255.
+
+def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> LossSum:
+    """Compute `semantic_loss` by decoding only windows around the boxes.
+
+    Args:
+        model: the network.
+        pyramid: features of the images.
+        regions: the regions of the training step.
+        labels: label of each input pixel of each region; must be 255 outside of the region's boxes.
     """
-    left, total = labels.clone(), torch.zeros((), device=labels.device)
+    uncounted, total = labels.clone(), torch.zeros((), device=labels.device)
     windows = box_windows(regions.boxes, pyramid.size)
-    for piece in decode_windows(model, pyramid, regions, [windows], len(regions)):
-        logits = resize(score_patches(model.head, piece.patches), pyramid.size)
-        targets = torch.zeros(len(logits.values), dtype=torch.int64)
-        targets[piece.rows] = regions.region_index.cpu()[piece.numbers]
-        taken = _take(left, logits, targets)
-        total = total + F.cross_entropy(logits.values.float(), taken, ignore_index=IGNORE_INDEX, reduction="sum")
+    for decoded in decode_windows(model, pyramid, regions, [windows], len(regions)):
+        logits = resize(score_patches(model.head, decoded.patches), pyramid.size)
+        patch_labels = _take_labels(uncounted, logits, _region_of_patch(decoded, regions))
+        total = total + F.cross_entropy(logits.values.float(), patch_labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return LossSum(total, (labels != IGNORE_INDEX).sum())
 
 
-def _take(left: Int64[Tensor, "r H W"], logits: Patches, targets: Int64[Tensor, " m"]) -> Int64[Tensor, "m h w"]:
-    """The labels of each patch, which are 255 in `left` from then on: where patches overlap, a pixel counts once."""
-    taken = torch.full_like(logits.values[:, 0], IGNORE_INDEX, dtype=torch.int64)
-    windows, inside = logits.windows, logits.windows.clip()
-    for labels, target, (top, bottom), (first, last), (y, x) in zip(
-        taken,
-        targets.tolist(),
-        torch.stack([inside.start[:, 0], inside.stop[:, 0]], dim=1).tolist(),
-        torch.stack([inside.start[:, 1], inside.stop[:, 1]], dim=1).tolist(),
-        windows.start.tolist(),
+def _take_labels(
+    uncounted: Int64[Tensor, "r H W"], logits: Patches, regions: Int64[Tensor, " m"]
+) -> Int64[Tensor, "m h w"]:
+    """Return the labels of each patch and set them to 255 in `uncounted`, so that overlapping patches count a pixel once."""
+    patch_labels = torch.full_like(logits.values[:, 0], IGNORE_INDEX, dtype=torch.int64)
+    inside = logits.windows.clip()
+    for labels, region, (y, x), (y0, x0), (y1, x1) in zip(
+        patch_labels,
+        regions.tolist(),
+        logits.windows.start.tolist(),
+        inside.start.tolist(),
+        inside.stop.tolist(),
         strict=True,
     ):
-        here = left[target, top:bottom, first:last]
-        labels[top - y : bottom - y, first - x : last - x] = here
-        here.fill_(IGNORE_INDEX)
-    return taken
+        window = uncounted[region, y0:y1, x0:x1]
+        labels[y0 - y : y1 - y, x0 - x : x1 - x] = window
+        window.fill_(IGNORE_INDEX)
+    return patch_labels

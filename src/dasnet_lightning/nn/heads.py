@@ -1,4 +1,4 @@
-"""Heads: from the decoder's features to scores of each pixel."""
+"""Heads, which turn the decoder's features into the scores of each pixel."""
 
 from abc import ABC, abstractmethod
 
@@ -12,7 +12,11 @@ from dasnet_lightning.types import Regions
 
 
 class Head(nn.Module, ABC):
-    """The last layer of the network: `out_channels` score maps for each region."""
+    """Last layer of the network.
+
+    Attributes:
+        out_channels: number of score maps of each region.
+    """
 
     out_channels: int
 
@@ -24,17 +28,17 @@ class Head(nn.Module, ABC):
     def foreground(
         self, scores: Float[Tensor, "r c h w"], regions: Regions, size: tuple[int, int]
     ) -> Float[Tensor, "r h w"]:
-        """Return each pixel's probability of belonging to an object of its region; 0 where the maps cannot tell.
+        """Return the probability that each pixel belongs to an object of its region; 0 where the maps are undefined.
 
         Args:
-            scores: the head's own maps.
+            scores: the maps that `forward` returned.
             regions: the regions, boxes in input pixels.
             size: (H, W) of the input.
         """
 
 
 class SemanticHead(Head):
-    """Background and foreground logits of each pixel of a region."""
+    """Head with a background and a foreground logit for each pixel of a region."""
 
     out_channels = 2
 
@@ -43,44 +47,54 @@ class SemanticHead(Head):
         self.score = build_score(in_channels, self.out_channels)
 
     def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r 2 h w"]:
+        """See `Head.forward`."""
         return self.score(features)
 
     def foreground(
         self, scores: Float[Tensor, "r 2 h w"], regions: Regions, size: tuple[int, int]
     ) -> Float[Tensor, "r h w"]:
+        """See `Head.foreground`."""
         return scores.float().softmax(dim=1)[:, 1]
 
 
 class PositionSensitiveHead(Head):
-    """2 k k position-sensitive score maps (functional.position_sensitive): an inside and an outside map for each cell."""
+    """Head with 2 k k position-sensitive score maps: an inside and an outside map for each of the k x k cells of a box.
+
+    See functional.position_sensitive.
+
+    Args:
+        in_channels: channels of the decoder's features.
+        cells: k.
+    """
 
     def __init__(self, in_channels: int, cells: int = 7) -> None:
         super().__init__()
         if cells < 1:
-            raise ConfigError(f"cells is {cells}, expected at least 1 cell along each side of a box")
+            raise ConfigError(f"cells is {cells}, expected at least 1")
         self.cells = cells
         self.out_channels = 2 * cells * cells
         self.score = build_score(in_channels, self.out_channels)
 
     def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c2 h w"]:
+        """See `Head.forward`."""
         return self.score(features)
 
     def foreground(
         self, scores: Float[Tensor, "r c h w"], regions: Regions, size: tuple[int, int]
     ) -> Float[Tensor, "r h w"]:
-        """The largest probability of being inside over the boxes of the region, 0 outside of all."""
+        """Return the largest inside probability over the boxes of the region; 0 outside of its boxes."""
         cells = (scores.shape[2], scores.shape[3])
         boxes = scale_boxes(regions.boxes, size, cells)
         grid = pixel_grid(boxes, cells)
         inside = inside_logits(read_boxes(scores, boxes, regions.region_index, grid, cells, self.cells)).sigmoid()
         rows = regions.region_index[:, None, None] * cells[0] + grid.rows[:, :, None]
-        places = (rows * cells[1] + grid.columns[:, None, :])[grid.valid]
-        nothing = inside.new_zeros(len(regions) * cells[0] * cells[1])
-        return nothing.scatter_reduce(0, places, inside[grid.valid], "amax").view(len(regions), *cells)
+        index = (rows * cells[1] + grid.columns[:, None, :])[grid.valid]
+        zeros = inside.new_zeros(len(regions) * cells[0] * cells[1])
+        return zeros.scatter_reduce(0, index, inside[grid.valid], "amax").view(len(regions), *cells)
 
 
 def build_score(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """The score layer of both tasks (paper section 3): 3x3, small weights, no preference in the beginning."""
+    """Build the score layer of both tasks (paper section 3): a 3x3 convolution with small weights and zero biases."""
     score = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.normal_(score.weight, std=0.01)
     assert score.bias is not None

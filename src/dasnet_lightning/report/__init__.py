@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run, and its tables for the terminal."""
+"""Report of a run as one self-contained HTML page, and tables for the terminal."""
 
 from dasnet_lightning.report.curves import draw_curve
 from dasnet_lightning.report.page import render, write_report

@@ -1,7 +1,6 @@
-"""One self-contained HTML page about a run: no scripts, nothing loaded from elsewhere, all text escaped.
+"""Self-contained HTML page of a report: no scripts, no external resources, all text escaped.
 
-The page follows the reader's light or dark setting, fits a telephone, and prints. Curves are inline SVG, pictures inline
-PNG.
+The page supports light and dark mode, phones and printing. Curves are inline SVG, pictures inline PNG.
 """
 
 from base64 import b64encode
@@ -17,14 +16,14 @@ from dasnet_lightning.storage.atomic import write_text
 
 
 def write_report(path: str | Path, report: Report) -> Path:
-    """Write the page beside its place and move it there whole, making the folder where needed; returns the path."""
+    """Write the page atomically, create missing parent folders, and return the path."""
     target = Path(path)
     write_text(target, render(report))
     return target
 
 
 def render(report: Report) -> str:
-    """The page as text."""
+    """Return the page as text."""
     sections = [
         _section("Results", [_html_table(table) for table in report.tables]),
         _section("Curves", [_figure(draw_curve(curve), curve.title) for curve in report.curves], "wide grid"),
@@ -47,11 +46,17 @@ def render(report: Report) -> str:
 
 
 def _html_table(table: Table) -> str:
-    kinds = [' class="number"' if number else "" for number in number_columns(table)]
-    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(table.header, kinds, strict=True))
+    attributes = [' class="number"' if is_number else "" for is_number in number_columns(table)]
+    head = "".join(
+        f'<th scope="col"{attribute}>{escape(name)}</th>'
+        for name, attribute in zip(table.header, attributes, strict=True)
+    )
     rows = "".join(
         "<tr>"
-        + "".join(f"<td{kind}>{escape(format_value(value))}</td>" for value, kind in zip(row, kinds, strict=True))
+        + "".join(
+            f"<td{attribute}>{escape(format_value(value))}</td>"
+            for value, attribute in zip(row, attributes, strict=True)
+        )
         + "</tr>"
         for row in table.rows
     )
@@ -61,7 +66,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_picture(picture: Picture) -> str:
-    from PIL import Image  # so that commands that print tables do not wait for it
+    from PIL import Image  # imported here, because commands that print tables do not need it
 
     buffer = BytesIO()
     Image.fromarray(picture.image).save(buffer, format="PNG")
@@ -74,8 +79,8 @@ def _html_picture(picture: Picture) -> str:
 
 def _figure(content: str, title: str, caption: str = "", wide: bool = False) -> str:
     text = f'<p class="note">{escape(caption)}</p>' if caption else ""
-    kind = ' class="wide"' if wide else ""
-    return f"<figure{kind}><figcaption><h3>{escape(title)}</h3>{text}</figcaption>{content}</figure>"
+    attribute = ' class="wide"' if wide else ""
+    return f"<figure{attribute}><figcaption><h3>{escape(title)}</h3>{text}</figcaption>{content}</figure>"
 
 
 def _card(figure: KeyFigure) -> str:
@@ -85,10 +90,10 @@ def _card(figure: KeyFigure) -> str:
     )
 
 
-def _section(title: str, blocks: Sequence[str], kind: str = "") -> str:
+def _section(title: str, blocks: Sequence[str], layout: str = "stack") -> str:
     if not blocks:
         return ""
-    return f'<section><h2>{title}</h2><div class="{kind or "stack"}">{"".join(blocks)}</div></section>'
+    return f'<section><h2>{title}</h2><div class="{layout}">{"".join(blocks)}</div></section>'
 
 
 _STYLE = """

@@ -1,4 +1,4 @@
-"""What a report says: small records, and numbers as a reader wants them. Tables also print to a terminal."""
+"""Records of a report, and formatting of its numbers and of tables for the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
+from dasnet_lightning.errors import one_line
+
 Value = str | int | float | None
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows under a header; numbers are formatted when shown. Raises ValueError for a row of another length."""
+    """Table of values that are formatted when shown; a row of another length than the header raises ValueError."""
 
     title: str
     header: Sequence[str]
@@ -30,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Lines over a common x axis, by name; points that are not finite leave a gap."""
+    """Named lines over a common x axis; a point that is not finite leaves a gap."""
 
     title: str
     x_label: str
@@ -40,6 +42,8 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
+    """RGB image with a title and a caption."""
+
     title: str
     image: UInt8[np.ndarray, "H W 3"]
     caption: str = ""
@@ -47,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class KeyFigure:
-    """One number that matters, large at the head of the page; `note` names its protocol."""
+    """Number shown in large type at the top of the page; `note` names its protocol."""
 
     label: str
     value: Value
@@ -56,9 +60,19 @@ class KeyFigure:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a page says, in the order in which it is read.
+    """Content of a report page, in reading order.
 
-    accounting lists the labels used and refused; command reproduces the run; configuration is shown as it is (YAML).
+    Attributes:
+        title: heading of the page.
+        summary: one or two sentences below the heading.
+        key_figures: the most important numbers.
+        tables: tables of results.
+        curves: line charts.
+        pictures: images with captions.
+        accounting: table of the labels that were used and refused.
+        command: command that reproduces the run.
+        configuration: configuration of the run (YAML), shown verbatim.
+        created: date of the report.
     """
 
     title: str
@@ -74,7 +88,7 @@ class Report:
 
 
 def format_value(value: Value) -> str:
-    """A number as a reader wants it: three decimals below 10, one below 1,000; "-" for None and not-a-number."""
+    """Format a number with three decimals below 10 and one below 1,000; None and nan become "-"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or isinstance(value, str):
@@ -83,31 +97,32 @@ def format_value(value: Value) -> str:
         return f"{int(value):,}"
     if math.isnan(value):
         return "-"
-    size = abs(value)
-    if size >= 10:
-        return f"{value:,.1f}" if size < 1000 else f"{value:,.0f}"
-    return f"{value:.3f}" if size >= 0.001 or value == 0 else f"{value:.2g}"
+    magnitude = abs(value)
+    if magnitude >= 10:
+        return f"{value:,.1f}" if magnitude < 1000 else f"{value:,.0f}"
+    return f"{value:.3f}" if magnitude >= 0.001 or value == 0 else f"{value:.2g}"
 
 
 def format_text_table(table: Table) -> str:
-    """The table in aligned columns, numbers to the right, for the terminal."""
-    cells = [[format_value(value) for value in row] for row in table.rows]
+    """Format a table for the terminal in aligned columns, numbers on the right."""
+    cells = [[one_line(format_value(value)) for value in row] for row in table.rows]
     widths = [max(len(row[column]) for row in [list(table.header), *cells]) for column in range(len(table.header))]
-    right = number_columns(table)
+    is_number = number_columns(table)
 
-    def line(row: Sequence[str]) -> str:
+    def format_row(row: Sequence[str]) -> str:
         padded = (
             text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(row, widths, right, strict=True)
+            for text, width, number in zip(row, widths, is_number, strict=True)
         )
         return "  ".join(padded).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    lines = [table.title, line(table.header), rule, *(line(row) for row in cells), table.note]
+    lines = [table.title, format_row(table.header), rule, *(format_row(row) for row in cells), table.note]
     return "\n".join(text for text in lines if text)
 
 
 def number_columns(table: Table) -> list[bool]:
+    """Return which columns hold numbers only, apart from None."""
     columns = [[row[index] for row in table.rows] for index in range(len(table.header))]
     return [
         any(not isinstance(value, str) for value in column)

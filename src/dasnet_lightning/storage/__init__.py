@@ -1,1 +1,1 @@
-"""Files of tensors: written whole or not at all, sealed with a checksum, and read as data that may not run code."""
+"""Files of tensors: written atomically, sealed with a checksum, and read without executing code."""

@@ -1,4 +1,4 @@
-"""Writing small files so that nobody ever reads half of one."""
+"""Atomic writing of small files."""
 
 import json
 import os
@@ -9,34 +9,36 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes, synced: bool = True) -> None:
-    """Write a file atomically: a temporary file in the same folder, then renamed.
+    """Write a file atomically: write a temporary file in the same folder, then rename it.
 
-    synced: also after a power failure there is the old file or the new one. False is quicker, for what can be told
-    from damage and made again.
+    Args:
+        path: the file; missing parent folders are created.
+        content: the bytes of the file.
+        synced: whether to flush to disk, so that a power failure leaves either the old or the new file. False is faster,
+            for files whose damage is detected and that can be computed again.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             if synced:
                 os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp makes files that only their owner may read
-        Path(name).replace(target)
+        Path(name).chmod(0o644)  # mkstemp creates files that only their owner can read
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 

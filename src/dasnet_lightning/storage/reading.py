@@ -1,7 +1,7 @@
-"""Reading files of torch's as data: what is damaged, foreign or would run code is named in one sentence.
+"""Safe reading of torch and safetensors files; a file that is damaged, foreign or would run code raises one sentence.
 
-`torch.load` here is the only one of the library, and its own messages, which advise to switch its safe loading off, end
-here.
+This module holds the only `torch.load` of the library. It replaces torch's messages, which advise to disable safe
+loading.
 """
 
 import os
@@ -22,37 +22,42 @@ from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.storage.checksum import Seal, check_seal
 from dasnet_lightning.storage.file_kinds import describe_kind
 
-SEALED = "dasnet_lightning_sealed"  # in the content: this file was written with a checksum
+SEALED = "dasnet_lightning_sealed"  # key in the content of a file that was written with a checksum
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _CHANGED = "damaged: its checksum does not match, at least one byte has changed since it was written"
 
 
 def read_tensors(path: str | Path, what: str = "checkpoint") -> Any:
-    """Read a file that `torch.save` wrote: tensors and plain values, nothing that runs. Raises CheckpointError.
+    """Read tensors and plain values from a file of `torch.save`, without executing code.
 
-    what: the word for it in messages. The checksum is verified, or the sums of the zip archive where there is none.
+    Args:
+        path: the file. Its checksum is verified, or the checksums of its zip archive if it has none.
+        what: the word for the file in messages.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or not such a file, or if loading it would run code.
     """
     path = Path(path)
-    wrong = find_damage(path, what)
-    if wrong is not None:
-        raise CheckpointError(f"{path}: {wrong}")
+    damage = find_damage(path, what)
+    if damage is not None:
+        raise CheckpointError(f"{path}: {damage}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that torch did not write; they are refused, or data
+            warnings.simplefilter("ignore")  # torch warns about pickles that it did not write
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_refusal(str(error), what)}") from error
-    except Exception as error:  # bytes from anywhere: their unpickling may raise whatever there is
-        message = f"damaged or no {what} ({type(error).__name__}: {_first_line(error)})"
+        raise CheckpointError(f"{path}: {_explain_refusal(str(error), what)}") from error
+    except Exception as error:  # unpickling arbitrary bytes can raise any exception
+        message = f"damaged or not a {what} ({type(error).__name__}: {_first_line(error)})"
         raise CheckpointError(f"{path}: {message}") from error
     if isinstance(content, Mapping) and content.get(SEALED) and check_seal(path) is Seal.ABSENT:
-        raise CheckpointError(f"{path}: damaged or truncated: it was written with a checksum, which is gone")
+        raise CheckpointError(f"{path}: damaged or truncated, it was written with a checksum, which is gone")
     return content
 
 
 def read_safetensors(path: str | Path, what: str = "checkpoint") -> dict[str, Tensor]:
-    """Read a file of safetensors, which can hold nothing but tensors. Raises CheckpointError."""
+    """Read a safetensors file, which holds only tensors; raise CheckpointError if it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such {what}")
@@ -60,18 +65,18 @@ def read_safetensors(path: str | Path, what: str = "checkpoint") -> dict[str, Te
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         kind = describe_kind(path)
-        found = f"no {what}, it is {kind}" if "safetensors" not in kind else "truncated or damaged"
-        raise CheckpointError(f"{path}: {found} ({_first_line(error)})") from error
+        damage = f"not a {what}, it is {kind}" if "safetensors" not in kind else "truncated or damaged"
+        raise CheckpointError(f"{path}: {damage} ({_first_line(error)})") from error
 
 
 def find_damage(path: Path, what: str = "checkpoint") -> str | None:
-    """What is wrong with the bytes of a file of torch's, before any of them is believed; None where nothing is."""
+    """Return what is wrong with a torch file before any of it is unpickled, or None if nothing is."""
     if path.is_dir():
         return f"is a folder, expected a {what} file"
     if not path.is_file():
         return f"no such {what}"
     if not os.access(path, os.R_OK):
-        return f"this {what} may not be read, its permissions forbid it"
+        return f"no permission to read this {what}"
     seal = check_seal(path)
     if seal is not Seal.ABSENT:
         return None if seal is Seal.INTACT else _CHANGED
@@ -79,7 +84,7 @@ def find_damage(path: Path, what: str = "checkpoint") -> str | None:
         head = file.read(len(_ZIP))
     if head == _ZIP:
         return _find_damage_in_zip(path, what)
-    return None if head.startswith(_PICKLE) else f"no {what}, it is {describe_kind(path)}"
+    return None if head.startswith(_PICKLE) else f"not a {what}, it is {describe_kind(path)}"
 
 
 def _find_damage_in_zip(path: Path, what: str) -> str | None:
@@ -87,24 +92,26 @@ def _find_damage_in_zip(path: Path, what: str) -> str | None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if not any(member.filename.endswith("data.pkl") for member in members):
-                return f"no {what}, it is a zip archive with something else in it"
+                return f"not a {what}, it is a zip archive with other content"
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                return "refused: its archive is compressed, which torch never does; a small file could unpack to a huge one"
+                return "refused: its archive is compressed, which torch never does, and could unpack to a huge size"
             if any(member.filename.endswith("constants.pkl") for member in members):
                 return f"refused: it is a TorchScript program, expected a {what} of tensors"
-            bad = archive.testzip()
+            damaged_member = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         return f"truncated or damaged, its archive cannot be read to the end ({_first_line(error)})"
-    return None if bad is None else f"damaged: the bytes of its part '{bad}' have changed since they were written"
+    if damaged_member is None:
+        return None
+    return f"damaged: the bytes of its part '{damaged_member}' have changed since they were written"
 
 
-def _refusal(message: str, what: str) -> str:
-    """The reason for a refusal, from torch's page of advice."""
-    asked = re.search(r"GLOBAL ([\w.]+)", message)
-    rule = f"a {what} is read as tensors and plain values alone"
-    if asked is None:
+def _explain_refusal(message: str, what: str) -> str:
+    """Return why torch refused a file, from the text of its error."""
+    unsafe_global = re.search(r"GLOBAL ([\w.]+)", message)
+    rule = f"a {what} is read as tensors and plain values only"
+    if unsafe_global is None:
         return f"refused: it is damaged, or holds more than data ({rule})"
-    return f"refused: reading it would run code, '{asked.group(1)}' ({rule})"
+    return f"refused: reading it would run code, '{unsafe_global.group(1)}' ({rule})"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,10 @@
-"""Writing a file of torch's so that a good one is there at every moment, whenever the process or the machine dies.
+"""Writing of torch files such that a valid file exists at every moment, even if the process or the machine dies.
 
-The order is: a temporary file in the same folder, complete, sealed and on the disk; then what the name held becomes
-`NAME.previous`; then the temporary file takes the name. Each of these is one function, one system call decides each.
+The steps are, each of them one function that takes effect with one system call:
+
+1. Write a temporary file in the same folder, seal it and flush it to disk.
+2. Keep the existing file as `NAME.previous`.
+3. Rename the temporary file.
 """
 
 import errno
@@ -18,66 +21,72 @@ from dasnet_lightning.errors import CheckpointError
 from dasnet_lightning.storage.checksum import LENGTH, SealingFile
 
 _LEFTOVER = re.compile(r"\..+\.(?P<pid>\d+)\.tmp")
-_FULL = {
+_NO_SPACE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "no file may grow so large here (ulimit -f)",
+    errno.EFBIG: "the file exceeds the size limit (ulimit -f)",
 }
 
 
 def previous_of(path: Path) -> Path:
-    """Where the file that `path` held before is kept: `last.ckpt` and `last.previous.ckpt`."""
+    """Return the path of the previous version of a file: `last.previous.ckpt` for `last.ckpt`."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def write_tensors(content: Any, path: Path, keep: bool = True) -> None:
-    """Write a file with `torch.save`, sealed, whole or not at all; with `keep` the file before it stays beside it.
+    """Write a file with `torch.save` atomically and seal it with a checksum.
 
-    Raises CheckpointError where there is no room (the message says how much is needed and how much is free) or the
-    folder cannot be written to; all older files are then as they were.
+    Args:
+        content: what to save, as for `torch.save`.
+        path: the file; missing parent folders are created.
+        keep: whether to keep the existing file as `previous_of(path)`.
+
+    Raises:
+        CheckpointError: if the disk is full (with the required and the free bytes) or the folder is not writable. All
+            existing files are then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    room = 0
+    required = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         with temporary.open("wb") as file:
             sealing = SealingFile(file)
             torch.save(content, sealing)  # type: ignore[arg-type]
-            room = sealing.size + LENGTH
+            required = sealing.size + LENGTH
             sealing.seal()
         if keep and path.exists():
             keep_previous(path)
         put_in_place(temporary, path)
     except OSError as error:
-        _remove(temporary)  # before the room is measured
-        raise CheckpointError(_complaint(path, error, room)) from error
+        _remove(temporary)  # before the free space is measured
+        raise CheckpointError(_describe_failure(path, error, required)) from error
     finally:
         _remove(temporary)
 
 
 def keep_previous(path: Path) -> None:
-    """Give the file a second name; the one that it replaces has been superseded twice."""
+    """Keep a file as `previous_of(path)` by a second hard link and replace the older one."""
     second = path.with_name(f".{previous_of(path).name}.{os.getpid()}.tmp")
     _remove(second)
     try:
         second.hardlink_to(path)
-    except OSError:  # a file system without hard links: for a moment there is the previous file alone
+    except OSError:  # no hard links on this file system: for a moment only the previous file exists
         path.replace(previous_of(path))
     else:
         second.replace(previous_of(path))
-        _remove(second)  # where both names were of one file already, which a crash leaves, renaming does nothing
+        _remove(second)  # renaming does nothing if a crash left both names on one file
     sync_folder(path.parent)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a complete file, and make the name as lasting as the content."""
+    """Rename a complete file and flush the folder, so that the name lasts like the content."""
     temporary.replace(path)
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk, where the system can do that."""
+    """Flush the entries of a folder to disk, on POSIX systems only."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -88,35 +97,36 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed; those of writers that still run stay."""
+    """Remove temporary files of killed processes; keep those of processes that still run."""
     for path in folder.glob(".*.tmp"):
-        found = _LEFTOVER.fullmatch(path.name)
-        if found and not _another_runs(int(found["pid"])):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and not _is_another_process(int(match["pid"])):
             _remove(path)
 
 
-def _another_runs(pid: int) -> bool:
-    if pid == os.getpid() or os.name != "posix":  # elsewhere a process cannot be asked without harm
+def _is_another_process(pid: int) -> bool:
+    """Return whether another process with this id runs; assume so if the system is not POSIX."""
+    if pid == os.getpid() or os.name != "posix":  # on Windows os.kill would end it
         return pid != os.getpid()
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it belongs to somebody else
+    except PermissionError:  # it runs as another user
         return True
     return True
 
 
-def _complaint(path: Path, error: OSError, room: int) -> str:
-    if error.errno not in _FULL:
+def _describe_failure(path: Path, error: OSError, required: int) -> str:
+    if error.errno not in _NO_SPACE:
         return f"{path}: cannot be written: {error.strerror or error}"
     free = shutil.disk_usage(path.parent).free
     return (
-        f"{path}: not written, {_FULL[error.errno]}: {room:,} bytes are needed, {free:,} are free; checkpoints that were "
-        "there before are unharmed, make room and start again"
+        f"{path}: not written, {_NO_SPACE[error.errno]}: {required:,} bytes are needed, {free:,} are free; existing "
+        "checkpoints are unchanged, free some space and start again"
     )
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # not there, or the folder's trouble, which is told by whoever writes
+    with suppress(OSError):  # missing, or an error of the folder that writing reports
         path.unlink()

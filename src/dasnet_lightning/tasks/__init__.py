@@ -1,1 +1,1 @@
-"""LightningModules: detection, semantic and instance segmentation."""
+"""LightningModules of detection, semantic segmentation and instance segmentation."""

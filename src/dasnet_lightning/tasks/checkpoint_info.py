@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and whether it fits the task that reads it."""
+"""Description of a task inside its checkpoints, and the checks that a checkpoint fits the task that reads it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,17 +8,29 @@ from dasnet_lightning import __version__
 from dasnet_lightning.errors import CheckpointError
 
 KEY = "dasnet_lightning"
-FORMAT = 1  # 0: a checkpoint of before, which says nothing about itself but its hyper-parameters
-SHOWN = 5
+# 0: hyper-parameters without a description. 1 (version 0.1.0): with a description under KEY.
+# 2: the arguments of network and recipe are nested.
+FORMAT = 2
+FLAT_BEFORE_FORMAT_2 = {
+    "network": ("detector", "detector_options", "decoder", "decoder_options", "rounding", "soft_attention"),
+    "recipe": ("detector_checkpoint", "initial_checkpoint", "joint", "box_loss_weight"),
+}
+MAX_LISTED_NAMES = 5
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Of a task and its network: what its checkpoints carry under `KEY`, and what another one is compared with.
+    """Description of a task and its network that checkpoints carry under `KEY`.
 
-    version: of the library that wrote it, "unknown" in format 0. task: "detection", "semantic" or "instance".
-    class_names: background first, () where nobody named them. image_size: (H, W), None where an older checkpoint does
-    not tell.
+    Attributes:
+        version: version of the library that wrote the checkpoint, "unknown" in format 0.
+        format: format of the checkpoint, see `FORMAT`.
+        task: "detection", "semantic" or "instance".
+        detector: registered name of the detector.
+        num_classes: number of classes, background included.
+        class_names: background first; () if the classes have no names.
+        category_ids: the data set's own id of each label; () if it has none.
+        image_size: input size (H, W) in pixels; None in checkpoints of format 0.
     """
 
     version: str
@@ -30,38 +42,65 @@ class CheckpointInfo:
     category_ids: tuple[int | str, ...]
     image_size: tuple[int, int] | None
 
-    def plain(self) -> dict[str, Any]:
-        """As a checkpoint holds it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values that a checkpoint holds."""
         return asdict(self)
 
 
 def describe(hyper_parameters: Mapping[str, Any], image_size: tuple[int, int]) -> CheckpointInfo:
-    """The identity of a task, from its hyper-parameters and its detector's image size."""
-    task = {"task": "detection", **hyper_parameters, "image_size": image_size}
-    return _parse(task, __version__, FORMAT)
+    """Describe a task by its hyper-parameters and the input size (H, W) of its detector."""
+    return _parse_info({**_flatten(hyper_parameters), "image_size": image_size}, __version__, FORMAT)
 
 
 def is_ours(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was written by one of our tasks."""
+    """Return whether a checkpoint was written by a task of this library."""
     saved = content.get("hyper_parameters")
-    known = isinstance(saved, Mapping) and {"detector", "num_classes"} <= set(saved)
-    return known and isinstance(content.get("state_dict"), Mapping)
+    if not isinstance(saved, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        return False
+    network = saved.get("network", saved)
+    return "num_classes" in saved and isinstance(network, Mapping) and "detector" in network
+
+
+def upgrade_hyper_parameters(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters of any format as this version writes them.
+
+    Up to format 1 the arguments of `network` and `recipe` stood among the others. Those of a detector never changed.
+    """
+    upgraded = dict(saved)
+    if "network" in saved:
+        upgraded.pop("detector", None)  # written for version 0.1.0, see `write_info`
+        return upgraded
+    if "decoder" not in saved:
+        return upgraded
+    for group, names in FLAT_BEFORE_FORMAT_2.items():
+        upgraded[group] = {name: upgraded.pop(name) for name in names if name in upgraded}
+    return upgraded
+
+
+def saved_detector(hyper_parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and builder options of the detector in the hyper-parameters of any task and format."""
+    network = hyper_parameters.get("network", hyper_parameters)
+    return network["detector"], dict(network.get("detector_options") or {})
 
 
 def read_info(content: Mapping[str, Any], source: object) -> CheckpointInfo:
-    """What a checkpoint of ours says about itself, or what its hyper-parameters say where it is of format 0.
+    """Return the description that a checkpoint carries; in format 0, what its hyper-parameters say.
 
-    Raises CheckpointError where it is of a format that this version does not know.
+    Args:
+        content: a checkpoint for which `is_ours` holds.
+        source: its path, for messages.
+
+    Raises:
+        CheckpointError: the format is newer than this version, or the description is malformed.
     """
     entry = content.get(KEY)
     try:
         if entry is None:
-            return _parse({"task": "detection", **content["hyper_parameters"]}, "unknown", 0)
+            return _parse_info(_flatten(content["hyper_parameters"]), "unknown", 0)
         if entry["format"] <= FORMAT:
-            return _parse(entry, str(entry["version"]), int(entry["format"]))
+            return _parse_info(entry, str(entry["version"]), int(entry["format"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        message = f"{source}: what it says about itself cannot be understood ({error!r}), it was changed by somebody"
-        raise CheckpointError(message) from error
+        raise CheckpointError(f"{source}: its entry '{KEY}' is malformed ({error!r}); it was edited") from error
     raise CheckpointError(
         f"{source}: written by dasnet_lightning {entry['version']} in format {entry['format']}, this is version "
         f"{__version__}, which reads formats up to {FORMAT}: update the library"
@@ -69,40 +108,60 @@ def read_info(content: Mapping[str, Any], source: object) -> CheckpointInfo:
 
 
 def check_fits(content: Mapping[str, Any], own: CheckpointInfo, source: object, whole: bool = True) -> None:
-    """Raise CheckpointError, in one sentence, where a checkpoint is of another task, detector, classes or image size.
+    """Check that a checkpoint is of the same task, detector, classes and image size.
 
-    whole: as for continuing a training; else only weights are taken over, by a network that may look at images of
-    another size.
+    Args:
+        content: the checkpoint.
+        own: description of the task that reads it.
+        source: path of the checkpoint, for messages.
+        whole: True to continue a training. False to take over weights, which fit images of any size.
+
+    Raises:
+        CheckpointError: names the first difference.
     """
-    found = read_info(content, source)
-    if found.task != own.task:
-        raise CheckpointError(_sentence(source, found, f"holds a task '{found.task}', expected '{own.task}'"))
-    if found.detector != own.detector:
+    saved = read_info(content, source)
+    if saved.task != own.task:
+        raise CheckpointError(_mismatch(source, saved, f"holds a task '{saved.task}', expected '{own.task}'"))
+    if saved.detector != own.detector:
         raise CheckpointError(
-            _sentence(source, found, f"its detector is '{found.detector}', expected '{own.detector}'")
+            _mismatch(source, saved, f"its detector is '{saved.detector}', expected '{own.detector}'")
         )
-    check_classes(found, own.num_classes, own.class_names, source)
-    if whole and found.image_size and own.image_size and found.image_size != own.image_size:
-        theirs, ours = ("x".join(map(str, size)) for size in (found.image_size, own.image_size))
+    check_classes(saved, own.num_classes, own.class_names, source)
+    if whole and saved.image_size and own.image_size and saved.image_size != own.image_size:
+        theirs, ours = ("x".join(map(str, size)) for size in (saved.image_size, own.image_size))
         raise CheckpointError(
-            _sentence(source, found, f"its images have {theirs} pixels (height x width), expected {ours}")
+            _mismatch(source, saved, f"its images have {theirs} pixels (height x width), expected {ours}")
         )
 
 
-def check_classes(found: CheckpointInfo, num_classes: int, class_names: Sequence[str], source: object) -> None:
-    """Raise CheckpointError where a checkpoint knows other classes, or the same ones in another order.
+def check_classes(saved: CheckpointInfo, num_classes: int, class_names: Sequence[str], source: object) -> None:
+    """Check that a checkpoint has the same classes in the same order.
 
-    class_names: background first; () compares the number alone.
+    Args:
+        saved: description of the checkpoint.
+        num_classes: expected number of classes, background included.
+        class_names: expected names, background first; () compares the number alone.
+        source: path of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: names the first difference.
     """
-    if found.num_classes != num_classes:
-        theirs, ours = _list(found.num_classes, found.class_names), _list(num_classes, class_names)
-        raise CheckpointError(_sentence(source, found, f"knows {theirs}, expected {ours}"))
-    for label, (theirs, ours) in enumerate(zip(found.class_names, class_names, strict=False)):
+    if saved.num_classes != num_classes:
+        theirs = _list_classes(saved.num_classes, saved.class_names)
+        raise CheckpointError(
+            _mismatch(source, saved, f"knows {theirs}, expected {_list_classes(num_classes, class_names)}")
+        )
+    for label, (theirs, ours) in enumerate(zip(saved.class_names, class_names, strict=False)):
         if theirs != ours:
-            raise CheckpointError(_sentence(source, found, f"its class {label} is '{theirs}', expected '{ours}'"))
+            raise CheckpointError(_mismatch(source, saved, f"its class {label} is '{theirs}', expected '{ours}'"))
 
 
-def _parse(values: Mapping[str, Any], version: str, format: int) -> CheckpointInfo:
+def _flatten(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters of any format with the entries of `network` among the others."""
+    return {"task": "detection", **hyper_parameters, **hyper_parameters.get("network", {})}
+
+
+def _parse_info(values: Mapping[str, Any], version: str, format: int) -> CheckpointInfo:
     size = values.get("image_size")
     return CheckpointInfo(
         version=version,
@@ -116,11 +175,12 @@ def _parse(values: Mapping[str, Any], version: str, format: int) -> CheckpointIn
     )
 
 
-def _list(num_classes: int, class_names: Sequence[str]) -> str:
-    names, more = ", ".join(class_names[1 : SHOWN + 1]), ", ..." if len(class_names) > SHOWN + 1 else ""
+def _list_classes(num_classes: int, class_names: Sequence[str]) -> str:
+    names = ", ".join(class_names[1 : MAX_LISTED_NAMES + 1])
+    more = ", ..." if len(class_names) > MAX_LISTED_NAMES + 1 else ""
     return f"{num_classes - 1} classes{f' ({names}{more})' if names else ''}"
 
 
-def _sentence(source: object, found: CheckpointInfo, difference: str) -> str:
-    writer = f"dasnet_lightning {found.version}" if found.format else "an earlier version, which did not sign"
+def _mismatch(source: object, saved: CheckpointInfo, difference: str) -> str:
+    writer = f"dasnet_lightning {saved.version}" if saved.format else "an earlier version, which did not record itself"
     return f"{source}: does not fit: {difference} (written by {writer})"

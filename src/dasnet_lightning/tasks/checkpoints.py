@@ -1,11 +1,12 @@
-"""Checkpoints carry the whole model and its constructor's arguments; they are data, read with `weights_only=True`.
+"""Reading checkpoints of the tasks, checking that they fit, and filling networks from them.
 
-What the checkpoints of all tasks carry, and what is compared before Lightning fills a task from one.
+A checkpoint holds the whole model and the hyper-parameters, which are the arguments of its task. Checkpoints are data: they
+are read with `weights_only=True`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -18,38 +19,58 @@ from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.storage.file_kinds import describe_content
 from dasnet_lightning.storage.reading import read_tensors
 from dasnet_lightning.storage.writing import previous_of
-from dasnet_lightning.tasks.checkpoint_info import KEY, CheckpointInfo, check_classes, check_fits, is_ours, read_info
-
-Options = TypeVar("Options")
+from dasnet_lightning.tasks.checkpoint_info import (
+    KEY,
+    CheckpointInfo,
+    check_classes,
+    check_fits,
+    is_ours,
+    read_info,
+    upgrade_hyper_parameters,
+)
 
 
 class HasCheckpointInfo(Protocol):
     """A task, as far as a checkpoint is compared with it."""
 
-    def checkpoint_info(self) -> CheckpointInfo: ...
+    def checkpoint_info(self) -> CheckpointInfo:
+        """Return the description that the task's own checkpoints carry."""
+        ...
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
-    """Read a checkpoint of one of our tasks, of this version's format or an older one.
+    """Read a checkpoint of a task, of this version's format or an older one.
 
-    Raises CheckpointError that says what the file is instead: missing, damaged, foreign, code, or too new.
+    Returns:
+        The content, with the hyper-parameters in this version's format.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another program, in a newer format, or would run code.
     """
     content = read_tensors(path)
     check_ours(content, path)
-    return content
+    return {**content, "hyper_parameters": upgrade_hyper_parameters(content["hyper_parameters"])}
 
 
 def check_ours(content: Any, source: object) -> None:
-    """Raise CheckpointError where what was read is not from one of our tasks, or from a version that is too new."""
+    """Raise CheckpointError if the content of a file is not a checkpoint of a task, or its format is too new."""
     if not isinstance(content, Mapping) or not is_ours(content):
         raise CheckpointError(f"{source}: not a checkpoint of dasnet_lightning, {describe_content(content)}")
     read_info(content, source)
 
 
 def newest_good(path: Path, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from: `path`, or the one before it where `path` is damaged or gone; None where neither is.
+    """Return the checkpoint to continue from: `path`, or the previous one if `path` is damaged or missing.
 
-    `warn` is given a line where the older one has to do. Raises CheckpointError where none that is there can be read.
+    Args:
+        path: the newest checkpoint.
+        warn: called with one line if the previous checkpoint is used.
+
+    Returns:
+        None if neither file exists.
+
+    Raises:
+        CheckpointError: none of the existing files can be read.
     """
     problems = []
     for candidate in (path, previous_of(path)):
@@ -64,52 +85,64 @@ def newest_good(path: Path, warn: Callable[[str], None]) -> Path | None:
                 return candidate
     if not path.exists() and len(problems) == 1:
         return None
-    raise CheckpointError(f"{'; '.join(problems)}; none is left to continue from, delete what is there to start anew")
+    raise CheckpointError(f"{'; '.join(problems)}; none is left to continue from, delete them to start again")
 
 
 def sub_state(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The entries below `prefix`, without it."""
+    """Return the entries of a state dict below `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_detector(detector: Detector, path: str | Path, class_names: Sequence[str] = ()) -> None:
-    """Fill a detector, frozen or not, from a checkpoint of stage one, or from the detector of a whole stage two.
+    """Fill a detector, frozen or not, from a checkpoint of either stage.
 
-    Raises CheckpointError where the checkpoint holds another detector, another number of classes, or, where
-    `class_names` (background first) are given, others.
+    Args:
+        detector: the detector to fill.
+        path: a checkpoint of stage one, or one of stage two, whose detector is taken.
+        class_names: expected names, background first; () compares the number of classes alone.
+
+    Raises:
+        CheckpointError: the checkpoint holds another detector or other classes.
     """
     content = read_checkpoint(path)
     state = content["state_dict"]
     check_classes(read_info(content, path), detector.num_classes, class_names, path)
-    found = sub_state(state, "detector.") or sub_state(_thaw(sub_state(state, "model.")), "detector.")
-    load_strictly(_inner(detector), found, path, content)
+    detector_state = sub_state(state, "detector.") or sub_state(_unfreeze(sub_state(state, "model.")), "detector.")
+    load_strictly(_unwrap(detector), detector_state, path, content)
 
 
 def load_network(
     model: DASNet, state: Mapping[str, torch.Tensor], path: str | Path, content: Mapping[str, Any]
 ) -> None:
-    """Fill detector, decoder and head of stage two, whether the detector is or was frozen or not.
+    """Fill detector, decoder and head. The detectors of model and checkpoint may be frozen or not.
 
-    state: the entries below "model." of the checkpoint `content`. Raises CheckpointError where they do not fit.
+    Args:
+        model: the network to fill.
+        state: entries of the checkpoint below "model.".
+        path: the checkpoint, for messages.
+        content: what the checkpoint holds, for messages.
+
+    Raises:
+        CheckpointError: the entries do not fit.
     """
-    state = _thaw(state)
-    for name, module in (("detector", _inner(model.detector)), ("decoder", model.decoder), ("head", model.head)):
+    state = _unfreeze(state)
+    for name, module in (("detector", _unwrap(model.detector)), ("decoder", model.decoder), ("head", model.head)):
         load_strictly(module, sub_state(state, f"{name}."), path, content)
 
 
-def _thaw(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The entries as if the detector had never been frozen."""
+def _unfreeze(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a network's state with the names of a detector that is not frozen."""
     return {key.replace("detector.frozen.module.", "detector.", 1): value for key, value in state.items()}
 
 
-def _inner(detector: Detector) -> nn.Module:
+def _unwrap(detector: Detector) -> nn.Module:
     return detector.detector if isinstance(detector, FrozenDetector) else detector
 
 
 def load_strictly(
     module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, content: Mapping[str, Any]
 ) -> None:
-    """`load_state_dict` with a sentence instead of a page."""
+    """Call `load_state_dict` after `check_state`, whose message is one sentence."""
     check_state(module, state, path, content)
     module.load_state_dict(state)
 
@@ -117,22 +150,22 @@ def load_strictly(
 def check_state(
     module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, content: Mapping[str, Any]
 ) -> None:
-    """Raise CheckpointError where the entries of a module and of a checkpoint differ by name or shape."""
+    """Raise CheckpointError if the entries of a module and of a checkpoint differ by name or shape."""
     expected = module.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     misshapen = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     if missing or unexpected or misshapen:
-        saved = content["hyper_parameters"]
+        saved = read_info(content, path)
         first = (missing or unexpected or misshapen)[0]
         raise CheckpointError(
-            f"{path}: does not fit: it holds detector '{saved.get('detector')}' for {saved.get('num_classes')} classes; "
-            f"{len(missing)} entries missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape (first: {first})"
+            f"{path}: does not fit: it holds detector '{saved.detector}' for {saved.num_classes} classes; {len(missing)} "
+            f"entries missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape (first: {first})"
         )
 
 
 def load_checkpoint(task: HasCheckpointInfo, path: str | Path) -> None:
-    """Fill a whole task from a checkpoint of its kind. Raises CheckpointError where it does not fit."""
+    """Fill a whole task from a checkpoint of the same task. Raises CheckpointError if it does not fit."""
     content = read_checkpoint(path)
     check_fits(content, task.checkpoint_info(), path, whole=False)
     assert isinstance(task, nn.Module)
@@ -140,27 +173,25 @@ def load_checkpoint(task: HasCheckpointInfo, path: str | Path) -> None:
 
 
 def without_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Detector options for a network whose weights come from a checkpoint: the backbone's file need not exist any more."""
-    return {**(options or {}), "backbone_weights": None}
+    """Return detector options that read no weights: those of a checkpoint follow, and their files may be gone."""
+    rest = {name: value for name, value in (options or {}).items() if name != "weights"}
+    return {**rest, "backbone_weights": None}
 
 
-def restore_options(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:
-    """Options as a record: given as one, read from a checkpoint (where they are plain values), or the defaults."""
-    if given is None:
-        return kind()
-    return kind(**given) if isinstance(given, Mapping) else given
-
-
-def write_info(identity: CheckpointInfo, checkpoint: dict[str, Any]) -> None:
-    """Write into a checkpoint whose it is."""
-    checkpoint[KEY] = identity.plain()
+def write_info(info: CheckpointInfo, checkpoint: dict[str, Any]) -> None:
+    """Write the description of a task into its checkpoint."""
+    checkpoint[KEY] = info.to_dict()
+    saved = checkpoint.get("hyper_parameters", {})
+    if "network" in saved:
+        # version 0.1.0 recognizes only checkpoints with this entry; then it reads the format and asks for an update
+        checkpoint["hyper_parameters"] = {**saved, "detector": info.detector}
 
 
 def check_loaded(task: L.LightningModule, own: CheckpointInfo, checkpoint: dict[str, Any]) -> None:
-    """Raise CheckpointError, in a sentence and before anything is filled, where a trainer's checkpoint does not fit."""
+    """Raise CheckpointError if a checkpoint that a trainer loads does not fit, before any weight is copied."""
     try:
         source = task.trainer.ckpt_path
-    except RuntimeError:  # no trainer: `load_from_checkpoint` made the task of the checkpoint itself
+    except RuntimeError:  # without a trainer: `load_from_checkpoint` built the task from this checkpoint
         return
     check_ours(checkpoint, source)
     check_fits(checkpoint, own, source)

@@ -1,10 +1,11 @@
-"""Stage one: a detector learns from boxes, which every image has."""
+"""Stage one: train a detector on boxes, which every image has."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dasnet_lightning.detectors import build_detector, portable_options
@@ -24,13 +25,21 @@ from dasnet_lightning.types import Batch
 
 
 class DetectionTask(L.LightningModule):
-    """Trains a detector by name on boxes (paper section 6) and measures its box AP.
+    """Trains a detector on boxes (paper section 6) and measures its box AP.
 
-    num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
-    travel inside the checkpoint.
-    `detector_options` go to the detector's builder. coco_evaluator: the program that computes COCO's AP, the same from each
-    (metrics.coco_evaluators); a machine's own, so no hyper-parameter. Over several processes our SSD's losses are means
-    over all of their anchors; those of other libraries are means of each process's own, and DDP averages these.
+    With several ranks, the losses of this library's SSD are means over the anchors of all ranks. Those of other libraries
+    are means over each rank's own, which DDP averages.
+
+    Args:
+        num_classes: number of classes, background included.
+        class_names: background first; kept in checkpoints.
+        category_ids: the data set's own id of each label; kept in checkpoints.
+        detector: registered name of the detector.
+        detector_options: options of the detector's builder.
+        optimizer: optimizer and schedule; default: the paper's SGD with lr 0.001, divided by 10 at steps 80,000 and
+            100,000.
+        coco_evaluator: program that computes COCO's AP; all give the same values (see metrics.coco_evaluators). It is a
+            property of the machine, not a hyper-parameter.
     """
 
     def __init__(
@@ -45,29 +54,35 @@ class DetectionTask(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "coco_evaluator"])
-        self.detector = build_detector(detector, num_classes, **(detector_options or {}))
+        self.detector = build_detector(detector, num_classes, class_names=class_names, **(detector_options or {}))
         self.save_hyperparameters({"detector_options": portable_options(self.detector, detector_options)})
         self.to(memory_format=torch.channels_last)
         self.optimizer_config = optimizer or OptimizerConfig(lr=1e-3, steps=(80_000, 100_000))
         self.class_names = tuple(class_names)
         self.box_ap = BoxAP(coco_evaluator)
-        self.metrics: dict[str, float] = {}  # all of the last validation
+        self.metrics: dict[str, float] = {}  # all values of the last validation; the log holds some of them
 
     def setup(self, stage: str) -> None:
+        """Silence a warning of Lightning that does not apply."""
         silence_sync_dist_warning()
 
     def on_fit_start(self) -> None:
+        """Put the task into training mode, whatever mode it was left in."""
+        if self.trainer.ckpt_path is None:
+            rank_zero_info(self.detector.weights_note)
         self.train()
 
     def on_train_end(self) -> None:
+        """Give all ranks the buffers of rank 0."""
         broadcast_buffers(self)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
-        """What the detector pays for a batch, by name."""
+        """Return the losses of a batch by name."""
         seed_global_draws(batch)
         return self.detector.losses(self.detector.features(batch.images), batch.targets)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the sum of the losses; log all of them, averaged over the ranks."""
         losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
         logged = average_values({f"train/{name}": value for name, value in losses.items()} | {"train/loss": loss})
@@ -75,10 +90,12 @@ class DetectionTask(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Update the box AP."""
         detections = self.detector.detect(self.detector.features(batch.images))
         self.box_ap.update(batch.image_ids, detections, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
+        """Compute all metrics into `metrics`, log some of them, and reset."""
         self.metrics = {f"val/box_{name}": value for name, value in self.box_ap.compute(self.class_names).items()}
         self.log_dict(select_logged(self.metrics))
         self.box_ap.reset()
@@ -87,13 +104,17 @@ class DetectionTask(L.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def checkpoint_info(self) -> CheckpointInfo:
+        """Return the description that the task's checkpoints carry."""
         return describe(self.hparams, self.detector.image_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the description of the task into the checkpoint."""
         write_info(self.checkpoint_info(), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits, before Lightning loads it."""
         check_loaded(self, self.checkpoint_info(), checkpoint)
 
     def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule."""
         return build_optimizers(self.optimizer_config, self, self.trainer.max_steps)

@@ -1,4 +1,4 @@
-"""Optimizer and schedule of both stages, as configuration (paper section 8 is `sgd`, `step`, `double_bias`)."""
+"""Optimizer and learning rate schedule of both stages. The defaults are those of the paper (section 8)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,21 @@ from dasnet_lightning.errors import ConfigError
 
 @dataclass
 class OptimizerConfig:
-    """How a task optimizes.
+    """Optimizer and learning rate schedule of a task.
 
-    name: "sgd" with momentum, or "adamw". schedule: "constant", "step" (divided by 10 at each of `steps`), or "onecycle"
-    (up for the first `warmup` share, then cosine to zero; needs the trainer's max_steps). double_bias: biases learn at
-    twice the rate without decay (paper section 8). Biases and scales are never decayed under "adamw". detector_rate: in
-    joint training the detector learns at this multiple of the rate.
+    Biases and the scales of normalization layers are never decayed.
+
+    Attributes:
+        name: "sgd" with momentum, or "adamw".
+        lr: learning rate of the weights.
+        momentum: momentum of "sgd".
+        weight_decay: decay of the weights.
+        double_bias: biases and scales learn at twice the rate (paper section 8).
+        schedule: "constant"; "step" divides the rate by 10 at each of `steps`; "onecycle" rises for the first `warmup`
+            share of the steps and then falls to zero along a cosine. "onecycle" needs the trainer's max_steps.
+        steps: optimizer steps at which "step" divides the rate.
+        warmup: share of the steps (0..1) in which "onecycle" rises.
+        detector_rate: learning rate of the detector in joint training, as a multiple of the decoder's.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -35,13 +44,20 @@ class OptimizerConfig:
 def build_optimizers(
     config: OptimizerConfig, module: nn.Module, max_steps: int, slow: nn.Module | None = None
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns: the optimizer over the trainable parameters, and its per-step schedule.
+    """Build optimizer and per-step schedule in the form that `configure_optimizers` returns.
 
-    slow: the part of `module` that learns at `detector_rate`.
+    Args:
+        config: optimizer and schedule.
+        module: module whose trainable parameters are optimized.
+        max_steps: optimizer steps of the training; only "onecycle" needs them.
+        slow: part of `module` that learns at `detector_rate`.
+
+    Raises:
+        ConfigError: the schedule is "onecycle" and `max_steps` is not positive.
     """
     slow_parameters = [] if slow is None else [p for p in slow.parameters() if p.requires_grad]
-    held = {id(parameter) for parameter in slow_parameters}
-    others = [p for p in module.parameters() if p.requires_grad and id(p) not in held]
+    slow_ids = {id(parameter) for parameter in slow_parameters}
+    others = [p for p in module.parameters() if p.requires_grad and id(p) not in slow_ids]
     groups = _groups(config, others, config.lr) + _groups(config, slow_parameters, config.lr * config.detector_rate)
     optimizer: torch.optim.Optimizer
     if config.name == "sgd":
@@ -53,7 +69,7 @@ def build_optimizers(
 
 
 def _groups(config: OptimizerConfig, parameters: Sequence[nn.Parameter], lr: float) -> list[dict[str, Any]]:
-    """Weights, and biases and scales by themselves."""
+    """Return the parameter groups: the weights, and separately the biases and scales."""
     weights = [parameter for parameter in parameters if parameter.ndim > 1]
     biases = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [
@@ -71,7 +87,7 @@ def _build_schedule(
     if config.schedule == "step":
         return lr_scheduler.MultiStepLR(optimizer, milestones=list(config.steps), gamma=0.1)
     if max_steps <= 0:
-        raise ConfigError("schedule 'onecycle' needs to know where it ends: set the trainer's max_steps")
+        raise ConfigError("schedule 'onecycle' needs the length of the training: set the trainer's max_steps")
     rates = [group["lr"] for group in optimizer.param_groups]
-    # one step more than is taken: the schedule is asked for the rate after the last step as well
+    # the schedule is stepped once more after the last optimizer step
     return lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max_steps + 1, pct_start=config.warmup)

@@ -1,13 +1,15 @@
-"""Stage two: with the detector frozen, one class-agnostic decoder learns shapes from the few masks.
+"""Base class of the stage-two tasks: a class-agnostic decoder learns shapes from few masks.
 
-Everything that semantic and instance segmentation share; they differ in the regions that they draw, the head, the loss,
-and how scores are assembled into an answer.
+Semantic and instance segmentation share detector, decoder, training loop and validation. They differ in the regions that
+they decode, the head, the loss, and in how predictions are assembled.
 """
 
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -17,11 +19,9 @@ from dasnet_lightning.detectors import portable_options
 from dasnet_lightning.distributed import broadcast_buffers, world_size
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.feature_cache.cache import open_feature_cache
-from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.losses import LossSum, graph_zero, mean_over_ranks
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.metrics.box import BoxAP
-from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.dasnet import build_dasnet
@@ -36,6 +36,7 @@ from dasnet_lightning.tasks.checkpoints import (
     without_weights,
     write_info,
 )
+from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
@@ -46,23 +47,24 @@ from dasnet_lightning.tasks.step_helpers import (
 )
 from dasnet_lightning.types import Batch, Detections, Images, Loss, Prediction, Pyramid, Regions
 
-OF_A_MACHINE = ("feature_cache", "feature_cache_gb", "coco_evaluator")  # arguments that are no hyper-parameters
-BOX_KINDS = ("ground_truth_boxes", "detected_boxes")
+BOX_SOURCES = ("ground_truth_boxes", "detected_boxes")
 
 
 class SegmentationTask(L.LightningModule, ABC):
     """Trains decoder and head on masks; measures mIoU and mask AP with ground-truth and with detected boxes.
 
-    num_classes counts the background; `class_names` (background first) and the data set's own `category_ids` (by label)
-    travel inside the checkpoint.
-    detector_checkpoint: stage one's checkpoint, read when training starts; the task's own checkpoints hold the whole
-    model. initial_checkpoint: a checkpoint of the same task to start from. joint: the detector learns too, from its own
-    losses (times `box_loss_weight`) and from what comes back through the attention, at `optimizer.detector_rate` times
-    the rate; its box AP is then measured as well (paper section 1: possible, and no gain for the authors).
-    soft_attention: see DASNet; both decodes are trained. feature_cache: a folder that keeps the frozen detector's features
-    of the images that are validated, whose views are fixed, of at most feature_cache_gb * 1e9 bytes. coco_evaluator: the
-    program that computes COCO's AP, the same from each (metrics.coco_evaluators). Both are a machine's own, so no
-    hyper-parameters. head: makes the head for the decoder's channels; the final class chooses it.
+    The detector is frozen unless `recipe.joint` is set. Checkpoints hold the whole model, so that a trained stage two
+    needs no other file.
+
+    Args:
+        num_classes: number of classes, background included.
+        class_names: background first; kept in checkpoints.
+        category_ids: the data set's own id of each label; kept in checkpoints.
+        network: detector, decoder and attention. A mapping is accepted, here and in the next two.
+        recipe: starting weights, and whether the detector trains too.
+        evaluation: evaluator and feature cache of this machine; not kept in checkpoints.
+        optimizer: optimizer and schedule; default: the paper's SGD with lr 0.01. Not kept as a hyper-parameter.
+        head: builds the head for the decoder's number of channels. Each task passes its own.
     """
 
     def __init__(
@@ -70,168 +72,202 @@ class SegmentationTask(L.LightningModule, ABC):
         num_classes: int = 21,
         class_names: Sequence[str] = (),
         category_ids: Sequence[int | str] = (),
-        detector: str = "ssd320_vgg16",
-        detector_options: dict[str, Any] | None = None,
-        detector_checkpoint: str | None = None,
-        decoder: str = "light",
-        decoder_options: dict[str, Any] | None = None,
-        rounding: Rounding = "cover",
-        soft_attention: float = 0.0,
-        initial_checkpoint: str | None = None,
-        joint: bool = False,
-        box_loss_weight: float = 1.0,
+        network: NetworkConfig | None = None,
+        recipe: RecipeConfig | None = None,
+        evaluation: EvaluationConfig | None = None,
         optimizer: OptimizerConfig | None = None,
-        feature_cache: str | None = None,
-        feature_cache_gb: float = 10.0,
-        coco_evaluator: Evaluator = "built-in",
         *,
         head: Callable[[int], Head],
     ) -> None:
         super().__init__()
-        # called here, lightning also collects the arguments of the final class
-        self.save_hyperparameters(ignore=["optimizer", "inference", "head", *OF_A_MACHINE])
-        if joint and feature_cache is not None:
-            raise ConfigError("feature_cache is for a frozen detector, joint training moves it: leave one of them out")
-        self.feature_cache = open_feature_cache(feature_cache, feature_cache_gb)
-        options = detector_options if detector_checkpoint is None else without_weights(detector_options)
-        self.model = build_dasnet(
-            num_classes, detector, options, decoder, decoder_options, rounding, head, not joint, soft_attention
+        # Called here, it also collects the arguments of the subclass.
+        self.save_hyperparameters(ignore=["optimizer", "inference", "head", "evaluation"])
+        network, recipe = restore_options(NetworkConfig, network), restore_options(RecipeConfig, recipe)
+        evaluation = restore_options(EvaluationConfig, evaluation)
+        if recipe.joint and evaluation.feature_cache is not None:
+            raise ConfigError("feature_cache needs a frozen detector, but joint training changes it: drop one of them")
+        self.feature_cache = open_feature_cache(evaluation.feature_cache, evaluation.feature_cache_gb)
+        options = (
+            network.detector_options
+            if recipe.detector_checkpoint is None
+            else without_weights(network.detector_options)
         )
-        self.save_hyperparameters({"detector_options": portable_options(self.model.detector, detector_options)})
+        self.model = build_dasnet(
+            num_classes, **vars(replace(network, detector_options=options)), head=head, frozen=not recipe.joint
+        )
+        portable = portable_options(self.model.detector, network.detector_options)
+        self.save_hyperparameters(
+            {"network": {**vars(network), "detector_options": portable}, "recipe": dict(vars(recipe))}
+        )
         self.num_classes = num_classes
         self.class_names = tuple(class_names)
-        self.detector_checkpoint = detector_checkpoint
-        self.initial_checkpoint = initial_checkpoint
-        self.joint = joint
-        self.box_loss_weight = box_loss_weight
+        self.recipe = recipe
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
-        self.iou = nn.ModuleDict({kind: SemanticIoU(num_classes) for kind in BOX_KINDS})
-        self.mask_ap = {kind: InstanceAP(coco_evaluator) for kind in BOX_KINDS}
-        self.box_ap = BoxAP(coco_evaluator)
-        self.metrics: dict[str, float] = {}  # all of the last validation
+        self.iou = nn.ModuleDict({source: SemanticIoU(num_classes) for source in BOX_SOURCES})
+        self.mask_ap = {source: InstanceAP(evaluation.coco_evaluator) for source in BOX_SOURCES}
+        self.box_ap = BoxAP(evaluation.coco_evaluator)
+        self.metrics: dict[str, float] = {}  # all values of the last validation; the log holds some of them
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Build the task of a checkpoint of any format, see `LightningModule.load_from_checkpoint`.
+
+        Lightning passes on only those hyper-parameters that are arguments today. Formats 0 and 1 held the arguments of
+        `network` and `recipe` among the others, and would lose them.
+        """
+        saved = read_checkpoint(checkpoint_path)["hyper_parameters"]
+        upgraded = {group: saved[group] for group in ("network", "recipe") if group in saved}
+        kwargs.pop("weights_only", None)  # a checkpoint is never read in any other way
+        return super().load_from_checkpoint(checkpoint_path, *args, weights_only=True, **upgraded | kwargs)  # type: ignore[misc]
 
     @abstractmethod
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
-        """What the decoder pays for the regions that it draws from a batch, by name, and how many regions that are.
+        """Draw regions from a batch, decode them, and compute the losses of decoder and head.
 
-        The names are always the same, also where no region can be drawn (`learn_nothing`): other processes may have some.
-        The loss of an object without a mask must not depend on what a mask would say.
+        The loss of an object without a mask must not depend on what its mask would be.
+
+        Returns:
+            The losses by name, and the number of regions. The names are the same for every batch, because other ranks may
+            have regions: a batch without any returns `zero_mask_loss` under each name.
         """
 
     @abstractmethod
-    def answer(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+    def predict(
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
-        """Masks and class map of each image at its size, for boxes in input pixels."""
+        """Predict masks and class map of each image.
+
+        Args:
+            pyramid: features of the images.
+            detections: boxes of each image, in input pixels.
+            sizes: the (H, W) of each image, the size of its masks and class map.
+            given: the boxes are given: all of them count.
+        """
 
     def setup(self, stage: str) -> None:
-        # lightning warns of every module in evaluation mode; the frozen detector is so on purpose
+        """Load the weights that the recipe names, when a training starts."""
+        # Lightning warns about modules in evaluation mode, which a frozen detector is on purpose.
         warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
         silence_sync_dist_warning()
         if stage != "fit":
             return
-        if self.detector_checkpoint is not None:
-            load_detector(self.model.detector, self.detector_checkpoint, self.class_names)
-        if self.initial_checkpoint is not None:
-            content = read_checkpoint(self.initial_checkpoint)
-            check_fits(content, self.checkpoint_info(), self.initial_checkpoint, whole=False)
-            load_network(self.model, sub_state(content["state_dict"], "model."), self.initial_checkpoint, content)
+        if self.recipe.detector_checkpoint is not None:
+            load_detector(self.model.detector, self.recipe.detector_checkpoint, self.class_names)
+        initial = self.recipe.initial_checkpoint
+        if initial is not None:
+            content = read_checkpoint(initial)
+            check_fits(content, self.checkpoint_info(), initial, whole=False)
+            load_network(self.model, sub_state(content["state_dict"], "model."), initial, content)
 
     def on_fit_start(self) -> None:
+        """Put the task into training mode; a frozen detector stays in evaluation mode."""
         self.train()
 
     def on_train_end(self) -> None:
+        """Give all ranks the buffers of rank 0."""
         broadcast_buffers(self)
 
-    def learn_nothing(self, pyramid: Pyramid, regions: Regions) -> LossSum:
-        """The loss of a batch without regions. Under SyncBatchNorm the decoder runs on nothing: the others wait for it."""
+    def zero_mask_loss(self, pyramid: Pyramid, regions: Regions) -> LossSum:
+        """Return the zero loss of a batch without regions.
+
+        Under SyncBatchNorm the decoder still runs, on an empty batch, because the other ranks wait for its statistics.
+        """
         total = torch.zeros((), device=regions.boxes.device)
-        decoder = self.model.decoder
-        if has_active_sync_batchnorm(decoder):
+        if has_active_sync_batchnorm(self.model.decoder):
             total = torch.stack([logits.sum() for logits in self.model.passes(pyramid, regions)]).sum()
         return LossSum(total, torch.zeros_like(total, dtype=torch.int64))
 
     def losses(self, batch: Batch) -> tuple[Mapping[str, Loss], int]:
-        """What is paid for a batch, by name, and how many regions were drawn from it."""
+        """Return the losses of a batch by name, and the number of regions that were drawn from it."""
         seed_global_draws(batch)
         pyramid = self.model.detector.features(batch.images)
-        sums, regions = self.mask_losses(pyramid, batch)
+        sums, num_regions = self.mask_losses(pyramid, batch)
         losses = {f"{name}_loss": loss for name, loss in mean_over_ranks(sums).items()}
-        if self.joint:
-            boxes = self.model.detector.losses(pyramid, batch.targets)
-            losses |= {f"box_{name}_loss": self.box_loss_weight * loss for name, loss in boxes.items()}
-        return losses, regions
+        if self.recipe.joint:
+            box_losses = self.model.detector.losses(pyramid, batch.targets)
+            losses |= {f"box_{name}_loss": self.recipe.box_loss_weight * loss for name, loss in box_losses.items()}
+        return losses, num_regions
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        losses, regions = self.losses(batch)
+        """Return the sum of the losses; every trainable parameter gets a gradient, if only zero, as DDP needs."""
+        losses, num_regions = self.losses(batch)
         loss = torch.stack([graph_zero(self.parameters()), *losses.values()]).sum()
-        drawn = torch.full_like(loss, float(regions * world_size()))  # those of all processes, once averaged
-        named = {f"train/{name}": value for name, value in losses.items()}
-        self.log_dict(average_values({**named, "train/loss": loss, "train/regions": drawn}), batch_size=len(batch))
+        regions_of_all_ranks = torch.full_like(loss, float(num_regions * world_size()))  # averaged below
+        logged = {f"train/{name}": value for name, value in losses.items()}
+        logged |= {"train/loss": loss, "train/regions": regions_of_all_ranks}
+        self.log_dict(average_values(logged), batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if self.joint:
-            found = self.model.detector.detect(self.model.detector.features(batch.images))
-            self.box_ap.update(batch.image_ids, found, batch.targets)
+        """Update the metrics with the images that have a ground truth; in joint training also the box AP."""
+        if self.recipe.joint:
+            detections = self.model.detector.detect(self.model.detector.features(batch.images))
+            self.box_ap.update(batch.image_ids, detections, batch.targets)
         batch = batch.select([index for index, target in enumerate(batch.targets) if target.truth is not None])
         if not len(batch):
             return
-        pyramid = self._features_of_fixed(batch.images)
+        pyramid = self._validation_features(batch.images)
         annotated = tuple(ground_truth_detections(target) for target in batch.targets)
-        truth = [target.truth.semantic for target in batch.targets if target.truth is not None]
-        sizes = [(class_map.shape[0], class_map.shape[1]) for class_map in truth]
-        for kind, boxes in zip(BOX_KINDS, (annotated, self.model.detector.detect(pyramid)), strict=True):
-            predictions = self.answer(pyramid, boxes, sizes)
-            self.mask_ap[kind].update(batch.image_ids, predictions, batch.targets, pyramid.size)
-            for prediction, true_map in zip(predictions, truth, strict=True):
-                self._iou(kind).update(prediction.semantic, true_map)
+        true_maps = [target.truth.semantic for target in batch.targets if target.truth is not None]
+        sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
+        for source, boxes in zip(BOX_SOURCES, (annotated, self.model.detector.detect(pyramid)), strict=True):
+            predictions = self.predict(pyramid, boxes, sizes, given=boxes is annotated)
+            self.mask_ap[source].update(batch.image_ids, predictions, batch.targets, pyramid.size)
+            for prediction, true_map in zip(predictions, true_maps, strict=True):
+                self._iou(source).update(prediction.semantic, true_map)
 
-    def _features_of_fixed(self, images: Images) -> Pyramid:
-        """The pyramid of images that come again as they are."""
+    def _validation_features(self, images: Images) -> Pyramid:
+        """Return features of images that every validation sees unchanged, so that they can be cached."""
         if self.feature_cache is None:
             return self.model.detector.features(images)
         return self.feature_cache.features(self.model.detector, images)
 
     def on_validation_epoch_end(self) -> None:
+        """Compute all metrics into `metrics`, log some of them, and reset."""
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
         self.metrics = {}
-        for kind in BOX_KINDS:
-            iou, mask_ap = self._iou(kind), self.mask_ap[kind]
-            figures = dict(iou.by_class(names)) | dict(mask_ap.compute(names))
-            self.metrics |= {_name(key, kind): value for key, value in figures.items()}
+        for source in BOX_SOURCES:
+            iou, mask_ap = self._iou(source), self.mask_ap[source]
+            values = dict(iou.by_class(names)) | dict(mask_ap.compute(names))
+            self.metrics |= {_metric_key(name, source): value for name, value in values.items()}
             iou.reset()
             mask_ap.reset()
-        if self.joint:
+        if self.recipe.joint:
             self.metrics |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
             self.box_ap.reset()
         self.log_dict(select_logged(self.metrics))
 
-    def _iou(self, kind: str) -> SemanticIoU:
-        metric = self.iou[kind]
+    def _iou(self, source: str) -> SemanticIoU:
+        metric = self.iou[source]
         assert isinstance(metric, SemanticIoU)
         return metric
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Measure as in validation."""
         self.validation_step(batch, batch_index)
 
     def on_test_epoch_end(self) -> None:
+        """Compute and log as after a validation."""
         self.on_validation_epoch_end()
 
     def checkpoint_info(self) -> CheckpointInfo:
+        """Return the description that the task's checkpoints carry."""
         return describe(self.hparams, self.model.detector.image_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the description of the task into the checkpoint."""
         write_info(self.checkpoint_info(), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits, before Lightning loads it."""
         check_loaded(self, self.checkpoint_info(), checkpoint)
 
     def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule; the detector, if it trains, learns at `optimizer.detector_rate`."""
         return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=self.model.detector)
 
 
-def _name(figure: str, kind: str) -> str:
-    """val/FIGURE_KIND, or val/FIGURE_KIND/CLASS."""
-    figure, slash, class_name = figure.partition("/")
-    return f"val/{figure}_{kind}{slash}{class_name}"
+def _metric_key(name: str, source: str) -> str:
+    """Return val/NAME_SOURCE, or val/NAME_SOURCE/CLASS for a metric NAME/CLASS."""
+    name, slash, class_name = name.partition("/")
+    return f"val/{name}_{source}{slash}{class_name}"

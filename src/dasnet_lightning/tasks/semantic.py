@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 from dasnet_lightning.functional.losses import LossSum, mean_over_passes, semantic_loss
 from dasnet_lightning.functional.regions import draw_objects, object_regions, region_labels
@@ -10,16 +10,32 @@ from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.local_decoding import decodes_locally
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic, window_loss
 from dasnet_lightning.nn.heads import SemanticHead
-from dasnet_lightning.tasks.checkpoints import restore_options
+from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
+from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.types import Batch, Detections, Prediction, Pyramid
 
 
 class SemanticTask(SegmentationTask):
-    """Trains the decoder on masks for a class map of each image. `network` are the arguments of SegmentationTask.
+    """Trains the decoder to separate a class from everything else inside the boxes of that class.
 
-    subset: a region draws a random non-empty subset of its class's boxes, else all of them. task: tells its checkpoints
-    from others; an argument, so that hyper-parameters are arguments and nothing else.
+    A training step draws one class of each image that has masks. The boxes of that class form one region: features
+    outside them are set to zero (attention), and the decoder labels each pixel as the class or as background. The decoder
+    never sees which class it is, so that masks of one class also teach the others. Inference decodes one region for each
+    detected class and merges them into a class map.
+
+    Args:
+        num_classes: number of classes, background included.
+        class_names: background first; kept in checkpoints.
+        category_ids: the data set's own id of each label; kept in checkpoints.
+        network: detector, decoder and attention.
+        recipe: starting weights, and whether the detector trains too.
+        evaluation: evaluator and feature cache of this machine; not kept in checkpoints.
+        optimizer: optimizer and schedule; default: the paper's SGD with lr 0.01.
+        subset: True draws a random non-empty subset of the class's boxes, False takes all of them.
+        inference: thresholds of validation and of `load`.
+        task: tells the checkpoints of this task from others. It is an argument because Lightning expects every
+            hyper-parameter to be one.
     """
 
     def __init__(
@@ -27,28 +43,35 @@ class SemanticTask(SegmentationTask):
         num_classes: int = 21,
         class_names: Sequence[str] = (),
         category_ids: Sequence[int | str] = (),
+        network: NetworkConfig | None = None,
+        recipe: RecipeConfig | None = None,
+        evaluation: EvaluationConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
         subset: bool = True,
         inference: SemanticOptions | None = None,
         task: Literal["semantic"] = "semantic",
-        **network: Any,
     ) -> None:
-        super().__init__(num_classes, class_names, category_ids, head=SemanticHead, **network)
+        super().__init__(
+            num_classes, class_names, category_ids, network, recipe, evaluation, optimizer, head=SemanticHead
+        )
         self.subset = subset
         self.inference = restore_options(SemanticOptions, inference)
         self.save_hyperparameters({"inference": asdict(self.inference)})
 
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
-        drawn = draw_objects(batch.targets, batch.generators(), self.subset)
-        regions = object_regions(batch.targets, drawn)
+        """Compute the cross-entropy over the pixels of one class per image, see `SegmentationTask.mask_losses`."""
+        objects = draw_objects(batch.targets, batch.generators(), self.subset)
+        regions = object_regions(batch.targets, objects)
         if not len(regions):
-            return {"mask": self.learn_nothing(pyramid, regions)}, 0
+            return {"mask": self.zero_mask_loss(pyramid, regions)}, 0
         labels = region_labels(batch.targets, regions, pyramid.size)
-        if decodes_locally(self.model):
+        if decodes_locally(self.model):  # the same loss, decoded only around the boxes
             return {"mask": window_loss(self.model, pyramid, regions, labels)}, len(regions)
-        passes = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
-        return {"mask": mean_over_passes([semantic_loss(logits, labels) for logits in passes])}, len(regions)
+        logits_by_pass = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
+        return {"mask": mean_over_passes([semantic_loss(logits, labels) for logits in logits_by_pass])}, len(regions)
 
-    def answer(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]]
+    def predict(
+        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
     ) -> tuple[Prediction, ...]:
-        return segment_semantic(self.model, pyramid, detections, sizes, self.inference)
+        """Predict with one region for each class, see `SegmentationTask.predict`."""
+        return segment_semantic(self.model, pyramid, detections, sizes, self.inference, given)

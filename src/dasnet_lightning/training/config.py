@@ -11,6 +11,7 @@ from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.options import replace_options
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.hardware import default_precision, default_workers
+from dasnet_lightning.training.provenance import describe_start
 
 
 def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
@@ -77,7 +78,14 @@ class RunConfig:
     detector_options: Mapping[str, Any] = option(
         {}, "option of the detector's builder, such as frozen_blocks=7; repeatable", flag="detector-option"
     )
-    backbone_weights: str | None = option(None, "torchvision's name of pretrained weights, or a file", metavar="W")
+    weights: str = option(
+        "auto",
+        "initial weights of the detector: coco, imagenet, none or a file (default: auto, the first of these that is published)",
+        metavar="W",
+    )
+    backbone_weights: str | None = option(
+        None, "instead of --weights: torchvision's name of weights, or a file", metavar="W"
+    )
     detector_checkpoint: str | None = option(None, "trained detector; skips stage one", metavar="FILE")
     decoder: str = option("light", "light or paper")
     soft_attention: float = option(
@@ -133,6 +141,7 @@ class TrainOptions(TypedDict, total=False):
     mask_budgets: tuple[str, ...]
     detector: str
     detector_options: Mapping[str, Any]
+    weights: str
     backbone_weights: str | None
     detector_checkpoint: str | None
     decoder: str
@@ -201,18 +210,17 @@ FREE_TO_CHANGE = ("out", "num_workers", "feature_cache", "feature_cache_gb", "tr
 
 
 def claim_folder(config: RunConfig) -> None:
-    """Write the settings into a new run folder, or compare them with the settings there.
+    """Write the settings into `run.json`, or compare them with those of an earlier start, and add a line on this start.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: if a setting differs. Another version of the library or of torch is not a setting.
     """
     path = config.folder / "run.json"
     settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
     settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
-        if changed:
-            differences = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
-            raise ConfigError(f"{config.folder}: holds a run with other settings ({differences}); choose another --out")
-    write_json(path, settings)
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
+    if changed:
+        what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
+        raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")
+    write_json(path, {**settings, "provenance": [*before.get("provenance", []), describe_start()]})

@@ -1,22 +1,23 @@
 """Stage one of a run: trains the detector on boxes, or takes a trained one, and chooses its score threshold."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dasnet_lightning import console
 from dasnet_lightning.console import progress
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.detectors import DETECTORS, build_detector
+from dasnet_lightning.detectors import build_detector
 from dasnet_lightning.distributed import evaluate_gathered, is_rank_zero, run_on_rank_zero, world_size
-from dasnet_lightning.errors import CheckpointError
+from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.metrics.threshold import HIGHEST, best_score_threshold
 from dasnet_lightning.storage.atomic import write_json
+from dasnet_lightning.tasks.checkpoint_info import saved_detector
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, read_checkpoint, without_weights
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
@@ -27,32 +28,85 @@ from dasnet_lightning.types import Detections, Target, map_tensors
 CALIBRATION_IMAGES = 200
 
 
-def resolve_detector(config: RunConfig, num_classes: int) -> tuple[str, dict[str, Any], tuple[int, int]]:
-    """Return the detector's name, options and (H, W) input size, from its checkpoint if one is given."""
+class ResolvedDetector(NamedTuple):
+    """The detector of a run.
+
+    Attributes:
+        name: its registered name.
+        options: options of its builder.
+        image_size: (H, W) of the network input.
+        weights_note: with which weights it starts; empty if its training is complete.
+    """
+
+    name: str
+    options: dict[str, Any]
+    image_size: tuple[int, int]
+    weights_note: str = ""
+
+
+def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> ResolvedDetector:
+    """Return the detector of a run, from its checkpoint if one is given; load its initial weights unless it is trained.
+
+    Args:
+        config: the options of the run.
+        class_names: the classes of the data set, background first.
+
+    Raises:
+        CheckpointError: the weights cannot be downloaded, cannot be read, or do not fit.
+        ConfigError: the detector does not have such weights or options.
+    """
     options = dict(config.detector_options)
     options |= {"image_size": config.image_size} if config.image_size else {}
     if config.detector_checkpoint is None:
-        name = config.detector
-        DETECTORS.get(name)
-        options |= {"backbone_weights": config.backbone_weights} if config.backbone_weights else {}
+        name, options = config.detector, options | choose_weights(config)
+        if not detector_stage(config).final.is_file():
+            detector = build_detector(name, len(class_names), class_names=class_names, **options)
+            return ResolvedDetector(name, options, detector.image_size, detector.weights_note)
     else:
         saved = read_checkpoint(config.detector_checkpoint)["hyper_parameters"]
-        name, options = saved["detector"], dict(saved["detector_options"] or {}) | options
-        if saved["num_classes"] != num_classes:
+        name, saved_options = saved_detector(saved)
+        options = saved_options | options
+        if saved["num_classes"] != len(class_names):
             raise CheckpointError(
-                f"{config.detector_checkpoint}: detects {saved['num_classes'] - 1} classes, the data set has {num_classes - 1}"
+                f"{config.detector_checkpoint}: detects {saved['num_classes'] - 1} classes, "
+                f"the data set has {len(class_names) - 1}"
             )
-    return name, options, build_detector(name, num_classes, **without_weights(options)).image_size
+        if config.weights != "auto":
+            raise ConfigError(
+                f"weights is '{config.weights}', but detector_checkpoint holds all weights; give one of them"
+            )
+    return ResolvedDetector(
+        name, options, build_detector(name, len(class_names), **without_weights(options)).image_size
+    )
+
+
+def choose_weights(config: RunConfig) -> dict[str, str]:
+    """Return the builder's options for the initial weights.
+
+    Raises:
+        ConfigError: both `weights` and `backbone_weights` are given.
+    """
+    expert = config.backbone_weights or config.detector_options.get("backbone_weights")
+    if not expert:
+        return {"weights": config.detector_options.get("weights", config.weights)}
+    if config.weights != "auto":
+        raise ConfigError(f"weights is '{config.weights}' and backbone_weights is '{expert}', expected one of them")
+    return {"backbone_weights": expert}
+
+
+def detector_stage(config: RunConfig, steps: int = 0) -> Stage:
+    """Return stage one of a run."""
+    return Stage("stage one: boxes", config.folder / "detector", steps)
 
 
 def train_detector(
     config: RunConfig, data: MixedSupervisionDataModule, detector: str, options: dict[str, Any]
 ) -> tuple[Path, Mapping[str, float]]:
     """Run stage one, unless a checkpoint is given; return the checkpoint and the detector's box AP."""
-    folder = config.folder / "detector"
     images_a_step = config.detector_batch_size * world_size()
     steps = config.detector_steps or max(600, 40 * len(data.train_set()) // images_a_step)
-    given = config.detector_checkpoint
+    stage, given = detector_stage(config, steps), config.detector_checkpoint
+    complete = given is not None or run_on_rank_zero(stage.final.is_file)
     rate = scale_rate(config.detector_lr or default_detector_lr(config.detector), config.trainer)
     torch.manual_seed(config.seed)  # the initial weights
     task = DetectionTask(
@@ -60,10 +114,9 @@ def train_detector(
         data.class_names,
         data.category_ids,
         detector,
-        options if given is None else without_weights(options),
+        without_weights(options) if complete else options,
         OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     )
-    stage = Stage("stage one: boxes", folder, steps)
     if not task.detector.learns_boxes:
         return skip_detector(config, data, task, stage)
     checkpoint = Path(given) if given else run_stage(stage, task, data, config.trainer)

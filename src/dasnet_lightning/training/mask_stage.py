@@ -12,7 +12,9 @@ from dasnet_lightning.data.label_audit import audit_labels, summarize, write_lab
 from dasnet_lightning.distributed import run_on_rank_zero, world_size
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.tasks.checkpoint_info import saved_detector
 from dasnet_lightning.tasks.checkpoints import read_checkpoint, without_weights
+from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
@@ -51,24 +53,35 @@ def start_task(
     score_threshold: float,
     joint: bool = False,
 ) -> SegmentationTask:
-    """Return the task of stage two from a detector's checkpoint, or of joint training from a finished stage two."""
-    saved = read_checkpoint(checkpoint)["hyper_parameters"]
+    """Build the task of a run with the recipe of `dasnet train`.
+
+    Args:
+        config: the run.
+        data: the data module of its budget.
+        checkpoint: the trained detector; in joint training a finished stage two.
+        score_threshold: detections from this score on are shown and enter the class map.
+        joint: also train the detector.
+    """
+    detector, detector_options = saved_detector(read_checkpoint(checkpoint)["hyper_parameters"])
     rate = scale_rate(config.lr / 4 if joint else config.lr, config.trainer)
     shared: dict[str, Any] = {
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "category_ids": data.category_ids,
-        "detector": saved["detector"],
-        "detector_options": without_weights(saved["detector_options"]),
-        "initial_checkpoint" if joint else "detector_checkpoint": str(checkpoint),
-        "decoder": config.decoder,
-        "soft_attention": config.soft_attention,
-        "joint": joint,
-        "feature_cache": None if joint else config.feature_cache,
-        "feature_cache_gb": config.feature_cache_gb,
+        "network": NetworkConfig(
+            detector, without_weights(detector_options), config.decoder, soft_attention=config.soft_attention
+        ),
+        "recipe": RecipeConfig(
+            detector_checkpoint=None if joint else str(checkpoint),
+            initial_checkpoint=str(checkpoint) if joint else None,
+            joint=joint,
+        ),
+        "evaluation": EvaluationConfig(
+            feature_cache=None if joint else config.feature_cache, feature_cache_gb=config.feature_cache_gb
+        ),
         "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
     }
-    torch.manual_seed(config.seed)  # the initial weights must not depend on whether stage one ran in this process
+    torch.manual_seed(config.seed)  # the same initial weights, whether stage one ran just before or long ago
     if config.task == "instance":
         return InstanceTask(**shared, inference=InstanceOptions(score_threshold=score_threshold))
     return SemanticTask(**shared, inference=SemanticOptions(score_threshold=score_threshold))

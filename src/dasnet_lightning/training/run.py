@@ -10,13 +10,14 @@ from typing import Any, Unpack
 
 import lightning as L
 
+from dasnet_lightning import console
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.config import RunConfig, TrainOptions, build_config, claim_folder
-from dasnet_lightning.training.detector_stage import resolve_detector, train_detector
+from dasnet_lightning.training.detector_stage import ResolvedDetector, resolve_detector, train_detector
 from dasnet_lightning.training.failures import explained_failures
 from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
 from dasnet_lightning.training.launch import processes
@@ -36,12 +37,13 @@ def train(data: str | Path, out: str | Path | None = None, **options: Unpack[Tra
         data: VOC, COCO or SBD data set: a folder, a COCO file, or a YAML list of several.
         out: run folder; None for runs/DATA-BUDGETS.
         options: fields of `RunConfig` and `TrainerSettings`, such as `mask_budgets=("5/class", "all")`, `detector`,
-            `image_size`, `detector_steps`, `steps`, `batch_size`, `lr`, `seed`, `devices`, `precision` and `logger`.
+            `weights`, `image_size`, `detector_steps`, `steps`, `batch_size`, `lr`, `seed`, `devices`, `precision` and `logger`.
 
     Returns:
         The metrics and the checkpoint of each budget, and the detector's box AP.
 
     Raises:
+        CheckpointError: the detector's weights cannot be downloaded, cannot be read, or do not fit.
         ConfigError: an option is unknown or does not fit, or the folder holds a run with other settings.
         DataError: the data set cannot be used.
         Stopped: a signal asked to stop; the run can be continued.
@@ -85,28 +87,27 @@ def execute(config: RunConfig) -> RunResult:
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
     # errors of the data set and of the detector's options come once, before any process starts
     dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
-    detector, options, image_size = resolve_detector(config, len(dataset.train.class_names))
+    detector = resolve_detector(config, dataset.train.class_names)
     with processes(config.trainer), explained_failures():
         run_on_rank_zero(lambda: claim_folder(config))
-        result = run_stages(config, dataset, detector, options, image_size)
+        if detector.weights_note:
+            console.info(detector.weights_note)
+        result = run_stages(config, dataset, detector)
         run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
     return result
 
 
-def run_stages(
-    config: RunConfig, dataset: DataSet, detector: str, options: dict[str, Any], image_size: tuple[int, int]
-) -> RunResult:
+def run_stages(config: RunConfig, dataset: DataSet, detector: ResolvedDetector) -> RunResult:
     """Run both stages, the second for each budget, and joint training after it. Every process runs this.
 
     Args:
         config: the options of the run.
         dataset: the opened data set.
-        detector: name of the detector.
-        options: options of its builder.
-        image_size: (H, W) of the network input.
+        detector: the detector.
     """
+    image_size = detector.image_size
     boxes = build_data(config, dataset, "boxes", image_size)
-    checkpoint, detection = train_detector(config, boxes, detector, options)
+    checkpoint, detection = train_detector(config, boxes, detector.name, detector.options)
     budgets, accounting = [], {}
     for budget in config.mask_budgets:
         masks = build_data(config, dataset, "masks", image_size, budget)
@@ -117,7 +118,9 @@ def run_stages(
         if config.joint_steps:
             mixed = build_data(config, dataset, "mixed", image_size, budget)
             budgets.append(train_jointly(config, mixed, stage_two, detection["score_threshold"]))
-    return RunResult(config, detector, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set())
+    return RunResult(
+        config, detector.name, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set()
+    )
 
 
 def build_data(

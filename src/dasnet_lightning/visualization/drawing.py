@@ -11,9 +11,10 @@ from jaxtyping import Bool
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
-from dasnet_lightning.types import IGNORE_INDEX
 from dasnet_lightning.visualization.colors import Color, as_rgb, instance_palette, voc_palette
 from dasnet_lightning.visualization.text import Picture, add_legend, class_name, draw_labels
+
+VOC_VOID = 255
 
 
 def readable_scale(image: Picture, longest: int = 480) -> int:
@@ -124,22 +125,23 @@ def draw_semantic(
     legend: bool = True,
     scale: int = 1,
 ) -> Picture:
-    """Tint the classes of a map in their VOC colors; void (255) is hatched gray, background stays as it is.
+    """Tint the classes of a map in their VOC colors; void is hatched gray, background stays as it is.
 
     Args:
         image: the picture.
-        class_map: [H, W].
+        class_map: [H, W]. Void is negative; so is 255 if `class_names` has no class 255.
         class_names: background first.
         alpha: 0 leaves the picture as it is, 1 hides it.
         legend: add a strip below the picture that names the classes of the map; the result is then higher.
         scale: enlarges the picture first.
     """
     indices = np.asarray(class_map)
-    present = [int(index) for index in np.unique(indices) if index not in (0, IGNORE_INDEX)]
-    colors = voc_palette()[present].reshape(-1, 3)
+    unknown = (indices < 0) | ((indices == VOC_VOID) & (len(class_names) <= VOC_VOID))
+    present = [int(index) for index in np.unique(indices[~unknown]) if index > 0]
+    colors = voc_palette(1 + max(present, default=0))[present].reshape(-1, 3)
     masks = np.stack([indices == index for index in present]) if present else np.zeros((0, *indices.shape), dtype=bool)
     picture = draw_masks(image, masks, colors, alpha, scale=scale)
-    void = (indices == IGNORE_INDEX).repeat(scale, axis=0).repeat(scale, axis=1)
+    void = unknown.repeat(scale, axis=0).repeat(scale, axis=1)
     rows, columns = np.nonzero(void)
     period = 3 * _line_width(Image.fromarray(picture))
     stripe = np.where((rows + columns) // period % 2 == 0, 215, 120)[:, None]

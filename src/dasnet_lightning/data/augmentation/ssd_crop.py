@@ -1,11 +1,8 @@
-"""The geometry of SSD's expand and min-IoU crop: windows drawn at random, no pixels.
+"""Geometry of SSD's expand and min-IoU crop, and the view of an image or mask through the drawn window.
 
-A window is (x0, y0, x1, y1) in whole pixels of a picture; after an expand it reaches beyond it. Boxes are xyxy in the
-pixels of the same picture.
-
-A window of a picture, resized: the pixels of expand, crop and resize in one pass.
-
-An expanded canvas of 2000 x 1500 pixels is never made: only the part of the picture inside the window is touched.
+A window is (x0, y0, x1, y1) in whole pixels of an image; after an expand it extends beyond the image. Boxes are xyxy in
+pixels of the same image. Expand, crop and resize happen in one pass. Only the part of the image inside the window is
+touched, so an expanded canvas of 2000 x 1500 pixels is never allocated.
 """
 
 from collections.abc import Sequence
@@ -16,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 
 CropWindow = tuple[int, int, int, int]
 BoxArray = Float[np.ndarray, "n 4"]
+YX = Float[np.ndarray, "2"]  # vertical, horizontal
 
 MIN_IOUS: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # None: no crop; 0: any crop
 TRIALS = 50
@@ -29,9 +27,15 @@ def draw_window(
     max_ratio: float = 4.0,
     scale: tuple[float, float] | None = (0.3, 1.0),
 ) -> CropWindow:
-    """Draw what is seen of a picture of `size` (height, width): an expand with that probability, then a crop of it.
+    """Draw the visible window of an image: an expand with some probability, then a crop of it.
 
-    scale: of the crop; None means no crop.
+    Args:
+        boxes: objects of the image.
+        size: (height, width) of the image.
+        random: generator of all draws.
+        expand: probability of an expand.
+        max_ratio: largest side of the expanded canvas, in image sides.
+        scale: range of the crop's side, relative to the canvas; None draws no crop.
     """
     height, width = size
     expands = random.random() < expand
@@ -41,9 +45,9 @@ def draw_window(
 
 
 def draw_expand(size: tuple[int, int], max_ratio: float, random: np.random.Generator) -> CropWindow:
-    """Draw the place of a picture of `size` (height, width) on a canvas 1..max_ratio times as large (section 6).
+    """Place an image of `size` (height, width) on a canvas whose sides are 1..max_ratio times as long (section 6).
 
-    Returns the canvas as a window in the picture's own pixels: x0 and y0 are zero or negative.
+    Returns the canvas as a window in pixels of the image: x0 and y0 are zero or negative.
     """
     height, width = size
     ratio = random.uniform(1, max_ratio)
@@ -60,32 +64,41 @@ def draw_crop(
     scale: tuple[float, float] = (0.3, 1.0),
     aspect: tuple[float, float] = (0.5, 2.0),
 ) -> CropWindow | None:
-    """Draw SSD's crop: one of {none, min IoU .1 .3 .5 .7 .9, any}, up to 50 trials (section 6).
+    """Draw SSD's crop: none, a min IoU of .1, .3, .5, .7 or .9, or any, with up to 50 trials (section 6).
 
-    A trial is good if at least one box has its centre inside and at least one box overlaps the window with the drawn
-    IoU; where there is no box every trial is. scale and aspect are relative to the picture. Returns None for "no crop",
-    also when no trial was good.
+    A trial succeeds if the window contains the center of at least one box and overlaps at least one box with the drawn
+    IoU. Without boxes every trial succeeds.
+
+    Args:
+        boxes: objects of the image.
+        size: (height, width) of the image.
+        random: generator of all draws.
+        scale: range of the side, relative to the image.
+        aspect: range of the aspect ratio, relative to the image.
+
+    Returns:
+        The window; None for no crop, also if no trial succeeded.
     """
     min_iou = MIN_IOUS[random.integers(len(MIN_IOUS))]
     if min_iou is None:
         return None
     windows = draw_windows(size, random, scale, aspect)
-    good = np.ones(len(windows), dtype=bool)
+    success = np.ones(len(windows), dtype=bool)
     if len(boxes):
-        good = centres_inside(boxes, windows).any(axis=1) & (pairwise_iou(windows, boxes).max(axis=1) >= min_iou)
-    if not good.any():
+        success = centers_inside(boxes, windows).any(axis=1) & (pairwise_iou(windows, boxes).max(axis=1) >= min_iou)
+    if not success.any():
         return None
-    x0, y0, x1, y1 = windows[int(good.argmax())].astype(int).tolist()
+    x0, y0, x1, y1 = windows[int(success.argmax())].astype(int).tolist()
     return x0, y0, x1, y1
 
 
 def draw_windows(
     size: tuple[int, int], random: np.random.Generator, scale: tuple[float, float], aspect: tuple[float, float]
 ) -> Float[np.ndarray, "trials 4"]:
-    """Draw all trials at once: windows in whole pixels inside a picture of `size` (height, width)."""
+    """Draw the windows of all trials at once, in whole pixels inside an image of `size` (height, width)."""
     height, width = size
     scales = random.uniform(*scale, size=TRIALS)
-    # the aspect is limited so that neither side leaves the picture
+    # limits of the aspect ratio keep both sides inside the image
     aspects = random.uniform(np.maximum(aspect[0], scales**2), np.minimum(aspect[1], scales**-2))
     widths = np.clip(np.rint(width * scales * np.sqrt(aspects)), 1, width)
     heights = np.clip(np.rint(height * scales / np.sqrt(aspects)), 1, height)
@@ -94,31 +107,31 @@ def draw_windows(
     return np.stack([left, top, left + widths, top + heights], axis=1)
 
 
-def centres_inside(boxes: BoxArray, windows: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "m n"]:
-    """Whether the centre of box n lies inside window m."""
+def centers_inside(boxes: BoxArray, windows: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "m n"]:
+    """Return whether the center of box n lies inside window m."""
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     x0, y0, x1, y1 = windows.T[..., None]
     return (x > x0) & (x < x1) & (y > y0) & (y < y1)
 
 
 def pairwise_iou(first: Float[np.ndarray, "m 4"], second: BoxArray) -> Float[np.ndarray, "m n"]:
-    """Intersection over union of every pair of boxes."""
+    """Return the intersection over union of every pair of boxes."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    common = np.clip(high - low, 0, None).prod(axis=2)
+    intersection = np.clip(high - low, 0, None).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
-    return np.asarray(common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-9))
+    return np.asarray(intersection / np.maximum(areas[0][:, None] + areas[1][None] - intersection, 1e-9))
 
 
 def pixel_window(box: Sequence[float], size: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns of every pixel that an xyxy box touches, clipped to `size` (height, width)."""
+    """Return rows and columns of all pixels that an xyxy box touches, clipped to `size` (height, width)."""
     x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
     x1, y1 = min(int(np.ceil(box[2])), size[1]), min(int(np.ceil(box[3])), size[0])
     return slice(y0, max(y1, y0)), slice(x0, max(x1, x0))
 
 
 def move_boxes(boxes: np.ndarray, size: tuple[int, ...], window: CropWindow) -> np.ndarray:
-    """Move boxes (0..1 of a picture of `size`) into the 0..1 of a window; columns after the fourth are kept."""
+    """Convert boxes from 0..1 of an image of `size` to 0..1 of a window; columns after the fourth are kept."""
     x0, y0, x1, y1 = window
     height, width = size[:2]
     moved = boxes.astype(np.float64)
@@ -128,42 +141,39 @@ def move_boxes(boxes: np.ndarray, size: tuple[int, ...], window: CropWindow) -> 
 
 
 def mark_cut(boxes: Float[np.ndarray, "n 5"]) -> Float[np.ndarray, "v 5"]:
-    """Clip boxes to 0..1 and drop the invisible ones; the index (column 4) of one whose centre lies outside is -1 - i."""
+    """Clip boxes to 0..1, drop invisible ones, and set the index i (column 4) to -1 - i if the center lies outside."""
     unit = np.array([[0.0, 0.0, 1.0, 1.0]])
-    inside = centres_inside(boxes[:, :4], unit)[0]
+    inside = centers_inside(boxes[:, :4], unit)[0]
     marked = boxes.copy()
     marked[:, 4] = np.where(inside, boxes[:, 4], -1 - boxes[:, 4])
     marked[:, :4] = np.clip(boxes[:, :4], 0, 1)
     return marked[((marked[:, 2:4] - marked[:, :2]) > 1e-6).all(axis=1)]
 
 
-Pair = Float[np.ndarray, "2"]  # vertical, horizontal
-
-
 def view_image(
     image: UInt8[np.ndarray, "H0 W0 3"], window: CropWindow, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Show a window of an image at `size` (height, width), averaging where it shrinks.
+    """Resize a window of an image to `size` (height, width), averaging where it shrinks.
 
-    Outside the image the border is repeated; the caller paints that area.
+    The image border is repeated outside the image; the caller paints that area.
     """
-    part, scale, place = _visible(image, window, size)
-    # INTER_AREA shifts the picture by half a pixel and more where one axis shrinks and the other grows: only shrink here
+    part, scale, offset = _visible_part(image, window, size)
+    # INTER_AREA shifts the image by half a pixel or more if one axis shrinks and the other grows: only shrink here
     height, width = np.minimum(np.ceil(part.shape[:2] * scale), part.shape[:2]).astype(int).tolist()
     if (height, width) != part.shape[:2]:
         part, scale = _shrink(part, (height, width), scale)
     if part.shape[:2] == size:
         return np.ascontiguousarray(part)
-    matrix = _matrix(scale, place)
+    matrix = _warp_matrix(scale, offset)
     return np.asarray(cv2.warpAffine(part, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
 def view_mask(
     mask: UInt8[np.ndarray, "H0 W0"], window: CropWindow, size: tuple[int, int], fill: int
 ) -> UInt8[np.ndarray, "H W"]:
-    """Show a window of a mask at `size`: each pixel is the nearest one of the mask, or `fill` outside."""
-    part, scale, place = _visible(mask, window, size)
-    matrix = _matrix(scale, place)
+    """Resize a window of a mask to `size` with nearest-neighbor sampling; pixels outside the mask get `fill`."""
+    part, scale, offset = _visible_part(mask, window, size)
+    matrix = _warp_matrix(scale, offset)
     return np.asarray(
         cv2.warpAffine(
             part, matrix, size[::-1], flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
@@ -171,8 +181,8 @@ def view_mask(
     )
 
 
-def _visible(pixels: np.ndarray, window: CropWindow, size: tuple[int, int]) -> tuple[np.ndarray, Pair, Pair]:
-    """The part of the pixels inside a window, the output pixels of one of theirs, and where they begin in the output."""
+def _visible_part(pixels: np.ndarray, window: CropWindow, size: tuple[int, int]) -> tuple[np.ndarray, YX, YX]:
+    """Return the pixels inside a window, the scale from them to output pixels, and their offset in the output."""
     x0, y0, x1, y1 = window
     top, left = max(y0, 0), max(x0, 0)
     part = pixels[top : min(y1, pixels.shape[0]), left : min(x1, pixels.shape[1])]
@@ -180,13 +190,13 @@ def _visible(pixels: np.ndarray, window: CropWindow, size: tuple[int, int]) -> t
     return part, scale, np.array([top - y0, left - x0]) * scale
 
 
-def _shrink(part: np.ndarray, size: tuple[int, int], scale: Pair) -> tuple[np.ndarray, Pair]:
-    """Average down to `size`; also returns what is left of the scale, so that the place stays exact."""
+def _shrink(part: np.ndarray, size: tuple[int, int], scale: YX) -> tuple[np.ndarray, YX]:
+    """Average down to `size`; also return the remaining scale, so that positions stay exact."""
     shrunk = cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(shrunk), scale * part.shape[:2] / size
 
 
-def _matrix(scale: Pair, place: Pair) -> Float[np.ndarray, "2 3"]:
-    """Source to output in pixel indices; pixel centres lie at half indices, hence the shift."""
-    (sy, sx), (y, x) = scale, place
+def _warp_matrix(scale: YX, offset: YX) -> Float[np.ndarray, "2 3"]:
+    """Return the matrix from source to output in pixel indices; pixel centers lie at half indices, hence the shift."""
+    (sy, sx), (y, x) = scale, offset
     return np.array([[sx, 0, x + (sx - 1) / 2], [0, sy, y + (sy - 1) / 2]])

@@ -1,15 +1,13 @@
-"""Augmentation: the only file that knows albumentations.
+"""Augmentations by name, built from albumentations steps; the only module that imports albumentations.
 
-Two habits of albumentations 2.0.8 are cured here. `Compose.set_random_seed` gives every step the same stream, so that a
-flip with p=0.5 happens exactly when an expand with p=0.5 does; one generator is shared instead, made anew from `seed`
-in every call. And it checks and converts all that goes in and out, which costs as much as it takes to warp the masks; it
-only sets up the steps here, and `Transform` runs them.
+Two properties of albumentations 2.0.8 are worked around. `Compose.set_random_seed` gives every step the same random stream,
+so that a flip with p=0.5 happens exactly when an expand with p=0.5 does; here all steps share one generator, created from
+`seed` in every call. And Compose checks and converts all inputs and outputs, which costs as much as warping the masks;
+here it only sets up the steps, and `Transform` runs them.
 
-Masks travel as bits, with the void map and the area that a step filled (data.planes): "mask" is the first plane, "masks"
-are the others. Photometric distortion is per pixel, so it runs last, on the small picture; the filled area is painted with
-the plain mean afterwards, as if the distortion had come first.
-
-Boxes as the steps of albumentations take them: 0..1 of the picture, in single precision, each with its position.
+Steps get boxes in 0..1 of the image, in single precision, each with its index. Masks are packed as bits: "mask" is the
+first plane, with the void map and the filled area, "masks" are the others. Photometric distortion works per pixel, so it
+runs last, on the small image. The filled area is then painted with the plain mean, as if the distortion had come first.
 """
 
 import os
@@ -26,7 +24,7 @@ import numpy as np
 from albumentations.core.type_definitions import Targets
 from jaxtyping import Float, Int64, UInt8
 
-from dasnet_lightning.data.augmentation.objects import Augmented, Moved, collect, keep_a_pixel
+from dasnet_lightning.data.augmentation.objects import Augmented, Warped, restore_vanished_masks, select_survivors
 from dasnet_lightning.data.augmentation.photometric import Distortion, distort, draw_distortion
 from dasnet_lightning.data.augmentation.ssd_crop import (
     CropWindow,
@@ -36,15 +34,15 @@ from dasnet_lightning.data.augmentation.ssd_crop import (
     view_image,
     view_mask,
 )
-from dasnet_lightning.data.packed_masks import FILLED, PackedMasks
+from dasnet_lightning.data.packed_masks import FILLED_BIT, PackedMasks
 from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.registry import Registry
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks a host for its newest version at import
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it queries its newest version over the network
 
 
 def refuse_albumentationsx(installed: Sequence[str]) -> None:
-    """Raise ConfigError where the distribution `albumentationsx` is installed: it takes the same import name."""
+    """Raise ConfigError if the distribution `albumentationsx` is installed, which takes the same import name."""
     if "albumentationsx" in installed:
         raise ConfigError(
             "albumentationsx is installed and overwrites albumentations, which this library needs (>=2.0.8,<2.1): "
@@ -53,28 +51,28 @@ def refuse_albumentationsx(installed: Sequence[str]) -> None:
 
 
 def _installed(name: str) -> tuple[str, ...]:
-    try:
-        return (metadata.distribution(name).metadata["Name"].lower(),)
-    except metadata.PackageNotFoundError:
-        return ()
+    return tuple(package.metadata["Name"].lower() for package in metadata.distributions(name=name))
 
 
 refuse_albumentationsx(_installed("albumentationsx"))
 
-
-MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB, what an expanded picture is filled with
-GEOMETRIC = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
+MEAN_COLOR = (124, 116, 104)  # ImageNet's mean in RGB, fills the area around an expanded image
 
 
 class SSDWindow(A.DualTransform):
-    """SSD's expand, its crop with a minimal overlap, and the resize (section 6): all three only choose a window.
+    """SSD's expand, its min-IoU crop and the resize (section 6) in one step, because all three only choose a window.
 
-    image_size: (height, width) of what comes out. expand: how probable. max_ratio: of the canvas. scale: of the crop, None
-    for no crop. The added area is FILLED in the first plane. The crop keeps the objects whose centre lies inside;
-    one that is cut away but still partly visible travels on with the index -1 - i, so that the caller can tell.
+    The area around an expanded image is marked FILLED_BIT in the first plane. The crop keeps objects whose center lies
+    inside. An object that is cut away but still partly visible keeps its box with the index -1 - i.
+
+    Args:
+        image_size: (height, width) of the output.
+        expand: probability of an expand.
+        max_ratio: largest side of the expanded canvas, in image sides.
+        scale: range of the crop's side, relative to the canvas; None draws no crop.
     """
 
-    _targets = GEOMETRIC
+    _targets = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
 
     def __init__(
         self,
@@ -100,7 +98,7 @@ class SSDWindow(A.DualTransform):
         return view_image(img, window, self.image_size)
 
     def apply_to_mask(self, mask: np.ndarray, *, window: CropWindow, **params: Any) -> np.ndarray:
-        return view_mask(mask, window, self.image_size, FILLED)
+        return view_mask(mask, window, self.image_size, FILLED_BIT)
 
     def apply_to_masks(self, masks: np.ndarray, *, window: CropWindow, **params: Any) -> np.ndarray:
         return np.stack([view_mask(mask, window, self.image_size, 0) for mask in masks])
@@ -113,7 +111,7 @@ class SSDWindow(A.DualTransform):
 
 
 class PhotometricDistortion(A.ImageOnlyTransform):
-    """SSD's photometric distortion in its order; `strength` 1 is the paper's, 0 nothing."""
+    """SSD's photometric distortion; `strength` 1 is the paper's, 0 leaves the image unchanged."""
 
     def __init__(self, strength: float = 1.0, p: float = 1.0) -> None:
         super().__init__(p=p)
@@ -127,20 +125,13 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         return distort(img, distortion)
 
 
-def checked_step(step: Callable[..., A.BasicTransform], **options: Any) -> A.BasicTransform:
-    """Build a step of albumentations; an argument that it does not know is a ConfigError, not its mere warning."""
-    try:
-        return step(**options, strict=True)
-    except ValueError as error:
-        raise ConfigError(f"{getattr(step, '__name__', step)}: {error}") from error
-
-
 class Transform:
-    """Steps of albumentations as a pure function of the image, its objects and a seed.
+    """Albumentations steps as a pure function of an image, its objects and a seed.
 
-    steps: run in order; the last geometric one must leave a picture of one fixed size. keep_all: no object is removed
-    (evaluation; for steps that neither crop nor flip); else one that was cut away, is less than one pixel wide or high,
-    or lost its whole mask is removed, box and mask together.
+    Args:
+        steps: run in order; the last geometric one must output images of one fixed size.
+        keep_all: keep every object, for evaluation with steps that neither crop nor flip. Otherwise an object is removed
+            with box and mask if it was cut away, is less than one pixel wide or high, or lost its whole mask.
     """
 
     def __init__(self, steps: Sequence[A.BasicTransform], keep_all: bool = False) -> None:
@@ -152,80 +143,73 @@ class Transform:
         self,
         image: UInt8[np.ndarray, "H0 W0 3"],
         boxes: Float[np.ndarray, "n 4"],
-        planes: PackedMasks,
+        packed: PackedMasks,
         mask_index: Int64[np.ndarray, " m"],
         seed: int,
         labels: Int64[np.ndarray, " n"] | None = None,
     ) -> Augmented:
         """Augment one image; the same arguments give the same result in any process.
 
-        boxes: xyxy in the image's pixels. mask_index: the object that each mask of `planes` belongs to. labels: used only
-        to void what a crop leaves of a removed object inside the boxes of its own class; None treats all as one class.
-        Raises DataError for a box without area inside the image.
+        Raises DataError if a box has no area inside the image.
+
+        Args:
+            image: RGB pixels.
+            boxes: xyxy in pixels of the image.
+            packed: masks of some objects.
+            mask_index: mask j belongs to object `mask_index[j]`.
+            seed: seed of all random draws.
+            labels: used to void the visible rest of a removed object inside boxes of its class; None treats all objects
+                as one class.
         """
         boxes = clip_boxes(boxes, image.shape[:2])
-        # one stream for all steps: see the module's docstring
+        # one stream for all steps, see the module docstring
         self._steps.set_random_state(np.random.default_rng(seed), Random(seed))
-        self._steps.py_random.random()  # Compose's own draw: a seed keeps the picture that it has always had
+        self._steps.py_random.random()  # Compose itself draws once: keeps the result of each seed
         data = {
             "image": image,
             "bboxes": to_unit(boxes, image.shape),
-            "mask": planes.planes[0],
-            "masks": planes.planes[1:] if len(planes.planes) > 1 else [],  # an array of no masks raises
+            "mask": packed.planes[0],
+            "masks": packed.planes[1:] if len(packed.planes) > 1 else [],  # an empty array raises
         }
         for step in self._steps.transforms:
             data = step(**data)
-        moved = _read(data, planes, mask_index)
+        warped = _read_output(data, packed, mask_index)
         if self.keep_all:
-            keep_a_pixel(moved.planes, planes)
-        return collect(moved, np.zeros(len(boxes), np.int64) if labels is None else labels, self.keep_all)
-
-
-def _read(out: dict[str, Any], planes: PackedMasks, mask_index: Int64[np.ndarray, " m"]) -> Moved:
-    image, first = out["image"], out["mask"]
-    filled = first & np.uint8(FILLED)
-    if filled.any():  # 100 times as fast as image[filled] = MEAN_COLOUR
-        image = cv2.copyTo(_plain(image.shape), filled, image)
-    boxes = from_unit(out["bboxes"], image.shape)
-    return Moved(
-        image=image,
-        boxes=boxes[:, :4],
-        index=np.rint(boxes[:, 4]).astype(np.int64),
-        planes=replace(planes, planes=np.concatenate([first[None], *([out["masks"]] if len(out["masks"]) else [])])),
-        mask_index=np.asarray(mask_index, np.int64).reshape(-1),
-    )
-
-
-@lru_cache(maxsize=4)
-def _plain(shape: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture of the mean colour, to be copied from."""
-    return np.full(shape, MEAN_COLOUR, np.uint8)
+            restore_vanished_masks(warped.packed, packed)
+        return select_survivors(warped, np.zeros(len(boxes), np.int64) if labels is None else labels, self.keep_all)
 
 
 TRANSFORMS: Registry[Callable[[tuple[int, int]], Transform]] = Registry("augmentation")
 
 
 def build_transform(name: str, image_size: tuple[int, int]) -> Transform:
-    """Build an augmentation by name: "ssd" (section 6), "segment" (milder, for stage two), "flip" or "none".
+    """Build an augmentation with outputs of `image_size` (height, width). Raises UnknownNameError for an unknown name.
 
-    image_size: (height, width) of what comes out. Raises UnknownNameError for a name that nobody registered.
+    Names are "ssd" (section 6), "segment" (milder, for stage two), "flip", "none" and all others that were registered.
     """
     return TRANSFORMS.get(name)(image_size)
 
 
-def resize_step(image_size: tuple[int, int]) -> A.BasicTransform:
-    """Resize to (height, width).
+def checked_step(step: Callable[..., A.BasicTransform], **options: Any) -> A.BasicTransform:
+    """Build an albumentations step; an unknown argument raises ConfigError instead of its warning."""
+    try:
+        return step(**options, strict=True)
+    except ValueError as error:
+        raise ConfigError(f"{getattr(step, '__name__', step)}: {error}") from error
 
-    Not A.Resize: its nearest neighbour shifts masks by up to half a pixel against their boxes, and its averaging shifts
-    the image where one side shrinks and the other grows.
+
+def resize_step(image_size: tuple[int, int]) -> A.BasicTransform:
+    """Build a resize to (height, width).
+
+    A.Resize is not used. Its nearest-neighbor sampling shifts masks by up to half a pixel against their boxes. Its
+    averaging shifts the image if one side shrinks and the other grows.
     """
     return SSDWindow(image_size, expand=0.0, scale=None)
 
 
 @TRANSFORMS.register("ssd")
 def _ssd(image_size: tuple[int, int]) -> Transform:
-    flip = checked_step(A.HorizontalFlip, p=0.5)
-    return Transform([SSDWindow(image_size), flip, PhotometricDistortion()])
+    return Transform([SSDWindow(image_size), checked_step(A.HorizontalFlip, p=0.5), PhotometricDistortion()])
 
 
 @TRANSFORMS.register("segment")
@@ -245,31 +229,52 @@ def _none(image_size: tuple[int, int]) -> Transform:
 
 
 def clip_boxes(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 4"]:
-    """Clip boxes to an image of `size` (height, width). Raises DataError for one with no area inside."""
+    """Clip boxes to an image of `size` (height, width). Raises DataError if a box has no area inside."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     clipped = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
-    good = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # False for NaN too
-    if not good.all():
-        first = int((~good).argmax())
+    valid = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # False for NaN too
+    if not valid.all():
+        first = int((~valid).argmax())
         raise DataError(
-            f"object {first}: box {boxes[first].tolist()} has no area inside the image of {size[1]} x {size[0]} pixels; "
-            f"expected x0 < x1 and y0 < y1, mend or remove the annotation"
+            f"object {first}: box {boxes[first].tolist()} has no area inside the image of {size[1]}x{size[0]} pixels, "
+            "expected x0 < x1 and y0 < y1; correct or remove the annotation"
         )
     return np.asarray(clipped)
 
 
 def to_unit(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 5"]:
-    """Boxes as albumentations passes them on, 0..1 and in single precision, each with its position."""
+    """Convert boxes to the form that albumentations passes on: 0..1 in single precision, each with its index."""
     unit = boxes.astype(np.float32) / np.array((size[1], size[0], size[1], size[0]), float)
     return np.column_stack([unit, np.arange(len(boxes))]).astype(np.float32)
 
 
 def from_unit(boxes: Float[np.ndarray, "v 5"], size: tuple[int, ...]) -> Float[np.ndarray, "v 5"]:
-    """Boxes in pixels again, clipped; those that have no area are left out."""
+    """Convert boxes back to pixels, clip them, and drop those without area."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 5)
     sides = np.array((size[1], size[0], size[1], size[0]), float)
     pixels = boxes[:, :4] * sides
     large = (pixels[:, 2:] - pixels[:, :2]).prod(axis=1) >= 1e-7
-    # there and back once more, as albumentations rounds
+    # to 0..1 and back once more, as albumentations rounds
     clipped = np.clip(pixels, 0, sides) / sides * sides
     return np.column_stack([clipped, boxes[:, 4]])[large]
+
+
+def _read_output(data: dict[str, Any], packed: PackedMasks, mask_index: Int64[np.ndarray, " m"]) -> Warped:
+    image, first_plane = data["image"], data["mask"]
+    filled = first_plane & np.uint8(FILLED_BIT)
+    if filled.any():
+        image = cv2.copyTo(_mean_image(image.shape), filled, image)  # 100 times as fast as image[filled] = MEAN_COLOR
+    boxes = from_unit(data["bboxes"], image.shape)
+    other_planes = [data["masks"]] if len(data["masks"]) else []
+    return Warped(
+        image=image,
+        boxes=boxes[:, :4],
+        index=np.rint(boxes[:, 4]).astype(np.int64),
+        packed=replace(packed, planes=np.concatenate([first_plane[None], *other_planes])),
+        mask_index=np.asarray(mask_index, np.int64).reshape(-1),
+    )
+
+
+@lru_cache(maxsize=4)
+def _mean_image(shape: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
+    return np.full(shape, MEAN_COLOR, np.uint8)

@@ -1,1 +1,1 @@
-"""Data sets as they lie on disk: one reader for each format, all giving the same records."""
+"""Readers of data sets on disk, one per annotation format, which all produce the same records."""

@@ -1,21 +1,27 @@
-"""From what a file says about an object to a record or a problem: the step that every source takes in the same way."""
+"""Convert raw objects of annotation files into records and problems, in the same way for every format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from dasnet_lightning.data.records import ImageRecord, MaskState, ObjectRecord, Problem
-from dasnet_lightning.data.sources.checks import Box, Fix, RecordsError, check_box, describe_object
+from dasnet_lightning.data.sources.checks import Box, Fix, ObjectNoun, RecordsError, check_box, describe_object
 
-DROP = "Fix the file, or drop them (--fix drop)."
+ADVICE = "Correct the file, or drop them (--fix drop)."
 
 
 @dataclass(frozen=True, eq=False)
 class RawObject:
-    """One object as a file says it: `box` as edges, None where it is unreadable; `shown` is the box as it is written.
+    """One object as its annotation file describes it.
 
-    `reason` says why the mask is invalid or, where the box comes from the mask, why there is no box.
+    Attributes:
+        object_id: unique in its source.
+        label: class index.
+        box: xyxy edges in pixels; None if it cannot be read.
+        shown: the box as written in the file, for messages.
+        mask: state of the mask.
+        ignore: True for crowd and difficult objects.
+        reason: why the mask is invalid or, if the box is derived from the mask, why the box is missing.
     """
 
     object_id: str
@@ -29,7 +35,16 @@ class RawObject:
 
 @dataclass(frozen=True, eq=False)
 class RawImage:
-    """One image as a file says it: `file` is the annotation file, `name` the image's name in it, `path` None if missing."""
+    """One image as its annotation file describes it.
+
+    Attributes:
+        image_id: unique in its source.
+        name: name of the image in the annotation file.
+        path: the image file; None if it is missing.
+        size: annotated (height, width).
+        file: the annotation file.
+        objects: all annotated objects.
+    """
 
     image_id: str
     name: str
@@ -40,54 +55,65 @@ class RawImage:
 
 
 def read_images(
-    images: Sequence[RawImage], class_names: Sequence[str], kind: Literal["annotation", "object"], fix: Fix
+    images: Sequence[RawImage], class_names: Sequence[str], noun: ObjectNoun, fix: Fix
 ) -> tuple[list[ImageRecord], list[Problem]]:
-    """Check all objects of all images; every object is in a record or in a problem with the action "refused".
+    """Check all objects; each ends up in a record or in a problem with the action "refused".
 
-    Images whose path is None give no record. Raises RecordsError where objects cannot be used and `fix` is "error".
+    Args:
+        images: the images; one whose path is None gives no record.
+        class_names: names by label, for messages.
+        noun: what the format calls an object.
+        fix: "error" or "drop".
+
+    Raises:
+        RecordsError: an object cannot be used and `fix` is "error".
     """
     records: list[ImageRecord] = []
     problems: list[Problem] = []
-    lost: list[Problem] = []
+    of_missing_images: list[Problem] = []
     for image in images:
-        checked = [(item, *_check(image, item, class_names, kind)) for item in image.objects]
+        checked = [(item, *_check_object(image, item, class_names, noun)) for item in image.objects]
         if image.path is None:
-            lost += [_problem(image, item, class_names, kind, "its image is missing") for item in image.objects]
+            of_missing_images += [
+                _object_problem(image, item, class_names, noun, "its image is missing") for item in image.objects
+            ]
             continue
         kept = tuple(record for _, record, _ in checked if record is not None)
         records.append(ImageRecord(image.image_id, image.path, image.size, kept))
-        problems += [problem for _, _, found in checked for problem in found]
+        problems += [problem for _, _, object_problems in checked for problem in object_problems]
     refused = [problem for problem in problems if problem.action == "refused"]
     if refused and fix == "error":
-        raise RecordsError(refused, f"{len(refused)} objects cannot be used. {DROP}")
-    return records, problems + lost
+        raise RecordsError(refused, f"{len(refused)} objects cannot be used. {ADVICE}")
+    return records, problems + of_missing_images
 
 
-def _check(
-    image: RawImage, item: RawObject, class_names: Sequence[str], kind: Literal["annotation", "object"]
+def _check_object(
+    image: RawImage, item: RawObject, class_names: Sequence[str], noun: ObjectNoun
 ) -> tuple[ObjectRecord | None, list[Problem]]:
     if item.box is None:
-        message = item.reason or f"box {item.shown} is not four numbers"
-        return None, [_problem(image, item, class_names, kind, message)]
+        message = item.reason or f"box {item.shown} is not a list of four numbers"
+        return None, [_object_problem(image, item, class_names, noun, message)]
     checked = check_box(item.box, image.size, item.shown)
     if checked.box is None:
-        return None, [_problem(image, item, class_names, kind, checked.message)]
-    found = []
+        return None, [_object_problem(image, item, class_names, noun, checked.message)]
+    problems = []
     if checked.action:
-        found.append(_problem(image, item, class_names, kind, checked.message, checked.action))
+        problems.append(_object_problem(image, item, class_names, noun, checked.message, checked.action))
     if item.mask is MaskState.INVALID:
-        found.append(_problem(image, item, class_names, kind, f"{item.reason}; its box is used", "mask_invalid"))
-    return ObjectRecord(item.object_id, checked.box, item.label, item.mask, item.ignore, item.reason), found
+        problems.append(
+            _object_problem(image, item, class_names, noun, f"{item.reason}; its box is used", "mask_invalid")
+        )
+    return ObjectRecord(item.object_id, checked.box, item.label, item.mask, item.ignore, item.reason), problems
 
 
-def _problem(
+def _object_problem(
     image: RawImage,
     item: RawObject,
     class_names: Sequence[str],
-    kind: Literal["annotation", "object"],
+    noun: ObjectNoun,
     message: str,
     action: str = "refused",
 ) -> Problem:
     return Problem(
-        image.file, describe_object(kind, item.object_id, image.name, class_names[item.label]), message, action
+        image.file, describe_object(noun, item.object_id, image.name, class_names[item.label]), message, action
     )

@@ -1,1 +1,1 @@
-"""Synthetic data: drawn scenes of overlapping shapes with exact boxes and masks."""
+"""Synthetic data set of textured shapes with boxes and masks, for the demo and the tests."""

@@ -1,6 +1,6 @@
-"""A data set out of nothing, in COCO's layout: for the demo, the tests, and for trying things before one's own data is ready.
+"""Synthetic data set in COCO's layout, for the demo, the tests and first experiments.
 
-Every picture depends on (seed, split, index) alone, so a longer data set begins with the pictures of a shorter one.
+Every image depends only on (seed, split, index), so a longer data set begins with the images of a shorter one.
 """
 
 import json
@@ -17,9 +17,9 @@ from dasnet_lightning.data.synthetic.shapes import SHAPES
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.storage.atomic import write_text
 
-MARK = "synthetic.json"
+MARKER_FILE = "synthetic.json"  # written last, with the parameters
 VERSION = 1
-QUALITY = 95
+JPEG_QUALITY = 95
 FOLDERS = ("annotations", "train", "val")
 
 
@@ -32,23 +32,31 @@ def write_synthetic(
     progress: Callable[[int, int], None] | None = None,
     render: Callable[[np.random.Generator, int], SyntheticScene] = render_scene,
 ) -> Path:
-    """Write pictures of textured shapes with boxes and masks; returns `root`.
+    """Write images of textured shapes with boxes and masks; does nothing if the same data set is already complete.
 
-    size: pixels a side, at least 64. progress: called with (pictures done, pictures). render: draws one picture of that
-    size. Does nothing where the same data set is complete already. Raises DataError where the folder holds something else.
+    Args:
+        root: the folder to write.
+        num_train: number of training images.
+        num_val: number of validation images.
+        size: side of the images in pixels, at least 64.
+        seed: seed of all random draws.
+        progress: called with (images done, all images).
+        render: draws one image of a given size.
+
+    Returns:
+        `root`.
+
+    Raises:
+        DataError: a number is too small, or the folder contains something else.
     """
     if min(num_train, num_val) < 1 or size < 64:
-        raise DataError(f"{root}: {num_train} and {num_val} pictures of {size} px, expected at least 1, 1 and 64 px")
+        raise DataError(f"{root}: got {num_train} and {num_val} images of {size} px, expected at least 1, 1 and 64 px")
     root = Path(root)
-    made: dict[str, int | str] = {
-        "version": VERSION,
-        "num_train": num_train,
-        "num_val": num_val,
-        "size": size,
-        "seed": seed,
-    }
-    made |= {} if render is render_scene else {"render": render.__name__}
-    if _is_complete(root, made):
+    sizes = {"num_train": num_train, "num_val": num_val, "size": size}
+    parameters: dict[str, int | str] = {"version": VERSION, **sizes, "seed": seed}
+    if render is not render_scene:
+        parameters["render"] = render.__name__
+    if _is_complete(root, parameters):
         return root
     total = num_train + num_val
     for split, (name, count, offset) in enumerate((("train", num_train, 0), ("val", num_val, num_train))):
@@ -56,32 +64,32 @@ def write_synthetic(
         content = _new_content()
         for index in range(count):
             scene = render(np.random.default_rng([seed, split, index]), size)
-            _add(content, scene, root / name, index, offset)
+            _add_image(content, scene, root / name, index, offset)
             if progress is not None:
                 progress(offset + index + 1, total)
         write_text(root / "annotations" / f"instances_{name}.json", json.dumps(content))
-    write_text(root / MARK, json.dumps(made))
+    write_text(root / MARKER_FILE, json.dumps(parameters))
     return root
 
 
-def _is_complete(root: Path, made: dict[str, int | str]) -> bool:
-    """Whether the data set is there. Raises DataError where the folder holds another one, or files of somebody else."""
+def _is_complete(root: Path, parameters: dict[str, int | str]) -> bool:
+    """Return whether the data set is complete. Raises DataError if the folder contains anything else."""
     if not root.exists():
         return False
-    mark = root / MARK
-    if mark.is_file():
+    marker = root / MARKER_FILE
+    if marker.is_file():
         try:
-            found = json.loads(mark.read_text(encoding="utf-8"))
+            existing = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        if found != made:
+            existing = None
+        if existing != parameters:
             raise DataError(
-                f"{root}: holds a synthetic data set with other parameters ({found}), choose another folder"
+                f"{root}: contains a synthetic data set with other parameters ({existing}), choose another folder"
             )
         return True
-    strange = sorted(path.name for path in root.iterdir() if path.name not in FOLDERS)
-    if strange:
-        raise DataError(f"{root}: holds {', '.join(strange[:5])}, choose an empty folder for the synthetic data")
+    foreign = sorted(path.name for path in root.iterdir() if path.name not in FOLDERS)
+    if foreign:
+        raise DataError(f"{root}: contains {', '.join(foreign[:5])}, choose an empty folder for the synthetic data")
     return False
 
 
@@ -90,12 +98,12 @@ def _new_content() -> dict[str, list[dict[str, Any]]]:
     return {"images": [], "annotations": [], "categories": categories}
 
 
-def _add(
+def _add_image(
     content: dict[str, list[dict[str, Any]]], scene: SyntheticScene, folder: Path, index: int, offset: int
 ) -> None:
-    """Write one picture and append its records; image ids go on from train to val."""
+    """Write one image and append its records; image ids continue from train to val."""
     image_id, name = offset + index + 1, f"{index + 1:06d}.jpg"
-    Image.fromarray(scene.image).save(folder / name, quality=QUALITY, subsampling=0)
+    Image.fromarray(scene.image).save(folder / name, quality=JPEG_QUALITY, subsampling=0)
     height, width = scene.image.shape[:2]
     content["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
     for label, mask in zip(scene.labels, scene.masks, strict=True):

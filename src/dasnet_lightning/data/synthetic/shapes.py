@@ -1,4 +1,4 @@
-"""Shapes and textures: outlines rasterised in a random pose, and colours and patterns to paint them with.
+"""Shapes rasterized in random poses, and the colors and textures that fill them.
 
 All draws come from the generator that is passed in.
 """
@@ -12,15 +12,22 @@ from PIL import Image
 
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 SCALES = (0.15, 0.65)  # outer diameter, in image sizes
-CONTRAST = 0.35  # between the mean colours of a shape and all that it may touch (RGB, 0..1)
-COLOURS_TRIED = 12
+CONTRAST = 0.35  # distance between the mean colors of a shape and of all others (RGB, 0..1)
+COLOR_TRIES = 12
 
 Field = Float32[np.ndarray, "h w"]
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedShape:
-    """A shape before it is painted: its window (rows, columns), soft coverage and mask there, and its whole area."""
+    """Shape before it is painted.
+
+    Attributes:
+        window: its rows and columns in the image.
+        cover: soft coverage in the window, 0..1.
+        inside: mask in the window.
+        area: area of the whole shape in pixels, also outside the image.
+    """
 
     window: tuple[slice, slice]
     cover: Field
@@ -29,19 +36,19 @@ class PlacedShape:
 
 
 def cut_shape(rng: np.random.Generator, shape: str, size: int) -> PlacedShape:
-    """Draw a pose (place, scale, proportions, shear, rotation) and rasterise the shape in it."""
+    """Draw a pose (position, scale, proportions, shear, rotation) and rasterize the shape in it."""
     radius = rng.uniform(*SCALES) * size / 2
     stretch = float(np.exp(np.clip(rng.normal(0, 0.18), -0.35, 0.35)))
     shear, angle = rng.uniform(-0.25, 0.25), rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = radius * turn @ np.array([[stretch, shear], [0, 1 / stretch]])
-    centre = rng.uniform(0.1 * size, 0.9 * size, 2)
-    reach = np.linalg.norm(matrix, axis=1) * 1.1 + 1  # every outline lies within 1.1 of the centre
-    x0, y0 = np.maximum(np.floor(centre - reach), 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(centre + reach), size).astype(int)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = radius * rotation @ np.array([[stretch, shear], [0, 1 / stretch]])
+    center = rng.uniform(0.1 * size, 0.9 * size, 2)
+    reach = np.linalg.norm(matrix, axis=1) * 1.1 + 1  # every outline lies within 1.1 of the center
+    x0, y0 = np.maximum(np.floor(center - reach), 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(center + reach), size).astype(int)
     inverse = np.linalg.inv(matrix).astype(np.float32)
-    dx = (np.arange(x0, x1) + 0.5 - centre[0]).astype(np.float32)[None, :]
-    dy = (np.arange(y0, y1) + 0.5 - centre[1]).astype(np.float32)[:, None]
+    dx = (np.arange(x0, x1) + 0.5 - center[0]).astype(np.float32)[None, :]
+    dy = (np.arange(y0, y1) + 0.5 - center[1]).astype(np.float32)[:, None]
     level, unit_area = OUTLINES[shape]
     distance = level(inverse[0, 0] * dx + inverse[0, 1] * dy, inverse[1, 0] * dx + inverse[1, 1] * dy)
     cover = np.clip(0.5 - distance * np.float32(radius), 0, 1)  # an edge about one pixel wide
@@ -91,11 +98,11 @@ OUTLINES: dict[str, tuple[Callable[[Field, Field], Field], float]] = {
 }
 
 
-def paint_texture(rng: np.random.Generator, colour: np.ndarray, shape: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:
-    """A texture between two colours whose mean is `colour`."""
-    apart = (rng.uniform(0.04, 0.2) * _unit(rng)).astype(np.float32)
+def paint_texture(rng: np.random.Generator, color: np.ndarray, shape: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:
+    """Return a texture between two colors whose mean is `color`."""
+    difference = (rng.uniform(0.04, 0.2) * _unit_vector(rng)).astype(np.float32)
     field = TEXTURES[int(rng.integers(len(TEXTURES)))](rng, shape)  # -1..1
-    return colour.astype(np.float32) + field[:, :, None] * apart
+    return color.astype(np.float32) + field[:, :, None] * difference
 
 
 def _gradient(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
@@ -132,7 +139,7 @@ TEXTURES: tuple[Callable[[np.random.Generator, tuple[int, int]], Field], ...] = 
 
 
 def _ramp(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
-    """The coordinate along a random direction, in pixels, 0 at the centre."""
+    """Return the coordinate along a random direction, in pixels, 0 at the center."""
     angle = rng.uniform(0, 2 * np.pi)
     across = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(shape[1] / 2)
     down = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(shape[0] / 2)
@@ -140,23 +147,23 @@ def _ramp(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
 
 
 def shade(rng: np.random.Generator, size: int) -> Field:
-    """Light that changes slowly over the whole picture."""
+    """Return light that changes slowly over the whole image."""
     return _ramp(rng, (size, size)) * np.float32(rng.uniform(0, 0.15) / size)
 
 
-def distinct_colour(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
-    """A colour that a person tells from the others: the best of some draws, the first that is far enough."""
-    best, apart = others[0], -1.0
-    for _ in range(COLOURS_TRIED):
-        colour = rng.uniform(0.05, 0.95, 3)
-        distance = min(float(np.linalg.norm(colour - other)) for other in others)
-        if distance > apart:
-            best, apart = colour, distance
-        if apart >= CONTRAST:
+def distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
+    """Draw a color that differs clearly from the others: the first with enough contrast, else the best of some draws."""
+    best, best_distance = others[0], -1.0
+    for _ in range(COLOR_TRIES):
+        color = rng.uniform(0.05, 0.95, 3)
+        distance = min(float(np.linalg.norm(color - other)) for other in others)
+        if distance > best_distance:
+            best, best_distance = color, distance
+        if best_distance >= CONTRAST:
             break
     return best
 
 
-def _unit(rng: np.random.Generator) -> np.ndarray:
+def _unit_vector(rng: np.random.Generator) -> np.ndarray:
     direction = rng.normal(size=3)
     return direction / np.linalg.norm(direction)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dasnet_lightning.data.records import Source
 from dasnet_lightning.data.sources.checks import Box
-from dasnet_lightning.data.sources.masks import VOID
+from dasnet_lightning.data.sources.masks import VOID_INDEX
 from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.data.sources.voc_xml import read_xml
 from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, original_source, write_new
@@ -25,7 +25,7 @@ from dasnet_lightning.rle import areas, decode
 from dasnet_lightning.storage.atomic import replace_bytes, write_text
 from dasnet_lightning.visualization.colors import voc_palette
 
-MOST_INDICES = VOID - 1
+MOST_INDICES = VOID_INDEX - 1
 KEPT = 0.99  # of a mask's pixels, below which an overlap counts as a loss
 OVERLAP_LOST = "masks are covered by smaller ones by more than 1 %, VOC gives each pixel to one object"
 INDEX_LOST = "masks are left out, VOC has no index for the objects after the 254th of an image"
@@ -118,14 +118,14 @@ def index_picture(labels: ImageLabels, places: Sequence[int]) -> UInt8[np.ndarra
     """Paint the masks of an image by the index of their object, smaller ones on top, and void where nothing is known."""
     picture = np.zeros(labels.size, np.uint8)
     if labels.void is not None:
-        picture[decode([labels.void], labels.size)[0]] = VOID
+        picture[decode([labels.void], labels.size)[0]] = VOID_INDEX
     for item in labels.objects:
         if item.changed and item.mask is not None:
             picture[_window(item.box)] = 0  # void for want of a mask
     pairs = list(zip(labels.objects, places, strict=True))
     for item, place in pairs:
         if item.mask is None or place > MOST_INDICES:
-            picture[_window(item.box)] = VOID
+            picture[_window(item.box)] = VOID_INDEX
     masked = [(item, place) for item, place in pairs if item.mask is not None and place <= MOST_INDICES]
     sizes = areas([item.mask for item, _ in masked if item.mask is not None], labels.size)
     for order in np.argsort(-sizes, kind="stable"):

@@ -1,1 +1,1 @@
-"""The SSD family: one detector class, its anchors and losses, and a builder for each backbone."""
+"""SSD: one detector class, its anchors and losses, and a builder for each backbone."""

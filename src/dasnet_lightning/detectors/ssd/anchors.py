@@ -1,4 +1,4 @@
-"""SSD's default boxes: pure geometry, computed for the feature maps at hand and never part of a state dict."""
+"""SSD's anchors (default boxes), computed from the size of the feature maps; they are not part of a state dict."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,13 @@ AnchorShape = tuple[float, float]  # width and height as fractions of the image
 
 @dataclass(frozen=True)
 class AnchorLayout:
-    """The shapes at each cell of every head level, and how far apart the cells are.
+    """The anchor shapes of each head level and the distances of its cells.
 
-    `steps` are the distances in pixels that a publication gives for images of `size` = (H, W); for images of any other
-    size, and where they are None, the cells divide the image evenly.
+    Attributes:
+        shapes: anchor shapes at each cell, by head level.
+        steps: distance of the cells of each level in pixels, as published for images of `size`. If it is None, or for
+            images of any other size, the cells divide the image evenly.
+        size: (H, W) of the images that `steps` are for.
     """
 
     shapes: tuple[tuple[AnchorShape, ...], ...]
@@ -27,18 +30,22 @@ class AnchorLayout:
 
     @property
     def per_cell(self) -> tuple[int, ...]:
-        """Number of anchors at each cell, by head level."""
+        """Number of anchors of each cell, by head level."""
         return tuple(len(shapes) for shapes in self.shapes)
 
 
 def ssd_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> tuple[tuple[AnchorShape, ...], ...]:
-    """SSD's rule: a square of the level's scale, one between it and the next, and for each ratio a wide and a tall box.
+    """Compute SSD's anchor shapes of each level.
 
-    scales: fractions of the image, one more than there are levels. ratios: by level, width / height above 1.
+    They are a square of the level's scale, a square between it and the next scale, and a wide and a tall box per ratio.
+
+    Args:
+        scales: fractions of the image, one more than there are levels.
+        ratios: width / height above 1, by level.
     """
     levels = []
-    for (scale, following), level_ratios in zip(pairwise(scales), ratios, strict=True):
-        between = sqrt(scale * following)
+    for (scale, next_scale), level_ratios in zip(pairwise(scales), ratios, strict=True):
+        between = sqrt(scale * next_scale)
         shapes = [(scale, scale), (between, between)]
         for root in map(sqrt, level_ratios):
             shapes += [(scale * root, scale / root), (scale / root, scale * root)]
@@ -47,12 +54,19 @@ def ssd_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> tu
 
 
 def clip_shapes(levels: Sequence[Sequence[AnchorShape]]) -> tuple[tuple[AnchorShape, ...], ...]:
-    """The shapes, none wider or taller than the image: torchvision's choice."""
+    """Clip shapes to the size of the image, as torchvision does."""
     return tuple(tuple((min(width, 1.0), min(height, 1.0)) for width, height in level) for level in levels)
 
 
 def dense_shapes(scales: Sequence[Sequence[float]], ratio: float = 2.0) -> tuple[tuple[AnchorShape, ...], ...]:
-    """For every scale of every level a square, a wide and a tall box: close scales, so that small data gives positives."""
+    """Compute a square, a wide and a tall box for each scale of each level.
+
+    Closely spaced scales match more anchors, so that small data sets have enough positives.
+
+    Args:
+        scales: fractions of the image, by level.
+        ratio: width / height of the wide box.
+    """
     root = sqrt(ratio)
     return tuple(
         tuple(shape for s in level for shape in ((s, s), (s * root, s / root), (s / root, s * root)))
@@ -64,18 +78,24 @@ def dense_shapes(scales: Sequence[Sequence[float]], ratio: float = 2.0) -> tuple
 def make_anchors(
     layout: AnchorLayout, size: tuple[int, int], cells: tuple[tuple[int, int], ...], device: torch.device
 ) -> Float[Tensor, "a 4"]:
-    """All anchors of an image of `size` = (H, W), xyxy in pixels, not clipped: level, row, column, shape.
+    """Compute all anchors of an image, xyxy in pixels, ordered by level, row, column and shape; not clipped.
 
-    cells: (rows, columns) of each head level. The result is cached and shared: do not write into it.
+    The result is cached and shared: do not write into it.
+
+    Args:
+        layout: shapes and steps.
+        size: (H, W) of the image.
+        cells: (rows, columns) of each head level.
+        device: device of the anchors.
     """
-    published = layout.steps if layout.size == size else None
-    with torch.inference_mode(False):  # a tensor cached in inference mode could not serve training afterwards
+    published_steps = layout.steps if layout.size == size else None
+    with torch.inference_mode(False):  # a tensor that is cached in inference mode could not be used in training
         levels = []
         for level, ((rows, columns), shapes) in enumerate(zip(cells, layout.shapes, strict=True)):
-            step = (size[0] / rows, size[1] / columns) if published is None else (published[level],) * 2
+            step = (size[0] / rows, size[1] / columns) if published_steps is None else (published_steps[level],) * 2
             y = (torch.arange(rows, dtype=torch.float64) + 0.5) * step[0]
             x = (torch.arange(columns, dtype=torch.float64) + 0.5) * step[1]
-            centre = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[:, :, None]
+            center = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[:, :, None]
             half = torch.tensor(shapes, dtype=torch.float64) * torch.tensor([size[1], size[0]]) / 2
-            levels.append(torch.cat([centre - half, centre + half], dim=-1).reshape(-1, 4))
+            levels.append(torch.cat([center - half, center + half], dim=-1).reshape(-1, 4))
         return torch.cat(levels).float().to(device)

@@ -1,7 +1,7 @@
-"""SSD on any backbone by name (detectors/backbones.py), torchvision's or timm's, with the heads of ssd320_mobilenet_v2.
+"""SSD on any backbone by name (detectors.backbones), torchvision's or timm's, with the heads of ssd320_mobilenet_v2.
 
-The backbone's levels below stride 16 are for the decoder; boxes are predicted from stride 16 on (from 8 on demand), at
-the backbone's own levels and at extra ones, six in all.
+Boxes are predicted from stride 16 on (optionally from 8), at levels of the backbone and extra levels, six in total. Finer
+levels of the backbone are for the decoder.
 """
 
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dasnet_lightning.detectors.backbones import MultiScaleBackbone, build_staged
+from dasnet_lightning.detectors.backbones import MultiScaleBackbone, build_backbone
 from dasnet_lightning.detectors.base import DETECTORS
-from dasnet_lightning.detectors.layers import extra_levels, init_convolutions, init_small, parse_size, reduced_head
+from dasnet_lightning.detectors.layers import extra_levels, parse_size
 from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, ssd_shapes
 from dasnet_lightning.detectors.ssd.ssd import SSD
-from dasnet_lightning.detectors.ssd.ssd320_mobilenet_v2 import HEAD_WIDTH, NORM_GROUPS, SCALE_STRIDE8, SCALES
+from dasnet_lightning.detectors.ssd.ssd320_mobilenet_v2 import NORM_GROUPS, SCALE_STRIDE8, SCALES, build_heads
 from dasnet_lightning.errors import ConfigError
 
 HEAD_LEVELS = 6
-COARSE = 16  # the stride of the first level with boxes
+COARSE = 16  # stride of the first level that predicts boxes
 EXTRA_WIDTHS = (512, 256, 256, 128, 128)
 
 
 class ExtendedBackbone(nn.Module):
-    """The levels of a backbone, and extra ones above them, each half the one before."""
+    """A backbone with extra levels, each half as large as the one before."""
 
     def __init__(self, body: MultiScaleBackbone) -> None:
         super().__init__()
@@ -35,6 +35,7 @@ class ExtendedBackbone(nn.Module):
         self.out_channels = (*body.out_channels, *widths)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        """Return the levels of normalized images, finest first, and None for the switches."""
         levels, _ = self.body(images)
         x, all_levels = levels[-1], list(levels)
         for extra in self.extras:
@@ -56,30 +57,32 @@ def build_ssd(
     top_k: int = 400,
     detections_per_image: int = 200,
 ) -> SSD:
-    """SSD on a backbone by name.
+    """Build SSD on a backbone by name.
 
-    backbone: torchvision's name ("resnet18", "convnext_tiny", ...) or "timm:NAME" (needs dasnet-lightning[timm]).
-    backbone_weights: a file of that network, torchvision's name ("IMAGENET1K_V1") or timm's tag ("a1_in1k").
-    head_stride8: predict boxes at stride 8 too, for small objects. freeze_norm: hold BatchNorm; None means where
-    backbone_weights are given.
+    Args:
+        num_classes: number of classes, background included.
+        backbone: torchvision's name ("resnet18", "convnext_tiny", ...) or "timm:NAME" (needs dasnet-lightning[timm]).
+        backbone_weights: path of a file of that network, torchvision's name ("IMAGENET1K_V1") or timm's tag ("a1_in1k").
+        image_size: side of square images or (H, W), in pixels.
+        head_stride8: also predict boxes at stride 8, for small objects.
+        freeze_norm: freeze BatchNorm; None freezes it if backbone_weights are given.
+        score_threshold: lowest score of a detection.
+        nms_threshold: IoU above which the NMS suppresses a box of the same class.
+        top_k: number of candidates of each class before the NMS.
+        detections_per_image: number of detections of an image.
     """
     size = parse_size(image_size)
-    extended = ExtendedBackbone(build_staged(backbone, backbone_weights, size, freeze_norm))
+    extended = ExtendedBackbone(build_backbone(backbone, backbone_weights, size, freeze_norm))
     first = next((level for level, stride in enumerate(extended.strides) if stride >= COARSE), 0)
     if head_stride8 and first == 0:
         raise ConfigError(
-            f"head_stride8: backbone '{backbone}' has no level at stride 8, its strides are {extended.strides}"
+            f"head_stride8 needs a level at stride 8, but backbone '{backbone}' has no level at stride 8: its strides are "
+            f"{extended.strides}"
         )
     head_levels = tuple(range(first - 1 if head_stride8 else first, len(extended.strides)))
     scales = (SCALE_STRIDE8, *SCALES) if head_stride8 else SCALES
     anchors = AnchorLayout(ssd_shapes(scales, [(2.0, 3.0)] * len(head_levels)))
-    heads = [
-        reduced_head(extended.out_channels[level], HEAD_WIDTH, number * (num_classes + 4), NORM_GROUPS)
-        for level, number in zip(head_levels, anchors.per_cell, strict=True)
-    ]
-    for head in heads:
-        init_convolutions(head)
-        init_small(head[-1])
+    heads = build_heads([extended.out_channels[level] for level in head_levels], anchors.per_cell, num_classes)
     return SSD(
         extended, heads, anchors, head_levels, num_classes, size, extended.body.mean, extended.body.std,
         score_threshold, nms_threshold, top_k, detections_per_image,

@@ -1,7 +1,7 @@
-"""One SSD for every backbone: it is composed of a backbone, an anchor layout and one head for each head level.
+"""SSD for any backbone, composed of a backbone, an anchor layout and one head for each head level.
 
-The backbone returns all levels of the pyramid; `head_levels` says at which of them the boxes are predicted, the others
-are for the decoder. Each head gives anchors * (num_classes + 4) channels: class logits, then offsets, anchor by anchor.
+The backbone returns all levels of the pyramid. Boxes are predicted at the `head_levels`; the other levels are for the
+decoder. A head returns anchors * (num_classes + 4) channels: for each anchor the class logits, then the offsets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from dasnet_lightning.functional.boxes import clip_boxes, decode_boxes
 from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.types import Detections, Images, Loss, Pyramid, Target
 
-MIN_SIDE = 1e-2  # pixels; what is left of a box outside the image is no detection
+MIN_SIDE = 1e-2  # pixels; a smaller box lies outside of the image
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Normalised images -> (levels finest first, max-pooling switches finest first or None)."""
+    """Maps normalized images to levels and max-pooling switches, both finest first; the switches may be None."""
 
     strides: tuple[int, ...]
     out_channels: tuple[int, ...]
@@ -36,10 +36,21 @@ class Backbone(Protocol):
 class SSD(Detector):
     """Single-shot detector (paper.md section 6).
 
-    heads: one module for each of head_levels, from a level to anchors * (num_classes + 4) channels of the same size.
-    image_size: the (H, W) it is made for; others work too. mean, std: of the backbone's pixels, RGB in 0..1.
-    score_threshold, nms_threshold, top_k (candidates of each class that enter the NMS), detections_per_image: what
-    `detect` keeps. pool_shapes: of the poolings whose switches the backbone gives, finest first.
+    Args:
+        backbone: returns all levels of the pyramid.
+        heads: one module for each head level; maps it to anchors * (num_classes + 4) channels of the same size.
+        anchors: the anchor shapes of each head level.
+        head_levels: indices of the levels that predict boxes.
+        num_classes: number of classes, background included.
+        image_size: (H, W) that the detector is made for; other sizes work too.
+        mean: mean of the backbone's pixels, RGB in 0..1.
+        std: standard deviation of the backbone's pixels.
+        score_threshold: lowest score of a detection.
+        nms_threshold: IoU above which the NMS suppresses a box of the same class.
+        top_k: number of candidates of each class before the NMS.
+        detections_per_image: number of detections of an image.
+        pool_shapes: the poolings whose switches the backbone returns, finest first.
+        sigmoid: score each class by its own sigmoid and train it by binary cross-entropy, instead of a softmax.
     """
 
     mean: Tensor
@@ -60,12 +71,13 @@ class SSD(Detector):
         top_k: int = 400,
         detections_per_image: int = 200,
         pool_shapes: tuple[PoolShape, ...] | None = None,
+        sigmoid: bool = False,
     ) -> None:
         super().__init__()
         if not len(heads) == len(anchors.shapes) == len(head_levels):
             raise ConfigError(
-                f"{len(heads)} heads, {len(anchors.shapes)} anchor levels and {len(head_levels)} head levels: "
-                "give one of each for every level that predicts boxes"
+                f"{len(heads)} heads, {len(anchors.shapes)} anchor levels and {len(head_levels)} head levels, "
+                "expected one of each for every level that predicts boxes"
             )
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
@@ -80,28 +92,29 @@ class SSD(Detector):
         self.nms_threshold = nms_threshold
         self.top_k = top_k
         self.detections_per_image = detections_per_image
+        self.sigmoid = sigmoid
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, images: Images) -> Pyramid:
-        """Normalise the images (RGB, 0..1) and run the backbone once."""
+        """See `Detector.features`."""
         levels, switches = self.backbone((images - self.mean) / self.std)
         size = (images.shape[-2], images.shape[-1])
         return Pyramid(levels=levels, strides=self.strides, size=size, switches=switches)
 
     def predict(self, pyramid: Pyramid) -> tuple[Float[Tensor, "b a c"], Float[Tensor, "b a 4"], Float[Tensor, "a 4"]]:
-        """Class logits, offsets (both float32) and the anchors that they belong to."""
-        maps = [head(pyramid.levels[level]) for head, level in zip(self.heads, self.head_levels, strict=True)]
-        cells = tuple((map_.shape[-2], map_.shape[-1]) for map_ in maps)
-        rows = [map_.permute(0, 2, 3, 1).reshape(len(map_), -1, self.num_classes + 4) for map_ in maps]
+        """Run the heads and return class logits, offsets (both float32) and anchors."""
+        outputs = [head(pyramid.levels[level]) for head, level in zip(self.heads, self.head_levels, strict=True)]
+        cells = tuple((output.shape[-2], output.shape[-1]) for output in outputs)
+        rows = [output.permute(0, 2, 3, 1).reshape(len(output), -1, self.num_classes + 4) for output in outputs]
         logits, offsets = torch.cat(rows, dim=1).float().split([self.num_classes, 4], dim=2)
         return logits, offsets, make_anchors(self.anchors, pyramid.size, cells, offsets.device)
 
     @torch.no_grad()
     def detect(self, pyramid: Pyramid) -> tuple[Detections, ...]:
-        """Boxes in input pixels, clipped to the image, after per-class NMS, best first; one entry for each image."""
+        """See `Detector.detect`."""
         logits, offsets, anchors = self.predict(pyramid)
-        scores = logits.softmax(dim=2)[..., 1:].transpose(1, 2)
+        scores = (logits.sigmoid() if self.sigmoid else logits.softmax(dim=2))[..., 1:].transpose(1, 2)
         best, index = scores.topk(min(self.top_k, len(anchors)), dim=2)
         return tuple(self._select(*image, anchors, pyramid.size) for image in zip(best, index, offsets, strict=True))
 
@@ -113,7 +126,15 @@ class SSD(Detector):
         anchors: Float[Tensor, "a 4"],
         size: tuple[int, int],
     ) -> Detections:
-        """The detections of one image from the best anchors (`index`, [c k]) of each foreground class."""
+        """Return the detections of one image.
+
+        Args:
+            scores: the k best scores of each foreground class.
+            index: their anchors, [c k].
+            offsets: offsets of all anchors.
+            anchors: all anchors.
+            size: (H, W) of the image.
+        """
         passing = scores > self.score_threshold
         scores, index, labels = scores[passing], index[passing], passing.nonzero()[:, 0] + 1
         boxes = clip_boxes(decode_boxes(offsets[index], anchors[index]), size)
@@ -123,7 +144,7 @@ class SSD(Detector):
         return Detections(boxes=boxes[kept], labels=labels[kept], scores=scores[kept])
 
     def losses(self, pyramid: Pyramid, targets: Sequence[Target]) -> Mapping[str, Loss]:
-        """Multibox loss (functional.multibox): classification and box."""
+        """Return the classification and the box loss (`multibox_loss`)."""
         logits, offsets, anchors = self.predict(pyramid)
-        classification, box = multibox_loss(logits, offsets, anchors, targets)
+        classification, box = multibox_loss(logits, offsets, anchors, targets, sigmoid=self.sigmoid)
         return {"classification": classification, "box": box}

@@ -1,6 +1,6 @@
-"""SSD320 on torchvision's MobileNetV2: the detector for a processor, and for small data with ImageNet weights.
+"""SSD320 on torchvision's MobileNetV2, for training on a CPU and for small data sets with ImageNet weights.
 
-The levels at strides 4 and 8 are there for the decoder; boxes are predicted from stride 16 on (from 8 on demand).
+Boxes are predicted from stride 16 on (optionally from 8). Finer levels are for the decoder.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from dasnet_lightning.detectors.ssd.anchors import AnchorLayout, ssd_shapes
 from dasnet_lightning.detectors.ssd.ssd import SSD
 from dasnet_lightning.detectors.weights import fill, load_state, select
 
-TAPS = (3, 6, 13, 18)  # last blocks at strides 4, 8, 16 and 32
+LEVEL_BLOCKS = (3, 6, 13, 18)  # last blocks at strides 4, 8, 16 and 32
 EXTRAS = ((256, 512), (128, 256), (128, 256), (64, 128))  # (narrow, out) of each extra level
 SCALES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)  # strides 16, 32 and the extras
 SCALE_STRIDE8 = 0.075
@@ -33,7 +33,7 @@ NORM_GROUPS = 16
 
 
 class MobileNetV2(nn.Module):
-    """Levels at strides 4, 8, 16, 32 (24, 32, 96, 1280 channels) and four extra levels, each half the one before."""
+    """MobileNetV2's levels at strides 4 to 32 (24, 32, 96, 1280 channels) and four extra levels, each half as large."""
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
     out_channels: tuple[int, ...] = (24, 32, 96, 1280, *(out for _, out in EXTRAS))
@@ -44,10 +44,11 @@ class MobileNetV2(nn.Module):
         self.extras = extra_levels(1280, EXTRAS, NORM_GROUPS)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        """Return the levels of normalized images, finest first, and None for the switches."""
         x, levels = images, []
         for number, block in enumerate(self.features):
             x = block(x)
-            if number in TAPS:
+            if number in LEVEL_BLOCKS:
                 levels.append(x)
         for extra in self.extras:
             x = extra(x)
@@ -68,12 +69,20 @@ def build_ssd320_mobilenet_v2(
     top_k: int = 400,
     detections_per_image: int = 200,
 ) -> SSD:
-    """SSD on MobileNetV2.
+    """Build SSD on MobileNetV2.
 
-    backbone_weights: torchvision's name ("IMAGENET1K_V1") or a file of mobilenet_v2. head_stride8: predict boxes at
-    stride 8 too, for small objects. freeze_norm: hold BatchNorm; None means where backbone_weights are given; the
-    state dict is the same either way. frozen_blocks: how many of MobileNetV2's 19 blocks do not learn, from the input
-    on; 4 (strides 2 and 4) save a third of a training step on a processor, and belong with a frozen norm.
+    Args:
+        num_classes: number of classes, background included.
+        backbone_weights: torchvision's name ("IMAGENET1K_V1"), or the path of a file of mobilenet_v2.
+        image_size: side of square images or (H, W), in pixels.
+        head_stride8: also predict boxes at stride 8, for small objects.
+        freeze_norm: freeze BatchNorm; None freezes it if backbone_weights are given. The state dict is the same.
+        frozen_blocks: number of MobileNetV2's 19 blocks that are not trained, from the input on. 4 (strides 2 and 4) save
+            a third of a training step on a CPU; use them with a frozen norm.
+        score_threshold: lowest score of a detection.
+        nms_threshold: IoU above which the NMS suppresses a box of the same class.
+        top_k: number of candidates of each class before the NMS.
+        detections_per_image: number of detections of an image.
     """
     freeze = backbone_weights is not None if freeze_norm is None else freeze_norm
     backbone = MobileNetV2(freeze)
@@ -85,14 +94,20 @@ def build_ssd320_mobilenet_v2(
     head_levels = tuple(range(first, len(backbone.out_channels)))
     scales = (SCALE_STRIDE8, *SCALES) if head_stride8 else SCALES
     anchors = AnchorLayout(ssd_shapes(scales, [(2.0, 3.0)] * len(head_levels)))
-    heads = [
-        reduced_head(backbone.out_channels[level], HEAD_WIDTH, number * (num_classes + 4), NORM_GROUPS)
-        for level, number in zip(head_levels, anchors.per_cell, strict=True)
-    ]
-    for head in heads:
-        init_convolutions(head)
-        init_small(head[-1])
+    heads = build_heads([backbone.out_channels[level] for level in head_levels], anchors.per_cell, num_classes)
     return SSD(
         backbone, heads, anchors, head_levels, num_classes, parse_size(image_size), IMAGENET_MEAN, IMAGENET_STD,
         score_threshold, nms_threshold, top_k, detections_per_image,
     )  # fmt: skip
+
+
+def build_heads(channels: Sequence[int], anchors_per_cell: Sequence[int], num_classes: int) -> list[nn.Sequential]:
+    """Build one box head for each head level, given its channels and its number of anchors per cell."""
+    heads = [
+        reduced_head(width, HEAD_WIDTH, anchors * (num_classes + 4), NORM_GROUPS)
+        for width, anchors in zip(channels, anchors_per_cell, strict=True)
+    ]
+    for head in heads:
+        init_convolutions(head)
+        init_small(head[-1])
+    return heads

@@ -1,4 +1,4 @@
-"""A detector of about a million parameters for small images: the demo, the tests, and trying things out on a processor."""
+"""A detector of about a million parameters for small images, for the demo, the tests and quick experiments on a CPU."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ WIDTHS = (32, 64, 96, 128, 128)  # strides 4 to 64
 SCALES = ((0.16, 0.22), (0.3, 0.4), (0.5, 0.56), (0.62, 0.7))  # strides 8 to 64
 
 
-def _block(channels: int, out: int, stride: int) -> nn.Sequential:
+def _build_block(channels: int, out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
     )
@@ -33,14 +33,15 @@ class TinyBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _block(3, STEM, stride=2)
+        self.stem = _build_block(3, STEM, stride=2)
         self.stages = nn.ModuleList(
-            nn.Sequential(_block(before, after, stride=2), _block(after, after, stride=1))
+            nn.Sequential(_build_block(before, after, stride=2), _build_block(after, after, stride=1))
             for before, after in zip((STEM, *WIDTHS), WIDTHS, strict=False)
         )
         init_convolutions(self)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> tuple[tuple[Float[Tensor, "b _ _ _"], ...], None]:
+        """Return the levels of normalized images, finest first, and None for the switches."""
         x, levels = self.stem(images), []
         for stage in self.stages:
             x = stage(x)
@@ -58,9 +59,16 @@ def build_ssd_tiny(
     top_k: int = 400,
     detections_per_image: int = 200,
 ) -> SSD:
-    """A small SSD for images of 96 to 160 pixels.
+    """Build a small SSD for images of 96 to 160 pixels.
 
-    backbone_weights: a file with the state dict of another ssd_tiny's `backbone`; nobody publishes such weights.
+    Args:
+        num_classes: number of classes, background included.
+        backbone_weights: path of a file with the state dict of another ssd_tiny's `backbone`; none are published.
+        image_size: side of square images or (H, W), in pixels.
+        score_threshold: lowest score of a detection.
+        nms_threshold: IoU above which the NMS suppresses a box of the same class.
+        top_k: number of candidates of each class before the NMS.
+        detections_per_image: number of detections of an image.
     """
     backbone = TinyBackbone()
     if backbone_weights is not None:

@@ -1,7 +1,7 @@
-"""Class-agnostic decoders: from the attended pyramid of a region, coarse to fine, to features of each pixel.
+"""The base classes of all decoders, and the registry that builds them by name.
 
-The protocol that every decoder answers, the one of decoders that can be run on windows, and the one place that builds
-them by name.
+A decoder turns the attended pyramid of a region into features of its pixels, coarse to fine; it does not know the class.
+`Decoder` is the interface that every decoder has, `LocalDecoder` that of decoders that can also run on windows.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from dasnet_lightning.types import Pyramid
 
 
 class Decoder(nn.Module, ABC):
-    """What stage two trains: turns the attended pyramid of each region into features of its pixels.
+    """Turns the attended pyramid of each region into features of its pixels; stage two trains it.
 
     Attributes:
         out_channels: channels of the features.
@@ -35,82 +35,100 @@ class Decoder(nn.Module, ABC):
         """Decode an attended pyramid, one entry per region in each level, into features at `out_stride`."""
 
 
-CellwiseFn = Callable[[Tensor], Tensor]
+CellwiseFn = Callable[[Tensor], Tensor]  # a function of each cell alone, such as a 1x1 convolution
 
 
 class SkipFeatures(ABC):
-    """What the encoder offers to a decoder: attended levels and switches, wherever the decoder's features lie.
+    """The encoder's side of the skip connections: attended levels and switches, whole or in windows.
 
     Attributes:
-        pyramid: read for its sizes alone; it may hold whole images' levels, not yet attended.
+        pyramid: source of the sizes only; its levels may be those of whole images, not attended.
     """
 
     pyramid: Pyramid
 
     @abstractmethod
-    def level(self, index: int, at: Patches | None = None, each: CellwiseFn | None = None) -> Float[Tensor, "m c h w"]:
-        """Return a level in the windows of `at`, or whole; zero outside the boxes and beyond the map.
+    def level(
+        self, index: int, at: Patches | None = None, cellwise: CellwiseFn | None = None
+    ) -> Float[Tensor, "m c h w"]:
+        """Return an attended level, zero outside the boxes and beyond the map.
 
         Args:
-            index: of the level, 0 is the finest.
-            at: the windows; None for whole maps.
-            each: a function of each cell alone, such as a 1x1 convolution, that is applied to the level first. It may run
-                once for all regions of an image and once for the zeros.
+            index: index of the level, 0 is the finest.
+            at: the windows to return; None for whole maps.
+            cellwise: function to apply to the level before the attention. It may run once for all regions of an image and
+                once for the zeros outside the boxes.
         """
 
     @abstractmethod
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
-        """Return the switches of a pooling (0 is the finest) in the windows of `at`, or whole."""
+        """Return the switches of a pooling (0 is the finest) in the windows of `at`, or of whole maps if it is None."""
 
 
 class LocalDecoder(Decoder):
-    """A decoder of two parts; the second runs on windows too, with exactly the numbers of the whole map.
+    """Decoder whose fine layers also run on windows, with exactly the numbers of the whole map.
 
-    `decode_coarse` decodes the coarse levels, whole. `decode_fine` takes its features, or windows of them, to `out_stride`.
-    The second part must compute a cell from the cells around it alone, in training too: no normalization over positions or
-    regions.
+    `decode_coarse` decodes the coarse levels as whole maps. `decode_fine` continues to `out_stride`, on whole maps or on
+    windows. Each cell of `decode_fine` must depend on its receptive field only, in training too: a normalization over
+    positions or regions is not allowed.
     """
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
-        """Decode whole maps, coarse then fine."""
+        """Decode whole maps."""
         skips = WholeSkipFeatures(pyramid)
         return self.decode_fine(whole_maps(self.decode_coarse(skips)), skips).values
 
     @abstractmethod
     def decode_coarse(self, skips: SkipFeatures) -> Float[Tensor, "r c h w"]:
-        """Return the features that `decode_fine` starts from."""
+        """Decode the coarse levels into the features that `decode_fine` starts from."""
 
     @abstractmethod
     def decode_fine(self, features: Patches, skips: SkipFeatures) -> Patches:
-        """Return the features at `out_stride`, of whole maps or of windows."""
+        """Decode coarse features, as whole maps or windows, into features at `out_stride`."""
 
     @abstractmethod
     def out_size(self, pyramid: Pyramid) -> tuple[int, int]:
-        """Return the (h, w) of the decoder's maps."""
+        """Return the (h, w) of the features at `out_stride`."""
 
     @abstractmethod
-    def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
-        """Return the windows of the coarse features that decide windows of the result; reads only the pyramid's sizes."""
+    def input_windows(self, windows: Windows, pyramid: Pyramid) -> Windows:
+        """Return the windows of the coarse features that `decode_fine` needs for windows of its output.
+
+        Args:
+            windows: windows of the features at `out_stride`.
+            pyramid: source of the sizes only.
+        """
 
 
 class WholeSkipFeatures(SkipFeatures):
-    """The levels and switches of an attended pyramid, for whole maps."""
+    """Skip features of whole maps, from a pyramid that is already attended."""
 
     def __init__(self, pyramid: Pyramid) -> None:
         self.pyramid = pyramid
 
-    def level(self, index: int, at: Patches | None = None, each: CellwiseFn | None = None) -> Float[Tensor, "m c h w"]:
+    def level(
+        self, index: int, at: Patches | None = None, cellwise: CellwiseFn | None = None
+    ) -> Float[Tensor, "m c h w"]:
+        """See `SkipFeatures.level`."""
         level = self.pyramid.levels[index]
-        return level if each is None else each(level)
+        return level if cellwise is None else cellwise(level)
 
     def switches(self, index: int, at: Patches | None = None) -> UInt8[Tensor, "m c h w"]:
-        return known_switches(self.pyramid)[index]
+        """See `SkipFeatures.switches`."""
+        return require_switches(self.pyramid)[index]
 
 
-def known_switches(pyramid: Pyramid) -> tuple[UInt8[Tensor, "_ _ _ _"], ...]:
-    """The switches of a pyramid that must have them."""
+def require_switches(pyramid: Pyramid) -> tuple[UInt8[Tensor, "_ _ _ _"], ...]:
+    """Return the switches of a pyramid.
+
+    Raises:
+        ConfigError: the pyramid has none.
+    """
     if pyramid.switches is None:
-        raise ConfigError("the pyramid holds no switches, but its detector's pool_shapes promised them to the decoder")
+        raise ConfigError(
+            "the pyramid has no switches, but the detector declares pool_shapes: return switches from its backbone or "
+            "set pool_shapes to None"
+        )
     return pyramid.switches
 
 
@@ -124,10 +142,18 @@ def build_decoder(
     pool_shapes: tuple[PoolShape, ...] | None = None,
     **options: Any,
 ) -> Decoder:
-    """Build a decoder by name for a pyramid with these channels and strides (finest first).
+    """Build a decoder by its registered name.
 
-    pool_shapes: of the max-poolings whose switches the pyramid holds, finest first; None where it holds none. The builder
-    gets these three by their names, and the options. Raises UnknownNameError for a name that nobody registered.
+    Args:
+        name: a name in `DECODERS`.
+        in_channels: channels of each level of the pyramid, finest first.
+        strides: stride of each level, finest first.
+        pool_shapes: the max-poolings whose switches the pyramid holds, finest first; None if it holds none.
+        options: go to the builder, with the three arguments above.
+
+    Raises:
+        UnknownNameError: the name is not registered.
+        ConfigError: the builder does not return a Decoder.
     """
     decoder = DECODERS.get(name)(in_channels=in_channels, strides=strides, pool_shapes=pool_shapes, **options)
     if not isinstance(decoder, Decoder):

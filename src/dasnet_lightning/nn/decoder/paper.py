@@ -1,6 +1,6 @@
-"""The paper's decoder for every detector: by unpooling where the encoder gives its switches, else by up-sampling.
+"""The paper's decoder for every detector: unpooling if the encoder has switches, else up-sampling.
 
-Its cost at 320x320 is printed by experiments/benchmarks/operations.py.
+experiments/benchmarks/operations.py prints its cost at 320x320.
 """
 
 from dasnet_lightning.errors import ConfigError
@@ -18,15 +18,22 @@ def build_paper(
     widths: tuple[int, int, int, int] | None = None,
     out_stride: int = 1,
 ) -> UnpoolingDecoder | UpsamplingDecoder:
-    """The table of paper.md section 3 for VGG16, its like for any other encoder.
+    """Build the decoder of the table in paper.md section 3 for VGG16, or its counterpart for any other encoder.
 
-    widths: channels at strides 1, 2, 4 and 8, for encoders without switches; the table's own where None. out_stride:
-    stop before full resolution.
+    Args:
+        in_channels: channels of each level of the pyramid, finest first.
+        strides: stride of each level, finest first.
+        pool_shapes: the max-poolings whose switches the pyramid holds, finest first; None if it holds none.
+        widths: channels at strides 1, 2, 4 and 8, for encoders without switches; None means those of the table.
+        out_stride: input pixels per cell of the output; 1 is full resolution.
+
+    Raises:
+        ConfigError: the options or the pyramid do not fit.
     """
     if pool_shapes is None:
         return UpsamplingDecoder(in_channels, strides, widths or WIDTHS, out_stride)
     if widths is not None:
         raise ConfigError(
-            "widths were given to decoder 'paper', but where the encoder has switches the table fixes them"
+            "decoder 'paper' takes no widths for an encoder with switches, whose widths the paper fixes: remove widths"
         )
     return UnpoolingDecoder(in_channels, strides, pool_shapes, out_stride)

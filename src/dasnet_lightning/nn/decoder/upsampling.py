@@ -1,9 +1,8 @@
-"""The paper's decoder where an encoder has no switches: stride-2 transposed convolutions instead of unpooling.
+"""The paper's decoder for encoders without switches: stride-2 transposed convolutions instead of unpooling.
 
-paper.md section 3: up-sample the coarser map to the size and channel count of the next finer masked map, concatenate,
-repeat; the output has the size of the image. Strides 16 and coarser follow the letter. Finer ones take the table's
-widths instead of the level's channel count: modern encoders are thin there (24 channels at stride 4), too thin for all
-that comes from the coarser levels.
+The rule of paper.md section 3: up-sample the coarser map to the size and channel count of the next finer masked map and
+concatenate. Repeat until the output has the size of the image. Strides 16 and coarser follow this rule. Finer ones take
+the widths of the table instead of the level's channel count: modern encoders are too thin there (24 channels at stride 4).
 """
 
 import math
@@ -15,29 +14,33 @@ from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.patches import Patches
-from dasnet_lightning.functional.windows import Windows
+from dasnet_lightning.functional.windows import Size, Windows
 from dasnet_lightning.nn.decoder.base import LocalDecoder, SkipFeatures
 from dasnet_lightning.nn.decoder.layers import (
     CoarseBlock,
-    Size,
     TransposedTo,
-    before_transposing,
     convolve_patches,
     halo,
     halvings,
     initialize,
     transpose_patches,
+    transposing_input_window,
 )
 from dasnet_lightning.types import Pyramid
 
-WIDTHS = (64, 64, 128, 256)  # of the table's last layers at strides 1, 2, 4 and 8
-COARSE_STRIDE = 16  # from here on with BatchNorm
+WIDTHS = (64, 64, 128, 256)  # channels of the table's last layers at strides 1, 2, 4 and 8
+COARSE_STRIDE = 16  # blocks of this stride and coarser have BatchNorm
 
 
 class FineBlock(nn.Module):
-    """Doubles the resolution, joins the level that the encoder has there, if any, and convolves; no normalisation.
+    """Up-samples, concatenates the encoder's level of that stride, if any, and convolves; without normalization.
 
-    level: its place in the pyramid, None where the encoder has none.
+    Args:
+        in_channels: channels of the coarser features.
+        level_channels: channels of the level, 0 without a level.
+        width: channels of the output.
+        doublings: number of up-sampling layers; each one about doubles the size.
+        level: index of the level in the pyramid; None if the encoder has no level of that stride.
     """
 
     def __init__(self, in_channels: int, level_channels: int, width: int, doublings: int, level: int | None) -> None:
@@ -48,6 +51,7 @@ class FineBlock(nn.Module):
         self.level = level
 
     def forward(self, patches: Patches, size: Size, skips: SkipFeatures) -> Patches:
+        """Decode patches to maps of `size` cells."""
         for up, step in zip(self.ups, halvings(len(self.ups), size), strict=True):
             assert isinstance(up, TransposedTo)
             patches = transpose_patches(up, patches, step)
@@ -56,19 +60,23 @@ class FineBlock(nn.Module):
             patches = Patches(joined, patches.start, patches.grid)
         return convolve_patches(self.fuse, patches).map(lambda values: F.relu(values, inplace=True))
 
-    def needs(self, windows: Windows, grid: Size) -> Windows:
-        """What is read of maps of `grid` cells for windows of the result."""
+    def input_windows(self, windows: Windows, grid: Size) -> Windows:
+        """Return what is read of maps of `grid` cells for windows of the output."""
         grids = [grid, *halvings(len(self.ups), windows.grid)[:-1]]
         windows = windows.grow(halo(self.fuse))
         for before in reversed(grids):
-            windows = before_transposing(windows, before)
+            windows = transposing_input_window(windows, before)
         return windows
 
 
 class UpsamplingDecoder(LocalDecoder):
-    """Top-down over any pyramid: coarse blocks at strides of 16 and more, fine blocks below, down to `out_stride`.
+    """Top-down decoder for any pyramid: coarse blocks at strides of 16 and more, fine blocks from there to `out_stride`.
 
-    widths: channels at strides 1, 2, 4 and 8. out_stride: levels finer than it are not used.
+    Args:
+        in_channels: channels of each level, finest first.
+        strides: stride of each level, finest first.
+        widths: channels at strides 1, 2, 4 and 8.
+        out_stride: input pixels per cell of the output, a power of two; finer levels are not used.
     """
 
     def __init__(
@@ -80,7 +88,7 @@ class UpsamplingDecoder(LocalDecoder):
     ) -> None:
         super().__init__()
         if out_stride < 1 or out_stride & (out_stride - 1):
-            raise ConfigError(f"out_stride is {out_stride}, decoder 'paper' can stop at a power of two: 1, 2, 4, ...")
+            raise ConfigError(f"out_stride is {out_stride}, expected a power of two (1, 2, 4, ...) for decoder 'paper'")
         self.unused = min(sum(stride < out_stride for stride in strides), len(strides) - 1)
         self.coarse, self.fine = nn.ModuleList(), nn.ModuleList()
         channels, stride = in_channels[-1], strides[-1]
@@ -103,6 +111,7 @@ class UpsamplingDecoder(LocalDecoder):
         self.apply(initialize)
 
     def decode_coarse(self, skips: SkipFeatures) -> Float[Tensor, "r c h w"]:
+        """See `LocalDecoder.decode_coarse`."""
         coarsest = self.fine_levels + len(self.coarse)
         features = skips.level(coarsest)
         for block, level in zip(self.coarse, reversed(range(self.fine_levels, coarsest)), strict=True):
@@ -110,21 +119,24 @@ class UpsamplingDecoder(LocalDecoder):
         return features
 
     def decode_fine(self, features: Patches, skips: SkipFeatures) -> Patches:
+        """See `LocalDecoder.decode_fine`."""
         for block, size in zip(self.fine, self._sizes(skips.pyramid)[1:], strict=True):
             features = block(features, size, skips)
         return features
 
     def out_size(self, pyramid: Pyramid) -> Size:
+        """See `LocalDecoder.out_size`."""
         return self._sizes(pyramid)[-1]
 
-    def needs(self, windows: Windows, pyramid: Pyramid) -> Windows:
+    def input_windows(self, windows: Windows, pyramid: Pyramid) -> Windows:
+        """See `LocalDecoder.input_windows`."""
         for block, size in zip(reversed(self.fine), self._sizes(pyramid)[-2::-1], strict=True):
             assert isinstance(block, FineBlock)
-            windows = block.needs(windows, size)
+            windows = block.input_windows(windows, size)
         return windows
 
     def _sizes(self, pyramid: Pyramid) -> list[Size]:
-        """Of the coarse features and of the maps after each fine block."""
+        """Return the sizes of the coarse features and of the output of each fine block."""
         levels = pyramid.levels[self.unused : self.fine_levels + 1][::-1]
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         height, width = pyramid.size
@@ -136,5 +148,5 @@ def _width(stride: int, widths: tuple[int, int, int, int]) -> int:
 
 
 def _strides_between(coarse: int, fine: int) -> tuple[int, ...]:
-    """The powers of two below `coarse`, down to `fine`: where the decoder goes on without the encoder."""
+    """Return the powers of two below `coarse`, down to `fine`: the strides without a level of the encoder."""
     return tuple(2**power for power in reversed(range(fine.bit_length() - 1, coarse.bit_length())) if 2**power < coarse)

@@ -1,0 +1,44 @@
+"""Files of VOC's masks, as tools spell them: in subfolders, with `.PNG`, in VOC's colors instead of with a palette."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dasnet_lightning.data.records import Problem
+from dasnet_lightning.data.sources.image_index import list_files
+from dasnet_lightning.data.sources.voc_colors import find_colors
+from dasnet_lightning.visualization import voc_palette
+
+FOLDER = "SegmentationObject"
+MODES = ("P", "L", "RGB", "RGBA")
+
+
+def find_mask_files(root: Path) -> dict[str, Path]:
+    """Return the file in SegmentationObject of each image id that has one; the files are not opened."""
+    folder = root / FOLDER
+    files = list_files(folder, (".png",)) if folder.is_dir() else []
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def list_unused_masks(root: Path, image_ids: frozenset[str]) -> list[Problem]:
+    """Return a problem for each file in SegmentationObject that belongs to none of the images."""
+    files = find_mask_files(root)
+    return [
+        Problem(path, "mask", "no image in JPEGImages has this name", "warning")
+        for image_id, path in files.items()
+        if image_id not in image_ids
+    ]
+
+
+def to_index_map(picture: Image.Image, name: str) -> tuple[UInt8[np.ndarray, "H W"] | None, str]:
+    """Return the object indices of an opened mask file; None and the reason if its pixels are not indices or VOC's colors."""
+    if picture.mode not in MODES:
+        return None, f"{name} has mode {picture.mode}, expected a palette picture of object indices"
+    if picture.mode in ("P", "L"):
+        return np.asarray(picture), ""
+    try:
+        return find_colors(np.asarray(picture.convert("RGB")), voc_palette()).astype(np.uint8), ""
+    except ValueError as error:
+        return None, f"{name} is not a palette picture of object indices and not in VOC's colors: {error}"
