@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from dasnet_lightning.cli.image_files import find_images, name_pictures
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.cli.segment import find_images, name_pictures
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.sources.open import open_dataset
 from dasnet_lightning.errors import DataError

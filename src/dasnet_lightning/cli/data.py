@@ -5,17 +5,22 @@ One run lists all problems. The exit code says whether the data set can be used 
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasnet_lightning.cli.json_output import json_document
+
 if TYPE_CHECKING:
     from dasnet_lightning.data.label_audit import LabelUse
+    from dasnet_lightning.data.label_counts import LabelCounts
+    from dasnet_lightning.data.mask_check import CheckedMasks
     from dasnet_lightning.data.records import Problem, Source
     from dasnet_lightning.data.sources.checks import RecordsError
     from dasnet_lightning.data.sources.open import DataSet
+
+PAGE_IMAGE_SIZE = 320  # pixels of the network input on the page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,33 +28,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "folder of a VOC, COCO or SBD data set, a COCO file, or a YAML list of several"
     parser.add_argument("data", metavar="DATA", type=Path, help=about)
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write one row for each label")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts and all problems")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write all counts and all problems; without a file, as one document on stdout, messages on stderr",
+    )
+    parser.add_argument("--page", metavar="FILE", type=Path, help="write an HTML page with augmented training images")
     parser.add_argument("--fix", choices=["drop"], help="accept that unusable labels are dropped")
     parser.add_argument("--allow-missing", action="store_true", help="accept missing image files")
-    parser.add_argument("--no-verify", action="store_true", help="do not decode images and masks (fast)")
+    parser.add_argument("--crowd", choices=["ignore", "object"], default="ignore", help="object: as ordinary labels")
+    parser.add_argument("--fast", action="store_true", help="read headers only, do not decode images and masks")
+    parser.add_argument("--no-verify", dest="fast", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the audit; return 2 if something cannot be used and the options do not accept that."""
+    with json_document(args.json == "-") as document:
+        code = _run(args, document)
+        if args.json not in (None, "-"):
+            _write_json(Path(args.json), document)
+    return code
+
+
+def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
+    """Print the audit, write the other files, and fill the JSON document, also if the data set cannot be opened."""
     from dasnet_lightning.data.label_audit import write_label_audit
     from dasnet_lightning.data.sources.checks import RecordsError
     from dasnet_lightning.data.sources.open import open_dataset
 
     try:
         # drop here what the options do not accept too, so that all of it is listed
-        data = open_dataset(args.data, allow_missing=True, fix="drop")
+        opened = open_dataset(args.data, allow_missing=True, fix="drop", crowd=args.crowd)
     except RecordsError as error:
-        if args.json is not None:
-            _write_json(args.json, _describe_failure(args.data, error))
+        document |= _describe_failure(args.data, error)
+        if args.json not in (None, "-"):
+            _write_json(Path(args.json), document)
         raise
-    finding = _examine(data, verify=not args.no_verify)
+    finding = _examine(opened, verify=not args.fast)
     refusals = _refusals(finding, args.fix == "drop", args.allow_missing)
-    _print(data, finding, args)
+    _print(finding, args)
     if args.csv is not None:
         write_label_audit(finding.rows, args.csv)
-    if args.json is not None:
-        _write_json(args.json, _describe(data, finding, not refusals))
+    if args.page is not None:
+        _write_page(args.page, finding)
+    document |= _describe(finding, not refusals)
     return _conclude(finding, refusals)
+
+
+def _write_page(path: Path, finding: "Finding") -> None:
+    from dasnet_lightning import console
+    from dasnet_lightning.training.dataset_page import draw_masked_samples, write_dataset_page
+
+    image_size = (PAGE_IMAGE_SIZE, PAGE_IMAGE_SIZE)
+    data, pictures = finding.data, draw_masked_samples(finding.data, image_size)
+    problems = [*finding.checked.problems(data), *finding.problems]
+    write_dataset_page(path, data, finding.counts, problems, pictures, image_size, sys.argv[1:])
+    console.out(f"page: {path}\n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +93,29 @@ class Finding:
     """The result of the audit.
 
     Attributes:
+        data: the data set, with masks that cannot be used marked invalid.
         rows: one for each label.
+        counts: counts of all labels.
         problems: all problems, each once.
         missing: images without a file.
         orphans: labels of missing images.
         refused: other labels that cannot be used.
         broken: images that cannot be decoded.
+        obstacle: why training would stop, or empty.
+        checked: masks that were decoded.
         verified: whether images and masks were decoded.
     """
 
+    data: "DataSet"
+    counts: "LabelCounts"
     rows: "tuple[LabelUse, ...]"
     problems: "tuple[Problem, ...]"
     missing: tuple[str, ...]
     orphans: tuple[str, ...]
     refused: tuple[str, ...]
     broken: tuple[str, ...]
+    obstacle: str
+    checked: "CheckedMasks"
     verified: bool
 
     @property
@@ -83,6 +127,14 @@ class Finding:
             if row.mask.startswith("invalid")
         )
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the data set as a whole."""
+        from dasnet_lightning.data.obstacles import validation_obstacle
+
+        training = f"training would stop: {self.obstacle}" if self.obstacle else ""
+        return [note for note in (training, validation_obstacle(self.data.val)) if note]
+
     def listed(self, action: str) -> list[str]:
         """Return the problems with that action, as text."""
         return [str(problem) for problem in self.problems if problem.action == action]
@@ -90,27 +142,34 @@ class Finding:
 
 def _examine(data: "DataSet", verify: bool) -> Finding:
     from dasnet_lightning.console import counter
-    from dasnet_lightning.data.label_audit import audit_labels
+    from dasnet_lightning.data.label_audit import audit_dataset
+    from dasnet_lightning.data.label_counts import count_labels
+    from dasnet_lightning.data.mask_check import CheckedMasks, check_all_masks
+    from dasnet_lightning.data.obstacles import training_obstacle
     from dasnet_lightning.data.sources.checks import parse_object
+    from dasnet_lightning.data.unused_files import list_problems
 
-    found = (*data.train.problems, *data.val.problems, *data.problems)
-    problems = tuple({str(problem): problem for problem in found}.values())  # both splits may report the same file
+    problems = list_problems(data)
     refused = [problem for problem in problems if problem.action == "refused"]
     missing = [problem for problem in refused if parse_object(problem.record) is None]
     gone = {problem.record for problem in missing}
     labels = [(problem, parse_object(problem.record)) for problem in refused]
     broken = [text for source in (data.train, data.val) for text in _decode(source)] if verify else []
-    rows: list[LabelUse] = []
     with counter("masks") as move:
-        rows += audit_labels(data.train, None, "train", verify_masks=verify, progress=move)
-        rows += audit_labels(data.val, None, "val", verify_masks=verify, progress=move)
+        checked = check_all_masks(data, move) if verify else CheckedMasks()
+    corrected = checked.apply(data)
+    rows = audit_dataset(corrected)
     return Finding(
-        rows=tuple(rows),
+        data=corrected,
+        counts=count_labels(corrected, rows, checked),
+        rows=rows,
         problems=problems,
         missing=tuple(map(str, missing)),
         orphans=tuple(str(item) for item, named in labels if named and f"image '{named[1]}'" in gone),
         refused=tuple(str(item) for item, named in labels if named and f"image '{named[1]}'" not in gone),
         broken=tuple(broken),
+        obstacle=training_obstacle(corrected),
+        checked=checked,
         verified=verify,
     )
 
@@ -136,65 +195,35 @@ def _refusals(finding: Finding, drop: bool, allow_missing: bool) -> int:
     return len(finding.broken) + (0 if allow_missing else len(finding.missing)) + labels
 
 
-def _print(data: "DataSet", finding: Finding, args: argparse.Namespace) -> None:
+def _print(finding: Finding, args: argparse.Namespace) -> None:
     from dasnet_lightning import console
     from dasnet_lightning.console import print_list, print_table
-    from dasnet_lightning.report import Table
+    from dasnet_lightning.training.data_tables import classes_table, splits_table
 
+    data = finding.data
     console.out(f"{data.root}: {data.format.upper()}, {len(data.train.class_names) - 1} classes\n")
-    images = {"train": data.train.records, "val": data.val.records}
-    header = ("split", "images", "with masks", *_COUNTED)
-    rows: list[tuple[str | int, ...]] = [
-        (
-            split,
-            len(records),
-            sum(record.has_masks for record in records),
-            *_count(row for row in finding.rows if row.split == split),
-        )
-        for split, records in images.items()
-    ]
-    print_table(Table("Splits", header, rows))
-    print_table(Table("Classes", ("class", "images", *_COUNTED), _class_rows(data, finding)))
-    rest = f"all in {args.json}" if args.json is not None else "--json FILE writes all of them"
+    print_table(splits_table(finding.counts))
+    print_table(classes_table(finding.counts))
+    rest = "--json FILE writes all of them" if args.json is None else f"all in {args.json}"
+    rest = "all in the JSON document" if args.json == "-" else rest
     print_list("Images that cannot be read", finding.broken, rest=rest)
     print_list("Images that are missing", finding.missing, rest=rest)
     print_list("Labels of missing images", finding.orphans, rest=rest)
     print_list("Labels refused", finding.refused, rest=rest)
     print_list("Masks that cannot be used; their boxes are", finding.invalid_masks, rest=rest)
     print_list("Boxes clipped at the border of their image", finding.listed("clipped"), rest=rest)
-    print_list("Worth knowing", finding.listed("warning"), rest=rest)
-
-
-_COUNTED = ("boxes", "masks", "no mask", "invalid mask", "ignored", "refused")
-
-
-def _count(rows: Iterable["LabelUse"]) -> tuple[int, ...]:
-    """Return the counts of _COUNTED over rows of the audit."""
-    from dasnet_lightning.data.label_audit import summarize
-
-    total = summarize(rows)["all"]
-    return tuple(total[name] for name in ("boxes", "masks", "absent", "invalid", "ignored", "refused"))
-
-
-def _class_rows(data: "DataSet", finding: Finding) -> list[tuple[str | int, ...]]:
-    """Return one row for each class, in the order of the labels, and one for all."""
-    records = (*data.train.records, *data.val.records)
-    images = Counter(label for record in records for label in {item.label for item in record.objects})
-    rows: dict[str, list[LabelUse]] = {name: [] for name in data.train.class_names[1:]}
-    for row in finding.rows:
-        rows.setdefault(row.class_name, []).append(row)
-    table: list[tuple[str | int, ...]] = [
-        (name, images[label], *_count(rows[name])) for label, name in enumerate(data.train.class_names) if label > 0
-    ]
-    return [*table, ("all", len(records), *_count(finding.rows))]
+    print_list("Files that are not used", finding.listed("unused"), rest=rest)
+    print_list("Worth knowing", [*finding.notes, *finding.listed("warning")], rest=rest)
 
 
 def _conclude(finding: Finding, refusals: int) -> int:
     from dasnet_lightning import console
 
-    checked = "" if finding.verified else "; images and masks were not opened (--no-verify)"
+    checked = "" if finding.verified else "; images and masks were not opened (--fast)"
     if refusals == 0:
-        console.out(f"{len(finding.rows):,} labels were read, this data set can be used{checked}.")
+        decoded = " All images and masks were decoded." if finding.verified else ""
+        usable = "but training would stop, see above" if finding.obstacle else "this data set can be used"
+        console.out(f"{len(finding.rows):,} labels were read, {usable}{checked}.{decoded}")
         return 0
     entries = "entry" if refusals == 1 else "entries"
     console.error(
@@ -204,22 +233,27 @@ def _conclude(finding: Finding, refusals: int) -> int:
     return 2
 
 
-def _describe(data: "DataSet", finding: Finding, usable: bool) -> dict[str, Any]:
-    splits = {"train": data.train, "val": data.val}
+def _describe(finding: Finding, usable: bool) -> dict[str, Any]:
+    data, splits = finding.data, finding.counts.splits
     return {
         "data": str(data.root),
         "format": data.format,
         "usable": usable,
         "verified": finding.verified,
         "class_names": list(data.train.class_names),
-        "images": {name: len(source.records) for name, source in splits.items()},
-        "classes": {
-            str(row[0]): dict(zip(("images", *_COUNTED), row[1:], strict=True)) for row in _class_rows(data, finding)
-        },
+        "images": {name: splits[name]["images"] for name in ("train", "val")},
+        "splits": splits,
+        "classes": {"all": _total(splits), **finding.counts.classes},
+        "notes": finding.notes,
         "broken_images": list(finding.broken),
         "invalid_masks": list(finding.invalid_masks),
         "problems": _problems(finding.problems),
     }
+
+
+def _total(splits: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Return the counts of all classes, which have the keys of one class."""
+    return {key: count for key, count in splits["all"].items() if key != "with masks"}
 
 
 def _describe_failure(path: Path, error: "RecordsError") -> dict[str, Any]:

@@ -5,14 +5,14 @@ pycocotools and other readers of COCO files expect; `info.image_folder` says whe
 """
 
 import argparse
-import glob
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasnet_lightning.cli.image_files import find_images, make_folder, name_pictures
+from dasnet_lightning.cli.json_output import add_json_argument, json_document
 from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
 from dasnet_lightning.options import replace_options
 
@@ -51,10 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_feature_cache_arguments(parser, "of the images, to segment them again with other decoders or options,")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment all images; return 2 if some could not be read."""
+    with json_document(args.json) as document:
+        return _run(args, document)
+
+
+def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     from dasnet_lightning import console
 
     paths, skipped = find_images(args.images, args.out)
@@ -62,114 +68,31 @@ def run(args: argparse.Namespace) -> int:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
         console.info(f"skipped {skipped.total():,} files: {kinds}")
     for option, folder in (("--out", args.out), ("--voc-results", args.voc_results)):
-        _make_folder(option, folder)
+        make_folder(option, folder)
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
     changes = dict(parse_options(args.inference_option, "--inference-option"))
     changes |= {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     segmenter = _load(args, changes)
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    failures: dict[str, str] = {}
+    predictions = args.out / "predictions.json"
+    document |= {"out": args.out, "predictions": predictions, "images": content["images"], "failures": failures}
+    document |= {"image_folder": root, "skipped": dict(skipped)}
     try:
-        failures = _segment_all(segmenter, paths, root, args.out, content, voc)
+        _segment_all(segmenter, paths, root, args.out, content, voc, failures)
     finally:  # keep the results before Ctrl-C too
         if voc is not None:
             voc.write()
-        _write_predictions(args.out / "predictions.json", content, root, args.checkpoint)
-    done = len(paths) - failures
+        _write_predictions(predictions, content, root, args.checkpoint)
+        document["objects"] = len(content["annotations"])
+    done = len(paths) - len(failures)
     console.out(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
     if segmenter.feature_cache is not None:
         console.out(f"features of {segmenter.feature_cache.hits:,} images taken from {args.feature_cache}")
     if failures:
-        console.error(f"dasnet: {failures:,} of {len(paths):,} images could not be segmented, see above")
+        console.error(f"dasnet: {len(failures):,} of {len(paths):,} images could not be segmented, see above")
     return 2 if failures else 0
-
-
-def find_images(given: Sequence[str], out: Path) -> tuple[list[Path], Counter[str]]:
-    """Find the images among the arguments.
-
-    Args:
-        given: files, folders (searched recursively) and glob patterns.
-        out: output folder, left out inside the folders.
-
-    Returns:
-        The image files, each once, in order, and the number of files that were skipped, by kind. A file that is given
-        by its name is never skipped.
-
-    Raises:
-        DataError: an argument matches no image.
-    """
-    from dasnet_lightning.data.images import IMAGE_SUFFIXES
-    from dasnet_lightning.errors import DataError
-
-    found: dict[Path, Path] = {}
-    skipped: dict[Path, str] = {}
-    for argument in given:
-        paths = _expand(argument, out)
-        kinds = {path: "" if path == Path(argument).expanduser() else _skipped_kind(path) for path in paths}
-        skipped |= {path.resolve(): kind for path, kind in kinds.items() if kind}
-        images = [path for path in paths if not kinds[path]]
-        if not images:
-            counts = Counter(kind for kind in kinds.values() if kind)
-            instead = "".join(f", {count:,} {kind}" for kind, count in sorted(counts.items()))
-            suffixes = ", ".join(IMAGE_SUFFIXES)
-            raise DataError(
-                f"{argument}: no image found{instead}; expected a file, a folder or a pattern of images ({suffixes})"
-            )
-        for path in images:
-            found.setdefault(path.resolve(), path)
-    return list(found.values()), Counter(kind for path, kind in skipped.items() if path not in found)
-
-
-def _skipped_kind(path: Path) -> str:
-    """Return the kind of a file that is not read as an image, "" for an image."""
-    from dasnet_lightning.data.images import IMAGE_SUFFIXES
-
-    if path.name.startswith("._"):
-        return "._* (macOS resource forks)"
-    suffix = path.suffix.lower()
-    return "" if suffix in IMAGE_SUFFIXES else suffix or "without a suffix"
-
-
-def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:
-    """Return the picture file of each image: its stem, numbered if that would overwrite a picture or an image."""
-    images = list(paths)
-    taken = {str(path.resolve()).casefold() for path in images}  # some file systems ignore case
-    pictures = []
-    for image in images:
-        picture, number = out / f"{image.stem}.png", 1
-        while str(picture.resolve()).casefold() in taken:
-            number += 1
-            picture = out / f"{image.stem}_{number}.png"
-        taken.add(str(picture.resolve()).casefold())
-        pictures.append(picture)
-    return pictures
-
-
-def _expand(argument: str, out: Path) -> list[Path]:
-    """Return the files that an argument names, in order, without those in the output folder below it."""
-    path = Path(argument).expanduser()
-    if path.is_file():
-        return [path]
-    entries = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = sorted(entry for entry in entries if entry.is_file())
-    written = out.resolve()
-    if not path.is_dir() or path.resolve() not in written.parents:
-        return files
-    return [file for file in files if not file.resolve().is_relative_to(written)]
-
-
-def _make_folder(option: str, folder: Path | None) -> None:
-    """Make a folder for results. Raises ConfigError if that is not possible."""
-    from dasnet_lightning.errors import ConfigError
-
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise ConfigError(f"{option} {folder}: is a file, expected a folder") from error
-    except OSError as error:
-        raise ConfigError(f"{option} {folder}: cannot be made ({error.strerror or error})") from error
 
 
 def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
@@ -226,26 +149,25 @@ def _segment_all(
     out: Path,
     content: dict[str, Any],
     voc: "VocResults | None",
-) -> int:
-    """Write a picture and the predictions of each image; return how many images could not be read."""
+    failures: dict[str, str],
+) -> None:
+    """Write a picture and add the predictions of each image; add the errors of unreadable images to `failures`."""
     from dasnet_lightning import console
     from dasnet_lightning.console import progress
     from dasnet_lightning.errors import DataError
 
-    failures = 0
     pairs = list(zip(paths, name_pictures(paths, out), strict=True))
     for image_id, (path, picture) in enumerate(progress(pairs, "segment"), start=1):
         try:
             segmentation = segmenter.segment(path)
         except DataError as error:
-            failures += 1
+            failures[str(path)] = str(error)
             console.error(f"dasnet: {error}")
             continue
         segmentation.save(picture)
         if voc is not None:
             voc.add(path.stem, segmentation)
         _add(content, segmentation, image_id, path.absolute().relative_to(root).as_posix())
-    return failures
 
 
 def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, name: str) -> None:

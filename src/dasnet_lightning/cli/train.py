@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from dasnet_lightning.cli.json_output import add_json_argument, json_document
 from dasnet_lightning.cli.options import add_field_arguments, field_values
 from dasnet_lightning.training.config import RunConfig, TrainerSettings, build_config
 
@@ -13,13 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help=about)
     add_field_arguments(parser, RunConfig)
     add_field_arguments(parser, TrainerSettings)
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate, and write the report."""
     options = field_values(args, RunConfig) | field_values(args, TrainerSettings)
     config = build_config(args.data, options.pop("out"), options, "dasnet train")
-    from dasnet_lightning.training.run import run_and_report
+    with json_document(args.json) as document:
+        from dasnet_lightning.training.run import run_and_report
 
-    run_and_report(config, "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
+        result = run_and_report(config, "Masks from boxes and a few masks", ["dasnet", *sys.argv[1:]])
+        document |= result.as_dict() | {"folder": result.folder, "report": result.folder / "report.html"}
     return 0

@@ -26,7 +26,7 @@ from dasnet_lightning.data.splits import (
     make_split,
     mask_labels,
     parse_budget,
-    read_split,
+    read_split_of,
     split_state,
     write_split,
 )
@@ -64,6 +64,7 @@ class MixedSupervisionDataModule(LightningDataModule):
             there are fewer images.
         allow_missing: leave out images whose file does not exist instead of refusing the data set.
         fix: "error" refuses a data set with unusable annotations, "drop" leaves them out.
+        crowd: "ignore" or "object" (see `open_dataset`).
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         samples_per_epoch: int | None = None,
         allow_missing: bool = False,
         fix: Literal["error", "drop"] = "error",
+        crowd: Literal["ignore", "object"] = "ignore",
     ) -> None:
         super().__init__()
         # Lightning refuses to log hyperparameters of the same name of both the model and the data module
@@ -101,6 +103,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.samples_per_epoch = samples_per_epoch
         self.allow_missing = allow_missing
         self.fix: Literal["error", "drop"] = fix
+        self.crowd: Literal["ignore", "object"] = crowd
         self.train_transform = build_transform(augmentation, self.image_size)
         self.eval_transform = build_transform("none", self.image_size)
         self._opened: OpenedData | None = None
@@ -115,7 +118,7 @@ class MixedSupervisionDataModule(LightningDataModule):
     def opened(self) -> OpenedData:
         """Return the data set and the split; opens them on the first call."""
         if self._opened is None:
-            self.use(open_dataset(self.data_root, allow_missing=self.allow_missing, fix=self.fix))
+            self.use(open_dataset(self.data_root, self.allow_missing, self.fix, self.crowd))
         assert self._opened is not None
         return self._opened
 
@@ -257,20 +260,8 @@ class MixedSupervisionDataModule(LightningDataModule):
         if self.supervision == "boxes":
             return None
         if self.split_file is not None:
-            return _read_split_of(self.split_file, records)
+            return read_split_of(self.split_file, records)
         split = make_split(*mask_labels(records), parse_budget(self.mask_budget), self.split_seed, len(class_names))
         for text in describe_short(split, class_names):
             _logger.warning("%s: %s", self.data_root, text)
         return split
-
-
-def _read_split_of(path: Path, records: tuple[ImageRecord, ...]) -> Split:
-    """Read a split file. Raises DataError if it names images that are not among the training images."""
-    split = read_split(path)
-    unknown = sorted(set(split.image_ids) - {record.image_id for record in records})
-    if unknown:
-        raise DataError(
-            f"{path}: {len(unknown)} images of the split are not among the training images, the first is '{unknown[0]}'; "
-            "use a split that was written for this data set"
-        )
-    return split

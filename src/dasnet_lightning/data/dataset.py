@@ -51,8 +51,8 @@ class SegmentationDataset(Dataset[Sample]):
         mask_ids: ids of the images whose masks may be opened.
         transform: augmentation and resize.
         seed: seed of the augmentation.
-        with_truth: add the ground truth for evaluation, in original pixels. An image that has objects but no mask gets
-            none, so that it does not count as background.
+        with_truth: add the ground truth for evaluation, in original pixels. An image that has objects but no usable mask
+            gets none, so that it does not count as background.
         image_range: range of the data set's images of more than 8 bits; None for that of their type.
     """
 
@@ -95,7 +95,7 @@ class SegmentationDataset(Dataset[Sample]):
         return Sample(record.image_id, pixels, build_target(record, augmented, loaded.opened, truth), seed)
 
     def _ground_truth(self, record: ImageRecord, loaded: LoadedMasks, kept: Sequence[int]) -> GroundTruth | None:
-        if record.objects and not loaded.opened:
+        if record.objects and not len(loaded.index):
             return None
         mask_of = dict(zip(loaded.index.tolist(), unpack_masks(loaded.packed), strict=True))
         void = unpack_void(loaded.packed)

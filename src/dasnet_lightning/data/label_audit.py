@@ -1,17 +1,20 @@
 """Audit of every label: one row per annotated object with the use of its box and of its mask.
 
-Refused objects have a row too, so the number of rows is the number of annotations in the files.
+Refused objects have a row too, so the number of rows is the number of annotations in the files. The audit opens no file: it
+relies on the states of the masks in the records, which `mask_check` corrects.
 """
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from dasnet_lightning.data.records import ImageRecord, MaskState, ObjectRecord, Source
+from dasnet_lightning.data.mask_check import Progress, find_mask_faults, mark_invalid
+from dasnet_lightning.data.records import MaskState, ObjectRecord, Source
 from dasnet_lightning.data.sources.checks import parse_object
+from dasnet_lightning.data.sources.open import DataSet
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.storage.atomic import write_text
 
@@ -49,7 +52,7 @@ def audit_labels(
     mask_ids: Collection[str] | None,
     split_name: Literal["train", "val"],
     verify_masks: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[LabelUse, ...]:
     """Return one row for every annotated object of a source.
 
@@ -57,8 +60,8 @@ def audit_labels(
         source: the data set.
         mask_ids: images inside the mask budget, None for all; only used for "train".
         split_name: which split the source is.
-        verify_masks: open every mask, also outside the budget, and report those that cannot be used.
-        progress: called with (images done, all images).
+        verify_masks: decode every mask, also outside the budget, and report those that cannot be used.
+        progress: called with (images done, all images) while masks are decoded.
 
     Raises:
         ConfigError: `split_name` is neither "train" nor "val".
@@ -66,17 +69,19 @@ def audit_labels(
     if split_name not in ("train", "val"):
         raise ConfigError(f"split_name is '{split_name}', expected 'train' or 'val'")
     budget = None if mask_ids is None else frozenset(mask_ids)
-    rows: list[LabelUse] = []
-    for done, record in enumerate(source.records, start=1):
-        faults = _find_mask_faults(source, record) if verify_masks else {}
-        in_budget = split_name == "val" or budget is None or record.image_id in budget
-        rows += [
-            _row_of(record, item, source.class_names, split_name, in_budget, faults.get(item.object_id, ""))
-            for item in record.objects
-        ]
-        if progress is not None:
-            progress(done, len(source.records))
+    if verify_masks:
+        source = mark_invalid(source, find_mask_faults(source, source.records, progress))
+    rows = [
+        _row_of(item, record.image_id, source.class_names, split_name, budget is None or record.image_id in budget)
+        for record in source.records
+        for item in record.objects
+    ]
     return (*rows, *_rows_of_refused(source, split_name))
+
+
+def audit_dataset(data: DataSet, mask_ids: Collection[str] | None = None) -> tuple[LabelUse, ...]:
+    """Return one row for every annotated object of both splits; `mask_ids` as in `audit_labels`."""
+    return (*audit_labels(data.train, mask_ids, "train"), *audit_labels(data.val, None, "val"))
 
 
 def summarize(rows: Iterable[LabelUse]) -> ClassCounts:
@@ -103,29 +108,18 @@ def write_label_audit(rows: Sequence[LabelUse], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def _row_of(
-    record: ImageRecord, item: ObjectRecord, class_names: Sequence[str], split: str, in_budget: bool, fault: str
-) -> LabelUse:
+def _row_of(item: ObjectRecord, image_id: str, class_names: Sequence[str], split: str, in_budget: bool) -> LabelUse:
     used = "trained" if split == "train" else "evaluated"
     if item.mask is MaskState.ABSENT:
         mask = "absent"
-    elif item.mask is MaskState.INVALID or fault:
-        mask = f"invalid: {item.reason or fault}"
+    elif item.mask is MaskState.INVALID:
+        mask = f"invalid: {item.reason}"
     elif item.ignore:
         mask = IGNORED
     else:
-        mask = used if in_budget else OUTSIDE_BUDGET
+        mask = used if in_budget or split == "val" else OUTSIDE_BUDGET
     box = IGNORED if item.ignore else used
-    return LabelUse(record.image_id, item.object_id, class_names[item.label], split, box, mask)
-
-
-def _find_mask_faults(source: Source, record: ImageRecord) -> dict[str, str]:
-    """Open all present masks of an image and return by object id why they cannot be used; "" if they can."""
-    indices = [index for index, item in enumerate(record.objects) if item.mask is MaskState.PRESENT]
-    if not indices:
-        return {}
-    masks = source.load_masks(record, indices)
-    return {record.objects[index].object_id: reason for index, reason in zip(indices, masks.reasons, strict=True)}
+    return LabelUse(image_id, item.object_id, class_names[item.label], split, box, mask)
 
 
 def _rows_of_refused(source: Source, split: str) -> list[LabelUse]:

@@ -70,7 +70,7 @@ class Problem:
         file: the annotation file.
         record: the record in that file, for example "image 'a.jpg'".
         message: what is wrong with it.
-        action: "refused" (not used), "clipped", "mask_invalid" (only the box is used) or "warning".
+        action: "refused" (not used), "clipped", "mask_invalid" (only the box is used), "unused" (a file) or "warning".
     """
 
     file: Path
@@ -116,6 +116,7 @@ class Source(ABC):
         records: all usable images.
         problems: everything that was refused, changed or is worth a warning.
         root: folder of the data set.
+        files: annotation files and lists that were read for the whole split.
     """
 
     class_names: tuple[str, ...]
@@ -123,7 +124,15 @@ class Source(ABC):
     records: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...]
     root: Path
+    files: tuple[Path, ...] = ()
 
     @abstractmethod
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open the masks of `record.objects[i]` for i in `indices`; no other method opens a mask."""
+
+    def mask_digest(self, record: ImageRecord) -> str | None:
+        """Return a digest of the stored masks of an image, without decoding them.
+
+        None means that they are stored in `files`, together with those of other images.
+        """
+        return None

@@ -152,6 +152,18 @@ def read_split(path: Path) -> Split:
         raise DataError(f"{path}: the mask split is damaged ({error!r}), draw it again") from error
 
 
+def read_split_of(path: Path, records: Sequence[ImageRecord]) -> Split:
+    """Read a split file. Raises DataError if it names images that are not among the training images."""
+    split = read_split(path)
+    unknown = sorted(set(split.image_ids) - {record.image_id for record in records})
+    if unknown:
+        raise DataError(
+            f"{path}: {len(unknown)} images of the split are not among the training images, the first is '{unknown[0]}'; "
+            "use a split that was written for this data set"
+        )
+    return split
+
+
 def split_state(split: Split | None) -> dict[str, Any] | None:
     """Return what a checkpoint keeps of a split, in plain values; None if no masks are used."""
     return None if split is None else {"image_ids": split.image_ids, "budget": split.budget, "seed": split.seed}

@@ -3,6 +3,7 @@
 The mean covers the background and the classes that occur in the ground truth, on the whole of VOC all 21.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -51,7 +52,9 @@ class SemanticIoU(Metric):
         return torch.where(target > 0, intersection / union.clamp(min=1), torch.nan)
 
     def by_class(self, class_names: Sequence[str]) -> Mapping[str, float]:
-        """Return `miou`, and `iou/<class>` of each class."""
-        by_class = self.compute()
+        """Return `miou`, and `iou/<class>` of each class; all nan if no image was added."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The ``compute`` method")  # a set without any mask
+            by_class = self.compute()
         named = {f"iou/{name}": value for name, value in zip(class_names, by_class.tolist(), strict=True)}
         return {"miou": float(by_class.nanmean())} | named

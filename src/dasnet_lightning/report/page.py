@@ -25,10 +25,10 @@ def write_report(path: str | Path, report: Report) -> Path:
 def render(report: Report) -> str:
     """Return the page as text."""
     sections = [
-        _section("Results", [_html_table(table) for table in report.tables]),
+        _section(report.tables_title, [_html_table(table) for table in report.tables]),
         _section("Curves", [_figure(draw_curve(curve), curve.title) for curve in report.curves], "wide grid"),
         _section("Pictures", [_html_picture(picture) for picture in report.pictures], "grid"),
-        _section("Labels", [] if report.accounting is None else [_html_table(report.accounting)]),
+        _section(report.accounting_title, [] if report.accounting is None else [_html_table(report.accounting)]),
         _section(
             "Reproduce", [f"<pre>{escape(text)}</pre>" for text in (report.command, report.configuration) if text]
         ),
@@ -93,7 +93,7 @@ def _card(figure: KeyFigure) -> str:
 def _section(title: str, blocks: Sequence[str], layout: str = "stack") -> str:
     if not blocks:
         return ""
-    return f'<section><h2>{title}</h2><div class="{layout}">{"".join(blocks)}</div></section>'
+    return f'<section><h2>{escape(title)}</h2><div class="{layout}">{"".join(blocks)}</div></section>'
 
 
 _STYLE = """

@@ -73,6 +73,8 @@ class Report:
         command: command that reproduces the run.
         configuration: configuration of the run (YAML), shown verbatim.
         created: date of the report.
+        tables_title: heading of the tables.
+        accounting_title: heading of the table of labels.
     """
 
     title: str
@@ -85,6 +87,8 @@ class Report:
     command: str = ""
     configuration: str = ""
     created: str = ""
+    tables_title: str = "Results"
+    accounting_title: str = "Labels"
 
 
 def format_value(value: Value) -> str:

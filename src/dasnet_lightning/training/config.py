@@ -13,6 +13,8 @@ from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.hardware import default_precision, default_workers
 from dasnet_lightning.training.provenance import describe_start
 
+STAGE_TWO_AUGMENTATION = "segment"
+
 
 def option(default: Any, help: str, *, flag: str | None = None, metavar: str | None = None) -> Any:
     """Return a dataclass field that the command line shows too.
@@ -112,6 +114,10 @@ class RunConfig:
     num_workers: int | None = option(None, "loader processes (default: half of the processors, at most 8)")
     allow_missing: bool = option(False, "skip images whose file does not exist")
     fix: Literal["error", "drop"] = option("error", "what to do with unusable boxes")
+    crowd: Literal["ignore", "object"] = option(
+        "ignore", "crowd and difficult labels: ignore neither trains nor evaluates them, object treats them as others"
+    )
+    accept_changes: bool = option(False, "continue a run although its data set changed since it began")
     feature_cache: str | None = option(
         None, "keep the frozen detector's features of the validation images there, for all budgets", metavar="DIR"
     )
@@ -161,6 +167,8 @@ class TrainOptions(TypedDict, total=False):
     num_workers: int | None
     allow_missing: bool
     fix: Literal["error", "drop"]
+    crowd: Literal["ignore", "object"]
+    accept_changes: bool
     feature_cache: str | None
     feature_cache_gb: float
     accelerator: str
@@ -205,22 +213,44 @@ def default_folder(config: RunConfig) -> str:
     return str(Path("runs") / (f"{name}-split{config.split_seed}" if config.split_seed else name))
 
 
+ADDED_LATER = {"crowd": "ignore"}  # what runs did before the setting existed
 # where and how fast a run computes, not what
-FREE_TO_CHANGE = ("out", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
+FREE_TO_CHANGE = ("out", "accept_changes", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
 
 
-def claim_folder(config: RunConfig) -> None:
-    """Write the settings into `run.json`, or compare them with those of an earlier start, and add a line on this start.
+def check_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that `run.json` keeps.
 
     Raises:
         ConfigError: if a setting differs. Another version of the library or of torch is not a setting.
     """
-    path = config.folder / "run.json"
     settings = {key: value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE}
     settings = json.loads(json.dumps(settings))
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = ADDED_LATER | read_run_file(config)
     changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
-    if changed:
-        what = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
-        raise ConfigError(f"{config.folder}: holds a run with other settings ({what}); choose another --out")
-    write_json(path, {**settings, "provenance": [*before.get("provenance", []), describe_start()]})
+    if changed and run_file(config).is_file():
+        differences = ", ".join(f"{key} was {before.get(key)!r} and is {settings[key]!r}" for key in changed)
+        raise ConfigError(f"{config.folder}: holds a run with other settings ({differences}); choose another --out")
+    return settings
+
+
+def claim_folder(config: RunConfig, **records: Any) -> None:
+    """Write the settings, further records of the run by key, and the provenance of this start; other keys stay.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+    """
+    before = read_run_file(config)
+    provenance = [*before.get("provenance", []), describe_start()]
+    write_json(run_file(config), before | check_settings(config) | records | {"provenance": provenance})
+
+
+def run_file(config: RunConfig) -> Path:
+    """Return the file that keeps the settings and the records of a run."""
+    return config.folder / "run.json"
+
+
+def read_run_file(config: RunConfig) -> dict[str, Any]:
+    """Return the content of `run.json`, empty if the folder does not hold a run."""
+    path = run_file(config)
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule
-from dasnet_lightning.data.label_audit import audit_labels, summarize, write_label_audit
+from dasnet_lightning.data.label_audit import audit_dataset, summarize, write_label_audit
 from dasnet_lightning.distributed import run_on_rank_zero, world_size
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
@@ -35,8 +35,7 @@ def audit_budget(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping
 
 def _write_accounting(data: MixedSupervisionDataModule, folder: Path) -> Mapping[str, Mapping[str, int]]:
     data.write_split(folder / "split.json")
-    dataset = data.opened().dataset
-    uses = (*audit_labels(dataset.train, data.mask_ids, "train"), *audit_labels(dataset.val, None, "val"))
+    uses = audit_dataset(data.opened().dataset, data.mask_ids)
     write_label_audit(uses, folder / "labels.csv")
     return summarize(uses)
 

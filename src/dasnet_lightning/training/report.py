@@ -1,5 +1,6 @@
 """The results of a run: tables on the terminal, and the report page with curves and pictures."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +10,8 @@ import yaml
 
 from dasnet_lightning import console
 from dasnet_lightning.console import print_table
+from dasnet_lightning.data.obstacles import validation_obstacle
+from dasnet_lightning.metrics.matching import NOT_ANNOTATED
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.report import Curve, KeyFigure, Report, Table, Value, write_report
 from dasnet_lightning.training.config import RunConfig
@@ -43,6 +46,22 @@ INSTANCE_FIGURES = {
 }
 
 
+def measured(result: RunResult, metrics: Mapping[str, float], name: str) -> float | None:
+    """Return a metric, or None if there was nothing to measure it on.
+
+    AP is then -1. A mIoU over the background alone says nothing, so it is None too.
+    """
+    value = metrics.get(name, NOT_ANNOTATED)
+    without_masks = "iou" in name and bool(validation_obstacle(result.val_set.source))
+    return None if value == NOT_ANNOTATED or math.isnan(value) or without_masks else value
+
+
+def _explain_gaps(result: RunResult, note: str) -> str:
+    """Return the note of a table of mask metrics, which says why there are none."""
+    obstacle = validation_obstacle(result.val_set.source)
+    return f"-: {obstacle}. {note}" if obstacle else note
+
+
 def results_table(result: RunResult) -> Table:
     """Return the mIoU of each budget, with ground-truth and with detected boxes."""
     rows: list[list[Value]] = [
@@ -50,30 +69,36 @@ def results_table(result: RunResult) -> Table:
             item.budget,
             item.mask_images,
             item.mask_objects,
-            *(item.metrics[f"val/miou_{kind}"] for kind in BOXES.values()),
+            *(measured(result, item.metrics, f"val/miou_{kind}") for kind in BOXES.values()),
         ]
         for item in result.budgets
     ]
     header = ["mask budget", "images with masks", "masks", *(f"mIoU, {boxes}" for boxes in BOXES)]
-    return Table("Semantic segmentation", header, rows, MIOU_NOTE)
+    return Table("Semantic segmentation", header, rows, _explain_gaps(result, MIOU_NOTE))
 
 
 def instance_table(result: RunResult) -> Table:
     """Return the mask AP of each budget, with ground-truth and with detected boxes."""
     rows: list[list[Value]] = [
-        [item.budget, boxes, *(item.metrics[f"val/{name}_{kind}"] for name in INSTANCE_FIGURES.values())]
+        [
+            item.budget,
+            boxes,
+            *(measured(result, item.metrics, f"val/{name}_{kind}") for name in INSTANCE_FIGURES.values()),
+        ]
         for item in result.budgets
         for boxes, kind in BOXES.items()
     ]
-    return Table("Instance segmentation", ["mask budget", "boxes", *INSTANCE_FIGURES], rows, INSTANCE_NOTE)
+    header = ["mask budget", "boxes", *INSTANCE_FIGURES]
+    return Table("Instance segmentation", header, rows, _explain_gaps(result, INSTANCE_NOTE))
 
 
 def joint_table(result: RunResult) -> Table:
     """Return the detector's box AP before and after joint training."""
-    before = [result.detection[name] for name in ("val/box_ap50", "val/box_ap")]
+    names = ("val/box_ap50", "val/box_ap")
+    before = [measured(result, result.detection, name) for name in names]
     rows: list[list[Value]] = [["stage one", *before]]
     rows += [
-        [item.budget, item.metrics["val/box_ap50"], item.metrics["val/box_ap"]]
+        [item.budget, *(measured(result, item.metrics, name) for name in names)]
         for item in result.budgets
         if "val/box_ap50" in item.metrics
     ]
@@ -89,8 +114,10 @@ def mask_tables(result: RunResult) -> list[Table]:
 
 def detection_table(result: RunResult) -> Table:
     """Return the box AP of the detector."""
-    values = [result.detection[name] for name in ("val/box_ap50", "val/box_ap75", "val/box_ap", "score_threshold")]
-    return Table("Detection", ["AP50", "AP75", "AP", "score threshold"], [values], AP_NOTE)
+    names = ("val/box_ap50", "val/box_ap75", "val/box_ap", "score_threshold")
+    values = [measured(result, result.detection, name) for name in names]
+    gap = f"-: {validation_obstacle(result.val_set.source)}. " if None in values else ""
+    return Table("Detection", ["AP50", "AP75", "AP", "score threshold"], [values], gap + AP_NOTE)
 
 
 def write_page(result: RunResult, title: str, command: Sequence[str], pictures: int = 8) -> Path:
@@ -104,14 +131,23 @@ def write_page(result: RunResult, title: str, command: Sequence[str], pictures: 
         summary=(
             f"Boxes on every training image, masks on {_join([str(item.mask_images) for item in result.budgets])} of them. "
             f"Detector {result.detector}, decoder {config.decoder}."
+            + "".join(f" Note: {note}." for note in result.notes)
         ),
         key_figures=[
             *(
-                KeyFigure(f"{name}, {item.budget} masks", item.metrics[f"val/{figure}_ground_truth_boxes"], true)
+                KeyFigure(
+                    f"{name}, {item.budget} masks",
+                    measured(result, item.metrics, f"val/{figure}_ground_truth_boxes"),
+                    true,
+                )
                 for item in result.budgets
             ),
-            KeyFigure(f"{name}, detected boxes", last.metrics[f"val/{figure}_detected_boxes"], f"{last.budget} masks"),
-            KeyFigure("box AP50", result.detection["val/box_ap50"], "COCO protocol"),
+            KeyFigure(
+                f"{name}, detected boxes",
+                measured(result, last.metrics, f"val/{figure}_detected_boxes"),
+                f"{last.budget} masks",
+            ),
+            KeyFigure("box AP50", measured(result, result.detection, "val/box_ap50"), "COCO protocol"),
         ],
         tables=[*mask_tables(result), detection_table(result), *per_class_tables(result)],
         curves=run_curves(result),
@@ -134,7 +170,10 @@ def per_class_tables(result: RunResult) -> list[Table]:
     tables = []
     for kind, suffix in BOXES.items():
         prefix = f"val/{figure}_{suffix}/"
-        rows = [[name, *(item.metrics.get(prefix + name) for item in result.budgets)] for name in result.class_names]
+        rows = [
+            [name, *(measured(result, item.metrics, prefix + name) for item in result.budgets)]
+            for name in result.class_names
+        ]
         header = ["class", *(f"{item.budget} masks" for item in result.budgets)]
         tables.append(Table(f"{title} by class, {kind}", header, rows, "-: not in the validation set."))
     return tables
@@ -145,19 +184,24 @@ def run_curves(result: RunResult) -> list[Curve]:
     folder, (figure, title) = result.config.folder, own_figure(result)
     detector = read_curves(folder / "detector")
     budgets = {item.budget: read_curves(Path(item.checkpoint).parent) for item in result.budgets}
-    losses = {"stage one": detector.get("train/loss", [])}
+    losses = {"stage one": _points(detector, "train/loss")}
     curves = [
         Curve("Stage one: loss", "step", "loss", losses),
-        Curve("Stage one: box AP50", "step", "AP50", {"AP50": detector.get("val/box_ap50", [])}),
-        Curve("Stage two: loss", "step", "loss", {name: log.get("train/loss", []) for name, log in budgets.items()}),
+        Curve("Stage one: box AP50", "step", "AP50", {"AP50": _points(detector, "val/box_ap50")}),
+        Curve("Stage two: loss", "step", "loss", {name: _points(log, "train/loss") for name, log in budgets.items()}),
         Curve(
             f"Stage two: {title} with ground-truth boxes",
             "step",
             title,
-            {name: log.get(f"val/{figure}_ground_truth_boxes", []) for name, log in budgets.items()},
+            {name: _points(log, f"val/{figure}_ground_truth_boxes") for name, log in budgets.items()},
         ),
     ]
     return [curve for curve in curves if any(curve.series.values())]
+
+
+def _points(log: Mapping[str, list[tuple[float, float]]], name: str) -> list[tuple[float, float]]:
+    """Return the logged points of a metric without those where there was nothing to measure."""
+    return [point for point in log.get(name, []) if point[1] != NOT_ANNOTATED]
 
 
 def accounting_table(result: RunResult) -> Table:

@@ -41,6 +41,7 @@ class RunResult:
         budgets: one result for each mask budget.
         accounting: counts of the labels by budget, class and use.
         val_set: the validation images.
+        notes: sentences that a reader of the metrics must know, such as accepted changes of the data set.
     """
 
     config: RunConfig
@@ -50,6 +51,7 @@ class RunResult:
     budgets: tuple[BudgetResult, ...]
     accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
     val_set: SegmentationDataset
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -66,4 +68,5 @@ class RunResult:
             "detection": self.detection,
             "budgets": [asdict(item) for item in self.budgets],
             "accounting": self.accounting,
+            "notes": self.notes,
         }

@@ -1,10 +1,12 @@
 """The two-stage recipe: stage one on all boxes, stage two for each mask budget, evaluation and report.
 
-The run folder holds `run.json` (its settings), `detector/`, one folder for each budget, `results.json` and `report.html`.
+The run folder holds `run.json` (its settings and its data), `dataset.html`, `detector/`, one folder for each budget,
+`results.json` and `report.html`.
 Starting a run again continues where it stopped, and refuses settings that differ.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,11 +14,21 @@ import lightning as L
 
 from dasnet_lightning import console
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
+from dasnet_lightning.data.fingerprint import fingerprint
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
 from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.storage.atomic import write_json
-from dasnet_lightning.training.config import RunConfig, TrainOptions, build_config, claim_folder
+from dasnet_lightning.training.config import (
+    STAGE_TWO_AUGMENTATION,
+    RunConfig,
+    TrainOptions,
+    build_config,
+    check_settings,
+)
+from dasnet_lightning.training.data_check import announce_data, check_labels, check_masks, unchecked
+from dasnet_lightning.training.data_record import check_same_data, describe_accepted, record_data
+from dasnet_lightning.training.dataset_page import RunPage
 from dasnet_lightning.training.detector_stage import ResolvedDetector, resolve_detector, train_detector
 from dasnet_lightning.training.failures import explained_failures
 from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
@@ -86,13 +98,25 @@ def execute(config: RunConfig) -> RunResult:
     L.seed_everything(config.seed, verbose=False)
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
     # errors of the data set and of the detector's options come once, before any process starts
-    dataset = open_dataset(config.data, allow_missing=config.allow_missing, fix=config.fix)
+    dataset = open_dataset(config.data, config.allow_missing, config.fix, config.crowd)
+    check_labels(config, dataset)
     detector = resolve_detector(config, dataset.train.class_names)
     with processes(config.trainer), explained_failures():
-        run_on_rank_zero(lambda: claim_folder(config))
+        run_on_rank_zero(lambda: check_settings(config))
+        prints = fingerprint(dataset) if is_rank_zero() else {}
+        accepted = run_on_rank_zero(lambda: check_same_data(config, prints))
+        page = RunPage(config, dataset, detector.image_size) if is_rank_zero() else None
+        if page is not None:
+            page.write(unchecked(dataset))
+        data = check_masks(config, dataset)
+        if page is not None:
+            page.write(data)
+            announce_data(data, page.problems)
+        run_on_rank_zero(lambda: record_data(config, prints, accepted))
         if detector.weights_note:
             console.info(detector.weights_note)
-        result = run_stages(config, dataset, detector)
+        result = run_stages(config, data.dataset, detector)
+        result = replace(result, notes=tuple(describe_accepted(accepted)))
         run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
     return result
 
@@ -141,10 +165,11 @@ def build_data(
         mask_budget=budget,
         split_seed=config.split_seed,
         seed=config.seed,
-        augmentation=config.detector_augmentation if boxes else "segment",
+        augmentation=config.detector_augmentation if boxes else STAGE_TWO_AUGMENTATION,
         samples_per_epoch=None if boxes else EPOCH_IMAGES,
         allow_missing=config.allow_missing,
         fix=config.fix,
+        crowd=config.crowd,
     )
     data.use(dataset)
     return data

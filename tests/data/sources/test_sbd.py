@@ -10,7 +10,7 @@ from scipy.io import savemat
 from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.records import MaskState
-from dasnet_lightning.data.sources import sbd as sbd_files
+from dasnet_lightning.data.sources import matlab
 from dasnet_lightning.data.sources.checks import RecordsError
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, read_instances
 from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
@@ -170,7 +170,7 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatc
     file = write_instances(root, "a", np.ones((3000, 3000), dtype=np.uint8), [1])
     assert file.stat().st_size < 300_000
     assert read_instances(file).index_map.shape == (3000, 3000)
-    monkeypatch.setattr(sbd_files, "MAX_INFLATED_BYTES", 1_000_000)
+    monkeypatch.setattr(matlab, "MAX_INFLATED_BYTES", 1_000_000)
     with pytest.raises(DataError, match="more bytes than any image needs"):
         read_instances(file)
 

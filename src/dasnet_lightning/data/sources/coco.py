@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dasnet_lightning.data.hashing import hash_parts
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
 from dasnet_lightning.data.sources.box_convention import XYWH, find_other_convention, written_boxes
 from dasnet_lightning.data.sources.checks import (
@@ -66,6 +67,7 @@ class COCOSource(Source):
         check_fix(fix)
         self.root = Path(image_root)
         self.annotation_file = Path(annotation_file)
+        self.files = (self.annotation_file,)
         file = read_coco(self.annotation_file) if content is None else content
         self.class_names, labels = _map_categories(file, class_names)
         self.category_ids = {label: category_id for category_id, label in labels.items()}
@@ -86,6 +88,12 @@ class COCOSource(Source):
         objects = [record.objects[index] for index in indices]
         packed = pack_shapes([self._shapes[item.object_id] for item in objects], record.size)
         return collect_masks(packed, [item.box for item in objects], [""] * len(objects))
+
+    def mask_digest(self, record: ImageRecord) -> str:
+        """Return a digest of the polygons and run lengths of an image."""
+        shapes = [self._shapes[item.object_id] for item in record.objects if item.object_id in self._shapes]
+        contents = [(*shape.polygons, *(() if shape.counts is None else (shape.counts,))) for shape in shapes]
+        return hash_parts(sorted(b"".join(array.tobytes() for array in arrays) for arrays in contents))
 
     def polygons(self, object_id: str) -> tuple[np.ndarray, ...]:
         """Return the polygons of an object, each (corners, 2); none if its mask is not made of polygons."""

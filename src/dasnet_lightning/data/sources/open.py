@@ -4,10 +4,10 @@ Files with a mark of their own come first (YOLO, labelme, CVAT, Label Studio), t
 file joins several VOC, SBD and COCO data sets. If nothing matches, the error lists what the folder contains.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, parse_object
@@ -24,13 +24,14 @@ from dasnet_lightning.data.sources.union import open_union
 from dasnet_lightning.data.sources.union_yaml import SUFFIXES, read_union
 from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.data.sources.voc_lists import list_splits
-from dasnet_lightning.data.sources.voc_masks import list_unused_masks
-from dasnet_lightning.data.sources.voc_xml import find_images, find_voc_root, find_voc_roots
+from dasnet_lightning.data.sources.voc_xml import find_voc_root, find_voc_roots
 from dasnet_lightning.data.sources.yolo import find_yolo
-from dasnet_lightning.errors import DataError
+from dasnet_lightning.data.validation_split import choose_validation
+from dasnet_lightning.errors import ConfigError, DataError
 
-VAL_SHARE = 0.2  # of a data set that has no validation split
 OTHER_FORMATS = "YOLO (data.yaml), labelme, CVAT and Label Studio files and VOC XML files beside images are read too"
+
+Crowd = Literal["ignore", "object"]
 
 SourceBuilder = Callable[[Sequence[str] | None], Source]  # class names (None: those of the files) -> source
 
@@ -70,33 +71,43 @@ class Selection(Source):
         self.records = tuple(records)
         self.problems = tuple(problems)
         self.root = source.root
+        self.files = source.files
 
     def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
         """Open masks through the original source."""
         return self.source.load_masks(record, indices)
 
+    def mask_digest(self, record: ImageRecord) -> str | None:
+        """Return the digest of the original source."""
+        return self.source.mask_digest(record)
 
-def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error") -> DataSet:
+
+def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error", crowd: Crowd = "ignore") -> DataSet:
     """Detect the format of a data set and read its records.
 
-    If the data set has no validation split, a fifth of its images becomes one, chosen by the hash of their ids; a problem
-    reports this.
+    If the data set has no validation split, a fifth of its images becomes one (see `choose_validation`); a problem reports
+    this.
 
     Args:
         path: a folder, one label file, or a YAML list of parts.
         allow_missing: leave out images whose file is missing and report them as problems.
         fix: "drop" leaves out objects that cannot be used and reports them as problems.
+        crowd: "ignore" neither trains nor evaluates crowd and difficult objects, "object" treats them as ordinary objects.
 
     Raises:
+        ConfigError: `crowd` has another value.
         DataError: the format is unknown, or something cannot be used and no option accepts it.
     """
+    if crowd not in get_args(Crowd):
+        raise ConfigError(f"crowd is '{crowd}', expected one of {', '.join(get_args(Crowd))}")
     root = Path(path).expanduser()
     if not root.exists():
         raise DataError(f"{root}: does not exist, expected the folder or the file of a data set")
     data = _open_any(root, allow_missing, fix)
     for source in (data.train, data.val):
         _require_images(source, root)
-    return _warn_about_overlap(data)
+    data = _warn_about_overlap(data)
+    return data if crowd == "ignore" else replace(data, train=_count_crowd(data.train), val=_count_crowd(data.val))
 
 
 def _open_any(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
@@ -107,9 +118,7 @@ def _open_any(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
     if shapes is not None:
         return _open_shapes(shapes, allow_missing, fix)
     if root.is_dir() and find_voc_roots(root):
-        data = _open_voc(find_voc_root(root), allow_missing, fix)
-        unused = list_unused_masks(data.root, frozenset(find_images(data.root)))
-        return replace(data, problems=(*data.problems, *unused))
+        return _open_voc(find_voc_root(root), allow_missing, fix)
     sbd_root = find_sbd_root(root) if root.is_dir() else None
     if sbd_root is not None:
         return _open_sbd(sbd_root, allow_missing, fix)
@@ -209,20 +218,19 @@ def _with_same_classes(build_train: SourceBuilder, build_val: SourceBuilder) -> 
 
 
 def _split_by_hash(source: Source, data_format: str, root: Path, file: Path) -> DataSet:
-    """Reserve a fifth of the images for validation, by the hash of their ids, so that added images move no other."""
+    """Reserve a fifth of the images for validation."""
     _require_images(source, file)
-    ranked = sorted(source.records, key=lambda record: _hash(record.image_id))
-    count = round(VAL_SHARE * len(ranked))
-    if count == 0 or count == len(ranked):
+    val_ids, count = choose_validation(source.records), len(source.records)
+    if not 0 < len(val_ids) < count:
         raise DataError(
-            f"{file}: has no validation split and only {len(ranked)} images, too few to reserve some for validation; "
+            f"{file}: has no validation split and only {count} images, too few to reserve some for validation; "
             "add images or a validation split"
         )
-    val_ids = {record.image_id for record in ranked[:count]}
     train_records = [record for record in source.records if record.image_id not in val_ids]
     val_records = [record for record in source.records if record.image_id in val_ids]
     message = (
-        f"no validation split was found, {count} of {len(ranked)} images, chosen by the hash of their ids, serve as one"
+        f"no validation split was found, {len(val_ids)} of {count} images, chosen by the hash of their ids, serve as one; "
+        f"{sum(record.has_masks for record in val_records)} of them have annotated masks"
     )
     # all problems stay with train, so that each refused label is counted once
     return DataSet(
@@ -245,8 +253,13 @@ def _require_images(source: Source, file: Path) -> None:
     raise RecordsError(images, f"None of the {len(images)} images of a split can be used; restore the image files.")
 
 
-def _hash(image_id: str) -> tuple[bytes, str]:
-    return hashlib.blake2b(image_id.encode(errors="surrogatepass"), digest_size=8).digest(), image_id
+def _count_crowd(source: Source) -> Source:
+    """Return the source with crowd and difficult objects as ordinary objects."""
+    records = [
+        replace(record, objects=tuple(replace(item, ignore=False) for item in record.objects))
+        for record in source.records
+    ]
+    return Selection(source, records, source.problems)
 
 
 def _warn_about_overlap(data: DataSet) -> DataSet:

@@ -3,28 +3,22 @@
 The box of an object is the bounding box of its mask. Unlike in other sources, reading the records therefore opens the
 mask file of every image; training still gets its masks only from `load_masks`. Only inst/ is read, because the class maps
 in cls/ follow from it.
-
-A .mat is a MATLAB file of version 5: a header of 128 bytes, then elements that may be compressed. Elements are inflated
-here, up to a limit, before scipy parses them, so that a decompression bomb costs nothing.
 """
 
-import io
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 
-from dasnet_lightning.data.images import describe_file
+from dasnet_lightning.data.hashing import hash_file
 from dasnet_lightning.data.packed_masks import pack_index_map
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
 from dasnet_lightning.data.sources.checks import Box, Fix, RecordsError, check_fix, join_names, locate_files
 from dasnet_lightning.data.sources.masks import collect_masks
+from dasnet_lightning.data.sources.matlab import load_variable
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.data.sources.voc_lists import read_ids
 from dasnet_lightning.data.sources.voc_xml import VOC_CLASSES
@@ -32,10 +26,6 @@ from dasnet_lightning.errors import DataError
 
 ROOT_CANDIDATES = (".", "dataset", "benchmark_RELEASE/dataset")  # as the archive unpacks
 JOINED_SPLIT = "all"  # train and val together
-
-MAT_HEADER_BYTES = 128
-MAT_COMPRESSED = 15  # type of a compressed element
-MAX_INFLATED_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +63,7 @@ class SBDSource(Source):
         self.root = _require_root(Path(root))
         self.split = split
         list_file, image_ids = read_sbd_list(self.root, split)
+        self.files = (list_file,)
         self.class_names = VOC_CLASSES if class_names is None else tuple(class_names)
         paths, missing = _locate_images(self.root, list_file, image_ids)
         if missing and not allow_missing:
@@ -90,6 +81,10 @@ class SBDSource(Source):
         # an object id ends in its index in the map, which refused objects do not shift
         packed = pack_index_map(index_map, [int(item.object_id.rsplit("/", 1)[1]) for item in objects])
         return collect_masks(packed, [item.box for item in objects], [""] * len(objects))
+
+    def mask_digest(self, record: ImageRecord) -> str:
+        """Return a digest of the bytes of an image's instance file."""
+        return hash_file(_instance_file(self.root, record.image_id))
 
 
 def find_sbd_root(folder: Path) -> Path | None:
@@ -127,7 +122,7 @@ def read_sbd_list(root: Path, split: str) -> tuple[Path, tuple[str, ...]]:
 
 def read_instances(file: Path) -> Instances:
     """Read one file of inst/. Raises DataError if it is damaged or another kind of file."""
-    content = _load_variable(file, "GTinst")
+    content = load_variable(file, "GTinst")
     try:
         index_map = np.asarray(content["Segmentation"][0, 0])
         labels = np.asarray(content["Categories"][0, 0]).ravel()
@@ -232,48 +227,3 @@ def _build_raw_image(
     )
     height, width = instances.index_map.shape
     return RawImage(image_id, path.name, path, (height, width), file, objects)
-
-
-def _load_variable(file: Path, name: str) -> Any:
-    """Load one variable of a MATLAB file."""
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(io.BytesIO(_inflate(file.read_bytes())), variable_names=(name,))
-    except Exception as error:  # a damaged file makes scipy raise nearly anything
-        raise DataError(f"{file}: cannot be read as a MATLAB file, {_describe_mat_file(file)} ({error})") from error
-    if name not in content:
-        raise DataError(f"{file}: has no variable {name}, expected a file of SBD's inst/")
-    return content[name]
-
-
-def _inflate(data: bytes) -> bytes:
-    """Return the file with all elements uncompressed. Raises ValueError if it is truncated or inflates beyond the limit."""
-    if not data.startswith(b"MATLAB 5.0") or data[126:MAT_HEADER_BYTES] not in (b"IM", b"MI"):
-        raise ValueError("the header is not that of MATLAB 5.0")
-    byte_order = "<" if data[126:MAT_HEADER_BYTES] == b"IM" else ">"
-    parts, start, budget = [data[:MAT_HEADER_BYTES]], MAT_HEADER_BYTES, MAX_INFLATED_BYTES
-    while start < len(data):
-        element_type, length = struct.unpack_from(f"{byte_order}II", data, start)
-        end = start + 8 + length
-        if end > len(data):
-            raise ValueError(f"an element of {length} bytes is truncated")
-        if element_type == MAT_COMPRESSED:
-            inflater = zlib.decompressobj()
-            parts.append(inflater.decompress(data[start + 8 : end], budget))
-            if inflater.unconsumed_tail or not inflater.eof:
-                raise ValueError("a compressed element is truncated, or inflates to more bytes than any image needs")
-        else:
-            parts.append(data[start:end])
-        start, budget = end, max(budget - len(parts[-1]), 1)
-    return b"".join(parts)
-
-
-def _describe_mat_file(file: Path) -> str:
-    if not file.is_file():
-        return describe_file(file)
-    with file.open("rb") as stream:
-        head = stream.read(10)
-    if head == b"MATLAB 7.3":
-        return "it was saved in version 7.3, expected version 5 ('save -v7')"
-    return "it is truncated or damaged" if head == b"MATLAB 5.0" else describe_file(file, "MATLAB file")

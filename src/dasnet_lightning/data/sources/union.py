@@ -70,6 +70,7 @@ class UnionSource(Source):
 
     def __init__(self, parts: Sequence[Part], file: Path, root: Path, excluded: Collection[str] = ()) -> None:
         self.root = root
+        self.files = (file, *(used for part in parts for used in part.source.files))
         self.class_names = _common_class_names(file, parts)
         self.category_ids = _common_category_ids(parts)
         groups = _group_by_image(parts, root)
@@ -88,6 +89,11 @@ class UnionSource(Source):
         """Open masks through the part that has them."""
         origin = self._origins[record.image_id]
         return origin.part.source.load_masks(origin.record, [origin.indices[index] for index in indices])
+
+    def mask_digest(self, record: ImageRecord) -> str | None:
+        """Return the digest of the part that has the masks; empty if no part has any."""
+        origin = self._origins.get(record.image_id)
+        return "" if origin is None else origin.part.source.mask_digest(origin.record)
 
 
 def open_union(

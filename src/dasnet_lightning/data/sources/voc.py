@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dasnet_lightning.data.hashing import hash_file
 from dasnet_lightning.data.images import describe_file, image_size
 from dasnet_lightning.data.packed_masks import empty_masks, pack_index_map
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
@@ -72,6 +73,7 @@ class VOCSource(Source):
         self.root = find_voc_root(Path(root))
         self.split = split
         list_file, image_ids = read_split_list(self.root, split, lists)
+        self.files = (list_file,)
         paths, missing = _locate_images(self.root, list_file, image_ids)
         if missing and not allow_missing:
             advice = f"{len(missing)} images cannot be used; restore them, or allow missing images."
@@ -104,6 +106,10 @@ class VOCSource(Source):
         reasons = [reason or ("" if number < VOID_INDEX else TOO_MANY) for number in numbers]
         shown = [number if number < VOID_INDEX else 0 for number in numbers]  # the void is not object 255
         return collect_masks(pack_index_map(index_map, shown, VOID_INDEX), boxes, reasons)
+
+    def mask_digest(self, record: ImageRecord) -> str:
+        """Return a digest of the bytes of an image's mask file."""
+        return hash_file(self._mask_files[record.image_id])
 
 
 def _xml_file(root: Path, image_id: str) -> Path:
