@@ -129,8 +129,22 @@ def test_the_range_is_found_from_a_sample(tmp_path: Path) -> None:
     many = [tmp_path / "a.png"] * 99 + [tmp_path / "g.png"]
     assert find_image_range(many, sample=100) == ImageRange(0, 65535)
     (tmp_path / "h.tif").write_bytes(b"II*\0")
-    with pytest.raises(DataError, match=r"h\.tif: cannot be read"):
-        find_image_range([tmp_path / "h.tif"])
+    assert find_image_range([tmp_path / "h.tif", tmp_path / "g.png"]) == ImageRange(0, 65535)
+    with pytest.raises(DataError, match=r"i\.tif: has pixels that are not finite"):
+        find_image_range(save("i.tif", np.full((20, 30), np.nan, np.float32)))
+
+
+def test_images_of_eight_bits_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.tif", "c.jpg", "d.bmp")]
+    for path in paths:
+        Image.fromarray(photo()).save(path)
+    opened: list[str] = []
+    whole_open = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(Path(path).name) or whole_open(path))
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("an image was decoded"))
+    assert find_image_range([path for path in paths for _ in range(1000)]) is None
+    assert len(opened) <= 64
+    assert set(opened) == {"a.png", "b.tif"}
 
 
 def test_a_file_out_of_range_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     changes = dict(parse_options(args.inference_option, "--inference-option"))
     changes |= {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     segmenter = _load(args, changes)
+    if segmenter.image_range is not None:
+        low, high = segmenter.image_range.low, segmenter.image_range.high
+        console.info(f"images of more than 8 bits are scaled from {low:g}..{high:g} to 0..255, as in training")
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     failures: dict[str, str] = {}

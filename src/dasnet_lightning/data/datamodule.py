@@ -4,6 +4,7 @@ There are two seeds: `split_seed` draws the images whose masks may be used, `see
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,9 @@ from dasnet_lightning import distributed
 from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
-from dasnet_lightning.data.records import ImageRecord
+from dasnet_lightning.data.mask_check import image_ids
+from dasnet_lightning.data.pixels import announce_range
+from dasnet_lightning.data.records import ImageRecord, Source
 from dasnet_lightning.data.sampler import EpochSampler
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import (
@@ -97,8 +100,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.supervision = supervision
         self.mask_budget = mask_budget
-        self.split_seed = split_seed
-        self.seed = seed
+        self.split_seed, self.seed = split_seed, seed
         self.split_file = None if split_file is None else Path(split_file)
         self.samples_per_epoch = samples_per_epoch
         self.allow_missing = allow_missing
@@ -125,6 +127,7 @@ class MixedSupervisionDataModule(LightningDataModule):
     def use(self, dataset: DataSet) -> None:
         """Use an open data set, so that several stages read its files once; the split is drawn again."""
         self._opened = OpenedData(dataset, self._choose_split(dataset.train.records, dataset.train.class_names))
+        announce_range(self.data_root, dataset.image_range)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -144,6 +147,12 @@ class MixedSupervisionDataModule(LightningDataModule):
         return tuple(ids.get(label, label) for label in range(self.num_classes)) if ids else ()
 
     @property
+    def image_range(self) -> tuple[float, float] | None:
+        """Values (low, high) that become 0 and 255 in images of more than 8 bits; None if there are none."""
+        image_range = self.opened().dataset.image_range
+        return None if image_range is None else (image_range.low, image_range.high)
+
+    @property
     def split(self) -> Split | None:
         """Images inside the mask budget; None if the supervision is "boxes"."""
         return self.opened().split
@@ -161,27 +170,26 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def train_set(self) -> SegmentationDataset:
         """Return the augmented training images of this supervision."""
-        source, mask_ids = self.opened().dataset.train, self.mask_ids
-        keep_all = self.supervision != "masks"
+        data, mask_ids = self.opened().dataset, self.mask_ids
+        source, keep_all = data.train, self.supervision != "masks"
         records = [record for record in source.records if keep_all or record.image_id in mask_ids]
         if not records:
             raise DataError(
                 f"{self.data_root}: no training image is left for supervision='{self.supervision}', "
                 f"choose a larger mask_budget than '{self.mask_budget}' or another supervision"
             )
-        return SegmentationDataset(source, records, mask_ids, self.train_transform, self.seed)
+        return SegmentationDataset(source, records, mask_ids, self.train_transform, self.seed, False, data.image_range)
 
     def val_set(self) -> SegmentationDataset:
         """Return all validation images with all their masks, not augmented."""
         source = self.opened().dataset.val
-        mask_ids = frozenset(record.image_id for record in source.records)
-        return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
+        return self._unaugmented_set(source, source.records, image_ids(source), with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
         """Load at most `count` training images over all processes: evenly spaced, not augmented, without masks."""
         source = self.opened().dataset.train
         step = -(-len(source.records) // count)
-        dataset = SegmentationDataset(source, source.records[::step], frozenset(), self.eval_transform, self.seed)
+        dataset = self._unaugmented_set(source, source.records[::step], frozenset())
         rank, world_size = self._rank_and_world_size()
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
@@ -204,8 +212,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         """
         dataset, (rank, world_size) = self.val_set(), self._rank_and_world_size()
         if rank >= len(dataset):
-            first_image = dataset.records[:1]
-            dataset = SegmentationDataset(dataset.source, first_image, frozenset(), self.eval_transform, self.seed)
+            dataset = self._unaugmented_set(dataset.source, dataset.records[:1], frozenset())
             rank, world_size = 0, 1
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
@@ -223,6 +230,12 @@ class MixedSupervisionDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit" and "split" in state_dict:
             check_same_split(self.split, state_dict["split"], self.trainer.ckpt_path)
         self._resumed_from = (state_dict.get("batches", 0), state_dict.get("draws", 0))
+
+    def _unaugmented_set(
+        self, source: Source, records: Sequence[ImageRecord], mask_ids: frozenset[str], with_truth: bool = False
+    ) -> SegmentationDataset:
+        image_range = self.opened().dataset.image_range
+        return SegmentationDataset(source, records, mask_ids, self.eval_transform, self.seed, with_truth, image_range)
 
     def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler) -> DataLoader[Sample]:
         return ResumableLoader(

@@ -1,7 +1,7 @@
-"""Pixels of any image as 8-bit RGB: the one conversion of files, PIL images and arrays.
+"""Conversion of files, PIL images and arrays to 8-bit RGB.
 
-Values of more than 8 bits are scaled by one range, that of the data set or of their type. Scaling each picture by its own
-maximum would make the brightness of an object depend on the brightest pixel beside it.
+Values of more than 8 bits are scaled by one range, that of the data set or of their type. If each image were scaled by its
+own maximum, the brightness of an object would depend on the brightest pixel beside it.
 """
 
 import logging
@@ -15,17 +15,19 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from dasnet_lightning.distributed import is_rank_zero
 from dasnet_lightning.errors import ConfigError, DataError
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # what cameras and scanners store in 16 bits
-SAMPLE = 64
+EIGHT_BIT_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".webp")
+SAMPLE = 64  # images that are opened to find the range of a data set
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageRange:
-    """The values that become 0 and 255 in images of more than 8 bits; values outside are clipped.
+    """Values that become 0 and 255 in images of more than 8 bits; values outside are clipped.
 
     Attributes:
         low: the darkest value.
@@ -55,7 +57,7 @@ def convert_to_rgb(
         image: a PIL image of any mode, or an array of shape (H, W) or (H, W, 1 to 4) in gray or RGB, with or without
             alpha: bool, uint8, uint16 or floating point.
         image_range: the range of the data set. Default: 0 to 65535 for uint16, 0 to 1 for floating point.
-        name: what to call the image in an error.
+        name: name of the image in error messages.
 
     Raises:
         DataError: the array is not an image, or its values lie outside the range of their type and no range is given.
@@ -80,27 +82,30 @@ def convert_pil(
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a PIL image has more than 8 bits per pixel and channel."""
+    """Return whether a PIL image has more than 8 bits per pixel and channel."""
     return image.mode.startswith(("I", "F"))
 
 
 def find_image_range(paths: Sequence[Path], sample: int = SAMPLE) -> ImageRange | None:
     """Find the range of a data set's images from a sample that is spread evenly over them.
 
+    Images of 8 bits are not decoded: their suffix or their header tells them. Files that cannot be read are skipped.
+
     Args:
         paths: all images, in a fixed order.
-        sample: how many of them to open.
+        sample: largest number of files to open.
 
     Returns:
         For whole numbers, 0 to the largest value of the smallest usual bit depth that holds the sample. For floating
         point, 0 to 1 if that holds it, else its extremes. None if no image of the sample has more than 8 bits.
 
     Raises:
-        DataError: an image cannot be read, or its values are not finite.
+        DataError: an image has values that are not finite.
     """
+    candidates = [path for path in paths if path.suffix.lower() not in EIGHT_BIT_SUFFIXES]
     low, high, whole, floating = math.inf, -math.inf, True, False
-    step = max(1, math.ceil(len(paths) / sample))
-    for path in paths[::step]:
+    step = max(1, math.ceil(len(candidates) / sample))
+    for path in candidates[::step]:
         values = _read_deep(path)
         if values is not None:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
@@ -116,12 +121,12 @@ def find_image_range(paths: Sequence[Path], sample: int = SAMPLE) -> ImageRange 
 
 
 def _read_deep(path: Path) -> np.ndarray | None:
-    """Return the values of an image of more than 8 bits, None for others, which are not decoded."""
+    """Return the values of an image of more than 8 bits; None for other files, which are not decoded."""
     try:
         with Image.open(path) as image:
             values = np.asarray(image) if is_deep(image) else None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None  # the reader of the images names the file
     if values is not None and not np.isfinite(values).all():
         raise DataError(f"{path}: has pixels that are not finite, export it again")
     return values
@@ -147,7 +152,8 @@ def _to_bytes(array: np.ndarray, image_range: ImageRange | None, name: str) -> U
             f"{name}: has values from {low:g} to {high:g}, expected {used.low:g} to {used.high:g} for {array.dtype}; "
             "scale the values or give the range of the data set"
         )
-    _announce(str(array.dtype), used)
+    if image_range is None:
+        _announce(str(array.dtype), used)
     return np.clip(np.round((values - used.low) * (255 / (used.high - used.low))), 0, 255).astype(np.uint8)
 
 
@@ -162,3 +168,11 @@ def _as_color(values: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
 @cache  # once per type and process, not once per image
 def _announce(dtype: str, used: ImageRange) -> None:
     _logger.warning("images with pixels of type %s are scaled from %g..%g to 0..255", dtype, used.low, used.high)
+
+
+@cache  # once per data set, which several stages use
+def announce_range(data_root: Path, used: ImageRange | None) -> None:
+    """Log the range of a data set's images of more than 8 bits on rank 0; None logs nothing."""
+    if used is not None and is_rank_zero():
+        text = "%s: images of more than 8 bits are scaled from %g..%g to 0..255"
+        _logger.warning(text, data_root, used.low, used.high)

@@ -120,8 +120,8 @@ class Segmenter:
         """Detect and segment the objects of an image, or segment given boxes.
 
         Args:
-            image: a path, a PIL image, or an array in gray or RGB, [H, W] or [H, W, 1 to 4]: uint8, uint16 (0 to 65535)
-                or floating point (0 to 1), see `convert_to_rgb`.
+            image: a path, a PIL image, or an array [H, W] or [H, W, 1 to 4] in gray or RGB. Values of more than 8 bits are
+                scaled by `image_range`, else from 0..65535 (uint16) or 0..1 (floating point).
             boxes: boxes [n, 4], xyxy in the image's own pixels, to segment without detection.
             labels: for each box its label, 1..num_classes-1, or its class name.
 

@@ -116,6 +116,7 @@ def train_detector(
         detector,
         without_weights(options) if complete else options,
         OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+        image_range=data.image_range,
     )
     if not task.detector.learns_boxes:
         return skip_detector(config, data, task, stage)

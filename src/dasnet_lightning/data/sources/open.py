@@ -6,9 +6,11 @@ file joins several VOC, SBD and COCO data sets. If nothing matches, the error li
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
+from dasnet_lightning.data.pixels import ImageRange, find_image_range
 from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, parse_object
 from dasnet_lightning.data.sources.coco import COCOSource
@@ -17,6 +19,7 @@ from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, image_folders
 from dasnet_lightning.data.sources.coco_per_image import find_coco_per_image, open_coco_per_image
 from dasnet_lightning.data.sources.coco_spellings import find_coco_layout, list_unused_tests, spelled_folders
+from dasnet_lightning.data.sources.overlap import find_overlap
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
 from dasnet_lightning.data.sources.shape_data import ShapeData, build_sources
 from dasnet_lightning.data.sources.shape_formats import find_marked, find_unmarked
@@ -53,6 +56,11 @@ class DataSet:
     format: str
     root: Path
     problems: tuple[Problem, ...] = ()
+
+    @cached_property
+    def image_range(self) -> ImageRange | None:
+        """Range of the images of more than 8 bits, found on first use; None if there are none."""
+        return find_image_range([record.path for split in (self.train, self.val) for record in split.records])
 
 
 class Selection(Source):
@@ -106,7 +114,7 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     data = _open_any(root, allow_missing, fix)
     for source in (data.train, data.val):
         _require_images(source, root)
-    data = _warn_about_overlap(data)
+    data = replace(data, problems=(*data.problems, *find_overlap(data.train, data.val, data.root)))
     return data if crowd == "ignore" else replace(data, train=_count_crowd(data.train), val=_count_crowd(data.val))
 
 
@@ -260,28 +268,3 @@ def _count_crowd(source: Source) -> Source:
         for record in source.records
     ]
     return Selection(source, records, source.problems)
-
-
-def _warn_about_overlap(data: DataSet) -> DataSet:
-    """Add a warning if images are in both splits: the same file, or files of the same name and content."""
-    train_paths = {record.path.absolute() for record in data.train.records}
-    by_name: dict[str, list[Path]] = {}
-    for record in data.train.records:
-        by_name.setdefault(record.path.name, []).append(record.path)
-    shared = [
-        record.path.name
-        for record in data.val.records
-        if record.path.absolute() in train_paths
-        or any(_same_content(record.path, other) for other in by_name.get(record.path.name, ()))
-    ]
-    if not shared:
-        return data
-    message = (
-        f"{len(shared)} images are in both splits and make the evaluation too optimistic, remove them from one: "
-        f"{join_names(shared)}"
-    )
-    return replace(data, problems=(*data.problems, Problem(data.root, "train and val", message, "warning")))
-
-
-def _same_content(first: Path, second: Path) -> bool:
-    return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()
