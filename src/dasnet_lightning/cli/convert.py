@@ -1,4 +1,4 @@
-"""`dasnet convert`: writes a data set in another format and reports what that format has no room for."""
+"""`dasnet convert`: write a data set in another format and report what that format cannot hold."""
 
 import argparse
 from pathlib import Path
@@ -18,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         choices=("copy", "link"),
         default="copy",
-        help="copy image files, or hard-link them, on one file system alone (default: copy)",
+        help="copy the image files, or hard-link them if both folders are on one file system (default: copy)",
     )
     parser.add_argument("--fix", choices=["drop"], help="leave out labels that cannot be used")
     parser.add_argument("--allow-missing", action="store_true", help="leave out images whose file is missing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert the data set and print what was written and what was lost."""
+    """Convert the data set; print what was written and what was lost."""
     from dasnet_lightning import console
     from dasnet_lightning.data.sources.open import open_dataset
     from dasnet_lightning.data.writers.convert import check_out, convert_dataset

@@ -188,7 +188,7 @@ def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, n
 
 
 def _write_predictions(path: Path, content: dict[str, Any], root: Path, checkpoint: Path) -> None:
-    """Write the predictions; their file names are relative to `root`, which is told relative to the file."""
+    """Write the predictions; file names are relative to `root`, and `info` holds `root` relative to the file."""
     from dasnet_lightning import __version__
     from dasnet_lightning.storage.atomic import write_text
 

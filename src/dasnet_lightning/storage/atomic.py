@@ -43,14 +43,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, and keep the file that it replaces."""
+    """Write a text file whole or not at all, and keep the file that it replaces, see `replace_bytes`."""
     replace_bytes(path, text.encode("utf-8"))
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and keep the file that it replaces beside it.
+    """Write a file whole or not at all, and keep the file that it replaces.
 
-    `train.json` is kept as `train.json.previous`, a name that readers of data sets do not take for labels.
+    `train.json` is kept as `train.json.previous`, which readers of data sets do not take for labels.
     """
     target = Path(path)
     if target.exists():

@@ -1,6 +1,8 @@
 """VOC data sets (VOCdevkit layout): boxes from the XML files, masks from SegmentationObject if the file exists.
 
 Reading the records lists the folder of masks but opens none. Object k of the XML (from 1) has index k in the index map.
+An object with `<segmented>0</segmented>` has no mask, whatever the index map holds. The flag of the same name of a whole
+image is not used, because tools write 0 beside masks; there the file decides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,7 @@ from dasnet_lightning.data.sources.checks import (
 from dasnet_lightning.data.sources.masks import VOID_INDEX, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, read_split_list
-from dasnet_lightning.data.sources.voc_masks import find_mask_files, to_index_map
+from dasnet_lightning.data.sources.voc_masks import clear_void, find_mask_files, to_index_map
 from dasnet_lightning.data.sources.voc_xml import (
     VOC_CLASSES,
     XmlImage,
@@ -105,6 +107,7 @@ class VOCSource(Source):
         reason = check_indices(index_map, self._object_counts[record.image_id])
         reasons = [reason or ("" if number < VOID_INDEX else TOO_MANY) for number in numbers]
         shown = [number if number < VOID_INDEX else 0 for number in numbers]  # the void is not object 255
+        index_map = clear_void(index_map, [item.box for item in record.objects if item.mask is MaskState.ABSENT])
         return collect_masks(pack_index_map(index_map, shown, VOID_INDEX), boxes, reasons)
 
     def mask_digest(self, record: ImageRecord) -> str:

@@ -1,4 +1,4 @@
-"""Data sets as they are written: one writer for each format, all taking the same labels."""
+"""Writers of data sets, one for each format; all take the same labels."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What a writer gets: the labels of one image, independent of the format they were read from or are written to."""
+"""Labels of one image, independent of the format that they are read from or written to, and the interface of writers."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -18,7 +18,7 @@ from dasnet_lightning.data.writers.outlines import Ring, trace_mask
 from dasnet_lightning.rle import decode, encode_mask
 from dasnet_lightning.storage.atomic import write_bytes
 
-BOX_TOLERANCE = 1.0  # pixels between a box and the extent of its mask that count as the same box
+BOX_TOLERANCE = 1.0  # pixels; a box and the extent of its mask that differ by less are the same box
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +30,10 @@ class ObjectLabel:
         box: xyxy edges in pixels of the image.
         label: 1..num_classes-1.
         mask: COCO run-length counts, None for an object without a mask.
-        polygons: the corners of the mask if it was read as polygons; empty otherwise.
+        polygons: corners of the mask if it was read as polygons; empty otherwise.
         ignore: whether it is a crowd or a difficult object.
-        changed: whether it differs from the file; a writer that edits a file leaves all other objects as they are.
-        extra: fields to add in formats that have room for them, such as the quality of a predicted mask.
+        changed: whether it differs from its file; a file that is edited keeps all other objects as they are.
+        extra: fields to add in formats that allow them, such as the quality of a predicted mask.
     """
 
     object_id: str
@@ -55,7 +55,7 @@ class ImageLabels:
         file_name: path of the image relative to the image folder of its split.
         size: (height, width).
         objects: in the order of the file.
-        void: run-length counts of the pixels that are neither object nor background; None if the format has none.
+        void: run-length counts of the void pixels; None if there are none.
     """
 
     image_id: str
@@ -69,22 +69,26 @@ class ImageLabels:
         return np.zeros(self.size, bool) if item.mask is None else decode([item.mask], self.size)[0]
 
     def outlines(self, item: ObjectLabel) -> list[Ring]:
-        """Return the polygons of an object's mask inside the image: those that were read, or traced ones."""
+        """Return the polygons of an object's mask: those that were read, or traced ones if they leave the image."""
         height, width = self.size
         inside = all(ring.min() >= 0 and (ring <= (width, height)).all() for ring in item.polygons)
         return list(item.polygons) if item.polygons and inside else self.traced(item)
 
     def traced(self, item: ObjectLabel) -> list[Ring]:
-        """Return polygons that do not overlap, along the pixels of an object's mask."""
+        """Return polygons along the pixels of an object's mask; they do not overlap."""
         return trace_mask(self.mask(item))
 
 
 class Writer(ABC):
-    """Writes a data set in one format: `begin` each split, `add` its images, then `finish`.
+    """Writer of a data set in one format: `begin` each split, `add` its images, then `finish`.
+
+    Args:
+        root: folder of the new data set.
+        class_names: names by label, background first.
 
     Attributes:
-        flat_names: whether image names must not have folders and be unique without their suffix over all splits.
-        losses: what the format has no room for, counted; a sentence for each kind.
+        flat_names: image names have no folders, and are unique without their suffix over all splits.
+        losses: what the format cannot hold, as a sentence with a count.
     """
 
     flat_names: ClassVar[bool] = True
@@ -99,10 +103,10 @@ class Writer(ABC):
         """Return the folder that holds the images of a split."""
 
     def begin(self, split: str, source: Source) -> None:  # noqa: B027 (most formats have nothing to do)
-        """Start a split, whose labels come from `source`."""
+        """Start a split; its labels come from `source`."""
 
     def keeps_masks(self, source: Source) -> bool:
-        """Whether masks of a source of the same format are copied from its file, so that they need not be decoded."""
+        """Return whether masks of this source are copied from its file, so that they need not be decoded."""
         return False
 
     @abstractmethod
@@ -110,16 +114,16 @@ class Writer(ABC):
         """Write the labels of one image, or collect them for `finish`."""
 
     def finish(self) -> None:  # noqa: B027
-        """Write what spans the data set, such as lists of images and class names."""
+        """Write the files of the whole data set, such as lists of images and class names."""
 
     def count_loss(self, sentence: str, count: int = 1) -> None:
-        """Count labels that lose something in this format."""
+        """Count labels that the format cannot hold whole."""
         if count:
             self.losses[sentence] += count
 
 
 def write_new(file: Path, content: bytes) -> None:
-    """Write a file of a new data set, whole or not at all; not synced, because it can be made again."""
+    """Write a file of a new data set atomically; without a sync to disk, because it can be made again."""
     write_bytes(file, content, synced=False)
 
 
@@ -142,16 +146,16 @@ def read_labels(
         open_masks: whether to decode the masks.
 
     Returns:
-        The labels, and the number of masks that cannot be used; their objects are labeled by their boxes alone.
+        The labels, and the number of masks that cannot be used; their objects have a box alone.
     """
     present = [index for index, item in enumerate(record.objects) if item.mask is MaskState.PRESENT and open_masks]
     counts: dict[int, bytes] = {}
     void = None
     if present:
-        opened = source.load_masks(record, present)
-        masks = zip(present, opened.masks, opened.valid, strict=True)
+        loaded = source.load_masks(record, present)
+        masks = zip(present, loaded.masks, loaded.valid, strict=True)
         counts = {index: encode_mask(mask) for index, mask, valid in masks if valid}
-        void = None if opened.void is None or not opened.void.any() else encode_mask(opened.void)
+        void = None if loaded.void is None or not loaded.void.any() else encode_mask(loaded.void)
     origin = original_source(source)
     objects = tuple(
         ObjectLabel(
@@ -176,5 +180,5 @@ def mask_extent(rings: Sequence[Ring]) -> Box:
 
 
 def differs_from_box(rings: Sequence[Ring], box: Box) -> bool:
-    """Whether the box of an object is lost in a format that derives it from the polygons."""
+    """Return whether a box differs from the extent of its polygons, which some formats keep instead of it."""
     return max(abs(a - b) for a, b in zip(mask_extent(rings), box, strict=True)) > BOX_TOLERANCE

@@ -1,6 +1,6 @@
-"""Writes COCO instances files: `annotations/instances_SPLIT.json` and the images in `SPLIT/`.
+"""Writer of COCO instances files: `annotations/instances_SPLIT.json` and the images in `SPLIT/`.
 
-Rows that were read from a COCO file are kept as they are: ids, order, unknown fields and the digits of their boxes.
+Rows of a COCO file are kept: ids, order, unknown fields and the digits of their boxes.
 """
 
 import json
@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dasnet_lightning.data.records import Source
+from dasnet_lightning.data.sources.checks import check_box
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.coco_json import read_coco, read_json
+from dasnet_lightning.data.sources.coco_values import to_box
 from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, original_source
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.rle import areas
 from dasnet_lightning.storage.atomic import replace_text, write_text
 
-VOID_LOST = "images have void pixels, which COCO does not have: they become background"
+VOID_LOST = "images have void pixels, which become background, because COCO has no void"
 
 
 class CocoWriter(Writer):
@@ -40,7 +42,7 @@ class CocoWriter(Writer):
         self._labels[split] = []
 
     def keeps_masks(self, source: Source) -> bool:
-        return isinstance(original_source(source), COCOSource)
+        return _file_of(source) is not None
 
     def add(self, split: str, labels: ImageLabels) -> None:
         self._labels[split].append(labels)
@@ -55,9 +57,9 @@ class CocoWriter(Writer):
         image_ids = dict(zip(image_keys, _number(image_keys), strict=True))
         object_ids = dict(zip(object_keys, _number([key[1] for key in object_keys]), strict=True))
         for split, source in self._sources.items():
-            origin = original_source(source)
-            if isinstance(origin, COCOSource):
-                content = _select_rows(read_json(origin.annotation_file), self._labels[split])
+            file = _file_of(source)
+            if file is not None:
+                content = _select_rows(_read_content(file), self._labels[split])
             else:
                 content = self._build(source, self._labels[split], image_ids, object_ids)
             write_text(self.root / "annotations" / f"instances_{split}.json", dump_json(content))
@@ -96,17 +98,16 @@ class CocoWriter(Writer):
 
 
 class CocoEditor:
-    """Edits an instances file image by image; everything that is not updated stays as it is.
+    """Editor of an instances file, image by image; all that is not updated stays as it is.
 
     Args:
         file: a COCO instances file.
     """
 
     def __init__(self, file: Path) -> None:
-        read_coco(file)  # refuses what is not a sound instances file
         self.file = file
-        self.content: dict[str, Any] = read_json(file)
-        self._places = {str(row["id"]): place for place, row in enumerate(self.content["annotations"])}
+        self.content = _read_content(file)
+        self._rows = {str(row["id"]): index for index, row in enumerate(self.content["annotations"])}
         self._kept = False
 
     def update(self, labels: ImageLabels) -> None:
@@ -118,13 +119,13 @@ class CocoEditor:
         for item in labels.objects:
             if not item.changed:
                 continue
-            if item.object_id not in self._places:
+            if item.object_id not in self._rows:
                 raise DataError(f"{self.file}: has no annotation {item.object_id}, read the file again")
-            place = self._places[item.object_id]
-            self.content["annotations"][place] = updated_row(self.content["annotations"][place], item, labels.size)
+            index = self._rows[item.object_id]
+            self.content["annotations"][index] = updated_row(self.content["annotations"][index], item, labels.size)
 
     def save(self) -> None:
-        """Replace the file atomically; the first call keeps the file as it was as `FILE.previous`."""
+        """Replace the file atomically; the first call keeps the original as `FILE.previous`."""
         write = write_text if self._kept else replace_text
         write(self.file, dump_json(self.content))
         self._kept = True
@@ -147,11 +148,12 @@ def new_row(
 
 
 def updated_row(row: Mapping[str, Any], item: ObjectLabel, size: tuple[int, int]) -> dict[str, Any]:
-    """Return an annotation with the mask of an object; its box is replaced only if it moved."""
+    """Return an annotation with the mask of an object, and its box if that changed."""
     x0, y0, x1, y1 = item.box
-    x, y, width, height = row["bbox"]
-    clipped = (max(x, 0.0), max(y, 0.0), min(x + width, float(size[1])), min(y + height, float(size[0])))
-    box = {} if item.box in (clipped, (x, y, x + width, y + height)) else {"bbox": [x0, y0, x1 - x0, y1 - y0]}
+    numbers, _ = to_box(row.get("bbox"))
+    edges = None if numbers is None else (numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3])
+    same = edges is not None and item.box in (edges, check_box(edges, size, "").box)
+    box = {} if same else {"bbox": [x0, y0, x1 - x0, y1 - y0]}
     return {**row, **box, **_segmentation(item, size), **item.extra}
 
 
@@ -168,13 +170,26 @@ def _segmentation(item: ObjectLabel, size: tuple[int, int]) -> dict[str, Any]:
     return {"segmentation": counts, "area": int(areas([item.mask], size)[0])}
 
 
+def _file_of(source: Source) -> Path | None:
+    """Return the file that all rows of a source come from; None for other formats and for one file per image."""
+    origin = original_source(source)
+    return origin.annotation_file if isinstance(origin, COCOSource) and origin.annotation_file.is_file() else None
+
+
+def _read_content(file: Path) -> dict[str, Any]:
+    """Return an instances file with the rows as they are read: numbered, with values of the right types."""
+    rows = read_coco(file)
+    tables = {"images": rows.images, "annotations": rows.annotations, "categories": rows.categories}
+    return {**read_json(file), **tables}
+
+
 def _select_rows(content: dict[str, Any], images: list[ImageLabels]) -> dict[str, Any]:
-    """Return a COCO file with the rows of these images and objects alone, in the order of the file."""
-    image_ids = {item.image_id for item in images}
+    """Return a COCO file with only the rows of these images and objects, in the order of the file."""
+    names = {item.image_id: item.file_name for item in images}
     object_ids = {label.object_id for item in images for label in item.objects}
     return {
         **content,
-        "images": [row for row in content["images"] if str(row["id"]) in image_ids],
+        "images": [{**row, "file_name": names[str(row["id"])]} for row in content["images"] if str(row["id"]) in names],
         "annotations": [row for row in content["annotations"] if str(row["id"]) in object_ids],
     }
 
@@ -184,6 +199,6 @@ def _key(labels: ImageLabels, item: ObjectLabel) -> tuple[str, str]:
 
 
 def _number(ids: list[str]) -> list[int]:
-    """Return the ids as whole numbers if all of them are distinct ones, else 1, 2, ..."""
+    """Return the ids as whole numbers if all are distinct whole numbers, else 1, 2, ..."""
     whole = [int(item) for item in ids if item.isascii() and item.isdigit() and str(int(item)) == item]
     return whole if len(whole) == len(ids) == len(set(whole)) else list(range(1, len(ids) + 1))

@@ -1,4 +1,4 @@
-"""Writes a whole data set in another format: images, labels, and a count of what the format has no room for."""
+"""Conversion of a whole data set into another format: images, labels, and a count of what the format cannot hold."""
 
 import re
 import shutil
@@ -17,19 +17,19 @@ from dasnet_lightning.data.writers.base import original_source, read_labels
 from dasnet_lightning.errors import ConfigError, DataError
 
 ImageTransfer = Literal["copy", "link"]
-INVALID = "masks cannot be used: their objects are written as boxes alone"
-RENAMED = "images have another name, which is free of folders and spaces and occurs once"
+INVALID = "masks cannot be used, their objects are written as boxes alone"
+RENAMED = "images have another name, without folders and spaces and unique"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """Counts of a conversion.
 
     Attributes:
         images: number of images of each split.
         objects: number of objects.
         masks: number of objects with a mask.
-        losses: what the format has no room for, with a count for each sentence.
+        losses: what the format cannot hold, as a sentence with a count.
     """
 
     images: Mapping[str, int]
@@ -47,7 +47,7 @@ def convert_dataset(
 ) -> Conversion:
     """Write a data set in another format.
 
-    A data set without a validation split is written without one. A failed conversion leaves what it has written.
+    A data set without a validation split is written without one. A conversion that fails leaves its files behind.
 
     Args:
         data: the data set.
@@ -57,7 +57,7 @@ def convert_dataset(
         progress: called with (images done, images).
 
     Raises:
-        ConfigError: the format is unknown, or `out` holds something.
+        ConfigError: the format is unknown, or `out` is not empty.
         DataError: an image cannot be copied.
     """
     if to not in WRITERS:
@@ -89,7 +89,7 @@ def convert_dataset(
 
 
 def check_out(out: Path) -> None:
-    """Raise ConfigError if `out` is a file or a folder that holds something."""
+    """Raise ConfigError if `out` is a file or a folder that is not empty."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file, expected a folder that is empty or does not exist")
     if out.is_dir() and any(out.iterdir()):
@@ -97,7 +97,7 @@ def check_out(out: Path) -> None:
 
 
 def whole_splits(data: DataSet) -> dict[str, Source]:
-    """Return the splits that the files have: one if the validation images were set apart by us."""
+    """Return the splits of the files: a single one if the library itself reserved the validation images."""
     train = original_source(data.train)
     if train is not data.train and train is original_source(data.val):
         return {"train": train}
@@ -105,7 +105,7 @@ def whole_splits(data: DataSet) -> dict[str, Source]:
 
 
 def _name_images(splits: Mapping[str, Source], flat: bool) -> tuple[dict[str, list[str]], int]:
-    """Return the file names to write for each split, and how many images lose their name."""
+    """Return the file names to write for each split, and the number of images that are renamed."""
     names = {split: _relative_names(source) for split, source in splits.items()}
     if not flat:
         return names, 0
@@ -121,9 +121,11 @@ def _name_images(splits: Mapping[str, Source], flat: bool) -> tuple[dict[str, li
 
 
 def _relative_names(source: Source) -> list[str]:
-    """Return the paths of the images relative to the folder that holds all of them."""
+    """Return the paths of the images relative to the image folder of a COCO file, else to their common folder."""
     origin = original_source(source)
-    root = origin.root if isinstance(origin, COCOSource) else _common_folder(source.records)
+    root = origin.root if isinstance(origin, COCOSource) else None
+    if root is None or not all(record.path.is_relative_to(root) for record in source.records):
+        root = _common_folder(source.records)
     return [record.path.relative_to(root).as_posix() for record in source.records]
 
 
@@ -132,7 +134,7 @@ def _common_folder(records: Sequence[ImageRecord]) -> Path:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """Return a name without folders and spaces whose stem is not taken yet; some file systems ignore case."""
+    """Return a name without folders and spaces whose stem is free, also on file systems that ignore case."""
     path = Path(name)
     shortest = re.sub(r"\s+", "_", path.stem)
     longest = re.sub(r"[\s/]+", "_", path.with_suffix("").as_posix())

@@ -1,6 +1,6 @@
-"""Writes labelme files: `SPLIT/NAME.json` beside each image.
+"""Writer of labelme files: `SPLIT/NAME.json` beside each image.
 
-A mask is one polygon for each part, with one group_id if there are several; an object without a mask is a rectangle.
+Each part of a mask is a polygon; parts of one object share a group_id. An object without a mask is a rectangle.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any
 from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, differs_from_box, write_new
 
 VERSION = "5.5.0"  # of labelme's format
-VOID_LOST = "images have void pixels, which labelme does not have: they become background"
-BOX_LOST = "boxes differ from their masks by more than a pixel: labelme keeps the extent of the mask"
+VOID_LOST = "images have void pixels, which become background, because labelme has no void"
+BOX_LOST = "boxes differ from their masks by more than a pixel, labelme keeps the extent of the mask"
 
 
 class LabelmeWriter(Writer):

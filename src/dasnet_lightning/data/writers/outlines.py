@@ -1,6 +1,6 @@
-"""Masks as polygons along the edges of their pixels, so that rasterizing a polygon gives the mask back.
+"""Polygons along the edges of a mask's pixels; rasterized, they give the same mask.
 
-Coordinates are edges in pixels, as in COCO: a mask of the pixel in column 3 reaches from x = 3 to x = 4.
+Coordinates are pixel edges, as in COCO: the pixel in column 3 reaches from x = 3 to x = 4.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Ring = Float[np.ndarray, "v 2"]  # the corners (x, y) of a closed polygon; the f
 
 
 def trace_mask(mask: Bool[np.ndarray, "H W"]) -> list[Ring]:
-    """Return one polygon for each connected part of a mask; holes are cut in by a bridge of zero width."""
+    """Return a polygon for each connected part of a mask; a bridge of zero width joins it to its holes."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return []
@@ -33,7 +33,7 @@ def trace_mask(mask: Bool[np.ndarray, "H W"]) -> list[Ring]:
 
 
 def join_rings(rings: Sequence[Ring]) -> Ring:
-    """Join polygons into one by bridges of zero width; filled by parity, it covers the same pixels.
+    """Join polygons into one by bridges of zero width. By the even-odd rule, it covers the same pixels.
 
     Each polygon is joined at the corner that is nearest to a corner of those before it.
     """

@@ -1,6 +1,6 @@
-"""Writes YOLO data sets: `data.yaml`, `images/SPLIT/` and `labels/SPLIT/NAME.txt`.
+"""Writer of YOLO data sets: `data.yaml`, `images/SPLIT/` and `labels/SPLIT/NAME.txt`.
 
-An object with a mask is a row of a class and a polygon; one without is a row of five numbers, its class and box.
+The row of an object with a mask is its class and a polygon. Without a mask it has five numbers, class and box.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer,
 from dasnet_lightning.data.writers.outlines import join_rings
 from dasnet_lightning.storage.atomic import write_text
 
-IGNORE_LOST = "crowd or difficult objects become ordinary ones, YOLO has no flag for them"
-VOID_LOST = "images have void pixels, which YOLO does not have: they become background"
-BOX_LOST = "boxes differ from their masks by more than a pixel: YOLO keeps the extent of the mask"
+IGNORE_LOST = "crowd or difficult objects become ordinary ones, because YOLO has no flag for them"
+VOID_LOST = "images have void pixels, which become background, because YOLO has no void"
+BOX_LOST = "boxes differ from their masks by more than a pixel, YOLO keeps the extent of the mask"
 
 
 class YoloWriter(Writer):
@@ -59,7 +59,7 @@ def yolo_row(labels: ImageLabels, item: ObjectLabel) -> str:
         )
     else:
         rings = labels.outlines(item)
-        # YOLO reads one polygon; several of one object may overlap, so they are traced anew
+        # an object has one polygon; several parts may overlap, so they are traced again
         ring = rings[0] if len(rings) == 1 else join_rings(labels.traced(item))
         values = (ring / (width, height)).ravel().tolist()
     return " ".join([str(item.label - 1), *(f"{value:.12g}" for value in values)])
