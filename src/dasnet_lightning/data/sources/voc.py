@@ -178,10 +178,15 @@ def _check_box_convention(list_file: Path, images: Sequence[RawImage]) -> None:
         for item in image.objects
         if item.box is not None
     ]
-    as_written = [(x0 + 1, y0 + 1, x1, y1) for (x0, y0, x1, y1), _ in boxes]
+    as_written = [(x0 + 1, y0 + 1, _last(x0, x1), _last(y0, y1)) for (x0, y0, x1, y1), _ in boxes]
     hint = find_other_convention(written_boxes(as_written, [size for _, size in boxes]), XYXY)
     if hint:
         raise DataError(f"{list_file}: {hint}; correct the XML files")
+
+
+def _last(start: float, stop: float) -> float:
+    """Return the number of the last pixel, but a higher one for a box of one pixel, whose two numbers are equal."""
+    return stop + 0.5 if stop == start + 1 else stop
 
 
 def _read_index_map(file: Path, size: tuple[int, int]) -> tuple[np.ndarray | None, str]:
