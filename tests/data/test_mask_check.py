@@ -188,4 +188,4 @@ def test_a_class_may_be_called_all(tmp_path: Path) -> None:
     make_coco(tmp_path, coco_content(rows, 12, ((1, "all"), (2, "dog"))), "all.json", "images")
     data = open_dataset(tmp_path)
     counts = count_labels(data, audit_dataset(data), check_all_masks(data))
-    assert [(row[0], row[2]) for row in classes_table(counts).rows] == [("all", 6), ("dog", 6), ("all", 12)]
+    assert [(row[0], row[2]) for row in classes_table(counts).rows] == [("all (class)", 6), ("dog", 6), ("all", 12)]

@@ -383,7 +383,7 @@ def test_pictures_beside_the_checkout_survive(shared: Path, tmp_path: Path) -> N
 
 
 def first_records(source: Source, count: int) -> Source:
-    from dasnet_lightning.data.sources.open import Selection
+    from dasnet_lightning.data.sources.selection import Selection
 
     masked = [record for record in source.records if record.has_masks]
     return Selection(source, masked[:count], ())

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from dasnet_lightning.data.records import ImageRecord, MaskState, Problem, Source
-from dasnet_lightning.data.sources.open import DataSet, Selection
+from dasnet_lightning.data.sources.open import DataSet
+from dasnet_lightning.data.sources.selection import Selection
 
 MAX_THREADS = 8
 

@@ -19,6 +19,7 @@ from data_builders import (
 
 from dasnet_lightning.data.label_audit import audit_labels
 from dasnet_lightning.data.sources.open import open_dataset
+from dasnet_lightning.data.unused_files import list_problems
 from dasnet_lightning.errors import DataError
 
 CAT = VocObject("cat", (6, 6, 15, 15))
@@ -220,7 +221,7 @@ def test_cvat_masks_and_a_voc_list_called_default_are_opened(tmp_path: Path) -> 
     write_index_picture(root / "SegmentationObject" / "lost.png", np.zeros((30, 40), int))
     data = open_dataset(tmp_path)
     assert (data.format, len(data.train.records)) == ("voc", 8)
-    assert any("lost.png: mask: no image in JPEGImages" in str(problem) for problem in data.problems)
+    assert any("1 mask files without an image in use" in str(problem) for problem in list_problems(data))
     (tmp_path / "labelmap.txt").write_text("background:0,0,0::\ncat:1,2,3::\n")
     assert open_dataset(tmp_path).format == "cvat"
 

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_builders import SIZE, VocObject, filled_indices, make_voc, write_index_picture
+from data_builders import SIZE, VocObject, filled_indices, make_voc
 from PIL import Image
 from shape_builders import PRESENT, mask_of, states
 
 from dasnet_lightning.data.sources.voc import VOCSource
-from dasnet_lightning.data.sources.voc_masks import list_unused_masks
 from dasnet_lightning.visualization import voc_palette
 
 CAT = VocObject("cat", (6, 6, 15, 15))
@@ -61,10 +60,3 @@ def test_masks_in_the_colors_of_voc(tmp_path: Path, mode: str) -> None:
     assert np.array_equal(masks.masks[0], MASK)
     assert masks.void is not None
     assert masks.void.sum() == 100 - 64
-
-
-def test_masks_without_an_image_are_reported(tmp_path: Path) -> None:
-    root = make_voc(tmp_path, {"a": [CAT]}, ["a"])
-    write_index_picture(root / "SegmentationObject" / "lost.png", np.zeros(SIZE, int))
-    (problem,) = list_unused_masks(root, frozenset({"a"}))
-    assert str(problem) == f"{root}/SegmentationObject/lost.png: mask: no image in JPEGImages has this name"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dasnet_lightning.data.pixels import ImageRange, find_image_range
-from dasnet_lightning.data.records import ImageRecord, Masks, Problem, Source
+from dasnet_lightning.data.records import Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, parse_object
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.coco_images import choose_image_root
@@ -19,8 +19,8 @@ from dasnet_lightning.data.sources.coco_json import CocoFile, read_coco
 from dasnet_lightning.data.sources.coco_layout import CocoLayout, describe_folder, image_folders
 from dasnet_lightning.data.sources.coco_per_image import find_coco_per_image, open_coco_per_image
 from dasnet_lightning.data.sources.coco_spellings import find_coco_layout, list_unused_tests, spelled_folders
-from dasnet_lightning.data.sources.overlap import find_overlap
 from dasnet_lightning.data.sources.sbd import SBDSource, find_sbd_root, list_sbd_splits
+from dasnet_lightning.data.sources.selection import Selection, count_crowd
 from dasnet_lightning.data.sources.shape_data import ShapeData, build_sources
 from dasnet_lightning.data.sources.shape_formats import find_marked, find_unmarked
 from dasnet_lightning.data.sources.union import open_union
@@ -63,33 +63,6 @@ class DataSet:
         return find_image_range([record.path for split in (self.train, self.val) for record in split.records])
 
 
-class Selection(Source):
-    """Source with only some images of another source.
-
-    Args:
-        source: opens the masks.
-        records: the selected images.
-        problems: problems to report with them.
-    """
-
-    def __init__(self, source: Source, records: Sequence[ImageRecord], problems: Sequence[Problem]) -> None:
-        self.source = source
-        self.class_names = source.class_names
-        self.category_ids = source.category_ids
-        self.records = tuple(records)
-        self.problems = tuple(problems)
-        self.root = source.root
-        self.files = source.files
-
-    def load_masks(self, record: ImageRecord, indices: Sequence[int]) -> Masks:
-        """Open masks through the original source."""
-        return self.source.load_masks(record, indices)
-
-    def mask_digest(self, record: ImageRecord) -> str | None:
-        """Return the digest of the original source."""
-        return self.source.mask_digest(record)
-
-
 def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error", crowd: Crowd = "ignore") -> DataSet:
     """Detect the format of a data set and read its records.
 
@@ -114,8 +87,8 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     data = _open_any(root, allow_missing, fix)
     for source in (data.train, data.val):
         _require_images(source, root)
-    data = replace(data, problems=(*data.problems, *find_overlap(data.train, data.val, data.root)))
-    return data if crowd == "ignore" else replace(data, train=_count_crowd(data.train), val=_count_crowd(data.val))
+    data = _warn_about_overlap(data)
+    return data if crowd == "ignore" else replace(data, train=count_crowd(data.train), val=count_crowd(data.val))
 
 
 def _open_any(root: Path, allow_missing: bool, fix: Fix) -> DataSet:
@@ -261,10 +234,26 @@ def _require_images(source: Source, file: Path) -> None:
     raise RecordsError(images, f"None of the {len(images)} images of a split can be used; restore the image files.")
 
 
-def _count_crowd(source: Source) -> Source:
-    """Return the source with crowd and difficult objects as ordinary objects."""
-    records = [
-        replace(record, objects=tuple(replace(item, ignore=False) for item in record.objects))
-        for record in source.records
+def _warn_about_overlap(data: DataSet) -> DataSet:
+    """Add a warning if images are in both splits: the same file, or files of the same name and content."""
+    train_paths = {record.path.absolute() for record in data.train.records}
+    by_name: dict[str, list[Path]] = {}
+    for record in data.train.records:
+        by_name.setdefault(record.path.name, []).append(record.path)
+    shared = [
+        record.path.name
+        for record in data.val.records
+        if record.path.absolute() in train_paths
+        or any(_same_content(record.path, other) for other in by_name.get(record.path.name, ()))
     ]
-    return Selection(source, records, source.problems)
+    if not shared:
+        return data
+    message = (
+        f"{len(shared)} images are in both splits and make the evaluation too optimistic, remove them from one: "
+        f"{join_names(shared)}"
+    )
+    return replace(data, problems=(*data.problems, Problem(data.root, "train and val", message, "warning")))
+
+
+def _same_content(first: Path, second: Path) -> bool:
+    return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()

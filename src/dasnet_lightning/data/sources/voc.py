@@ -111,8 +111,9 @@ class VOCSource(Source):
         return collect_masks(pack_index_map(index_map, shown, VOID_INDEX), boxes, reasons)
 
     def mask_digest(self, record: ImageRecord) -> str:
-        """Return a digest of the bytes of an image's mask file."""
-        return hash_file(self._mask_files[record.image_id])
+        """Return a digest of the bytes of an image's mask file; "" if it has none."""
+        file = self._mask_files.get(record.image_id)
+        return "" if file is None else hash_file(file)
 
 
 def _xml_file(root: Path, image_id: str) -> Path:

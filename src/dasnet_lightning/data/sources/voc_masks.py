@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dasnet_lightning.data.augmentation.ssd_crop import pixel_window
-from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import Box
 from dasnet_lightning.data.sources.image_index import list_files
 from dasnet_lightning.data.sources.masks import VOID_INDEX
@@ -44,16 +43,6 @@ def clear_void(index_map: UInt8[np.ndarray, "H W"], boxes: Sequence[Box]) -> UIn
         if window.all():
             cleared[pixel_window(box, index_map.shape)][window == VOID_INDEX] = 0
     return cleared
-
-
-def list_unused_masks(root: Path, image_ids: frozenset[str]) -> list[Problem]:
-    """Return a problem for each file in SegmentationObject that belongs to none of the images."""
-    files = find_mask_files(root)
-    return [
-        Problem(path, "mask", "no image in JPEGImages has this name", "warning")
-        for image_id, path in files.items()
-        if image_id not in image_ids
-    ]
 
 
 def to_index_map(picture: Image.Image, name: str) -> tuple[UInt8[np.ndarray, "H W"] | None, str]:

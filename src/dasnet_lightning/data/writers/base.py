@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sources.checks import Box
 from dasnet_lightning.data.sources.coco import COCOSource
-from dasnet_lightning.data.sources.open import Selection
+from dasnet_lightning.data.sources.selection import Selection
 from dasnet_lightning.data.writers.outlines import Ring, trace_mask
 from dasnet_lightning.rle import decode, encode_mask
 from dasnet_lightning.storage.atomic import write_bytes
