@@ -25,6 +25,7 @@ class Squares:
     """Answers every readable image with one square, of the category 18; its checkpoint holds options of its own."""
 
     feature_cache = None
+    image_range = None
 
     def __init__(self) -> None:
         self.options = InstanceOptions(score_threshold=0.17, max_detections=9)
