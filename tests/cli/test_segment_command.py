@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from dasnet_lightning.cli.image_files import find_images, name_pictures
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.cli.segment import find_images, name_pictures
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.sources.open import open_dataset
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.inference import segmenter as inference
 from dasnet_lightning.inference.segmentation import Segmentation
@@ -24,6 +25,7 @@ class Squares:
     """Answers every readable image with one square, of the category 18; its checkpoint holds options of its own."""
 
     feature_cache = None
+    image_range = None
 
     def __init__(self) -> None:
         self.options = InstanceOptions(score_threshold=0.17, max_detections=9)
@@ -162,10 +164,100 @@ def test_a_device_that_does_not_exist_is_refused(
 
 def test_files_folders_and_patterns_are_found_once(tmp_path: Path) -> None:
     first, second = write_image(tmp_path / "x" / "1.png"), write_image(tmp_path / "x" / "y [z]" / "2.jpeg")
-    assert find_images([str(second), str(tmp_path / "x")], tmp_path / "out") == [second, first]
-    assert find_images([str(tmp_path / "x" / "*.png"), str(first)], tmp_path / "out") == [first]
-    assert find_images([str(tmp_path / "**" / "*.jpeg")], tmp_path / "out") == [second]
-    assert find_images([str(tmp_path / "x")], tmp_path) == [first, second]
+    assert find_images([str(second), str(tmp_path / "x")], tmp_path / "out") == ([second, first], {})
+    assert find_images([str(tmp_path / "x" / "*.png"), str(first)], tmp_path / "out") == ([first], {})
+    assert find_images([str(tmp_path / "**" / "*.jpeg")], tmp_path / "out") == ([second], {})
+    assert find_images([str(tmp_path / "x")], tmp_path) == ([first, second], {})
+
+
+def test_skipped_files_are_counted_by_kind(
+    tmp_path: Path, loads: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    first = write_image(folder / "a.jpg")
+    for name in ("a.gif", "b.GIF", "x.jfif", "x.avif", "x.heic", "._a.jpg", "sub/notes", "out/drawn.gif"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    images, skipped = find_images([str(folder), str(folder / "a.gif")], folder / "out")
+    assert images == [first, folder / "a.gif"]  # what is named is tried
+    assert skipped == {
+        ".gif": 1,
+        ".jfif": 1,
+        ".avif": 1,
+        ".heic": 1,
+        "._* (macOS resource forks)": 1,
+        "without a suffix": 1,
+    }
+    assert main(["segment", str(folder), "--checkpoint", "c", "--out", str(folder / "out"), "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert (
+        "skipped 7 files: 1 ._* (macOS resource forks), 1 .avif, 2 .gif, 1 .heic, 1 .jfif, 1 without a suffix"
+        in captured.err
+    )
+    assert "1 of 1 images segmented" in captured.out
+    with pytest.raises(DataError, match=r"no image found, 1 \.gif; expected"):
+        find_images([str(folder / "a*.gif")], tmp_path / "out")
+    assert find_images([str(folder), str(folder / "*.jpg")], folder / "out")[0] == [first]
+
+
+@pytest.mark.parametrize("option", ["--out", "--voc-results"])
+def test_results_on_a_file_are_refused_before_anything_is_loaded(
+    tmp_path: Path, loads: list[dict], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = write_image(tmp_path / "a.jpg")
+    (tmp_path / "file").touch()
+    for place, words in (("file", "is a file, expected a folder"), ("file/x", "cannot be made (Not a directory)")):
+        arguments = ["segment", str(image), "--checkpoint", "c", "--out", str(tmp_path / "out"), "--device", "cpu"]
+        assert main([*arguments, option, str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert error == f"dasnet: {option} {tmp_path / place}: {words}\n"
+    assert loads == []
+
+
+@pytest.fixture
+def predictions(tmp_path: Path, loads: list[dict], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Predictions of images in another folder, made from a third one."""
+    for name in ("a.png", "sub/a.png", "sub/b.jpg"):
+        write_image(tmp_path / "photos" / name)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    arguments = ["../photos/a.png", "../photos", "--checkpoint", "c", "--out", "../results/one", "--device", "cpu"]
+    assert main(["segment", *arguments]) == 0
+    monkeypatch.chdir("/")
+    return tmp_path / "results" / "one" / "predictions.json"
+
+
+def test_predictions_are_read_back_as_a_data_set(predictions: Path, tmp_path: Path) -> None:
+    content = json.loads(predictions.read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "sub/a.png", "sub/b.jpg"]
+    assert content["info"]["image_folder"] == "../../photos"
+    coco = COCO(predictions)
+    assert all((tmp_path / "photos" / image["file_name"]).is_file() for image in coco.dataset["images"])
+    data = open_dataset(predictions)
+    records = [*data.train.records, *data.val.records]
+    assert sorted(record.path for record in records) == sorted(
+        predictions.parent / "../../photos" / image["file_name"] for image in content["images"]
+    )
+    record = data.train.records[0]
+    assert data.train.load_masks(record, [0]).masks.sum() == 80
+    with pytest.raises(DataError, match="name the file, not its folder"):
+        open_dataset(predictions.parent)
+    moved = tmp_path / "photos" / "instances.json"
+    moved.write_bytes(predictions.read_bytes())
+    assert len(open_dataset(tmp_path / "photos").train.records) == 2
+
+
+def test_predictions_are_read_by_supervision(predictions: Path, tmp_path: Path) -> None:
+    supervision = pytest.importorskip("supervision")
+    dataset = supervision.DetectionDataset.from_coco(
+        images_directory_path=str(tmp_path / "photos"), annotations_path=str(predictions)
+    )
+    assert dataset.classes == ["cat", "dog"]
+    assert len(dataset) == 3
+    for _, image, detections in dataset:
+        assert image.shape == (20, 24, 3)
+        assert detections.xyxy.tolist() == [[6, 4, 16, 12]]
+        assert detections.mask.sum() == 80
 
 
 @pytest.mark.parametrize("name", ["missing.png", "empty", "*.gif"])

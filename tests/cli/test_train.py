@@ -16,7 +16,7 @@ import torch
 from dasnet_lightning import train
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
-from dasnet_lightning.errors import CheckpointError, ConfigError
+from dasnet_lightning.errors import CheckpointError, ConfigError, DataError
 from dasnet_lightning.inference.segmenter import load
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from dasnet_lightning.training.config import RunConfig, TrainerSettings
@@ -238,8 +238,8 @@ def test_wrong_questions_get_one_sentence(finished):
         segmenter.segment(image, boxes=[[0, 0, 10, 10]], labels=["zebra"])
     with pytest.raises(ConfigError, match="is not x0 < x1"):
         segmenter.segment(image, boxes=[[10, 0, 0, 10]], labels=[1])
-    with pytest.raises(ConfigError, match="must be uint8"):
-        segmenter.segment(image.astype(np.float32))
+    with pytest.raises(DataError, match="values from 7 to 7, expected 0 to 1 for float32"):
+        segmenter.segment(np.full((50, 80, 3), 7, np.float32))
     with pytest.raises(CheckpointError, match="holds a detector without a decoder"):
         load(finished / "detector" / "final.ckpt")
 

@@ -1,7 +1,6 @@
 """Reading of image files: every mode becomes RGB, and errors describe files that are not images."""
 
 import io
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from data_builders import write_picture
 from PIL import Image
 
-from dasnet_lightning.data.images import _announce_scaling, image_size, read_image
+from dasnet_lightning.data.images import image_size, read_image
 from dasnet_lightning.errors import DataError
 
 
@@ -49,25 +48,6 @@ def test_colors_survive_palette_alpha_and_cmyk(tmp_path: Path) -> None:
 def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
     photo().convert("P").save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
     assert read_image(tmp_path / "a.png").shape == (20, 30, 3)
-
-
-@pytest.mark.parametrize(("top", "expected"), [(65535, 255), (4095, 255), (255, 255), (2048, 128)])
-def test_sixteen_bits_are_scaled_by_their_range(tmp_path: Path, top: int, expected: int) -> None:
-    values = np.linspace(0, top, 600).reshape(20, 30).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png")
-    assert image.min() == 0
-    assert abs(int(image.max()) - expected) <= 1
-    assert (np.diff(image[:, :, 0].ravel().astype(int)) >= 0).all()
-
-
-def test_scaling_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _announce_scaling.cache_clear()
-    Image.fromarray(np.full((20, 30), 1000, dtype=np.uint16)).save(tmp_path / "a.png")
-    with caplog.at_level(logging.WARNING):
-        read_image(tmp_path / "a.png")
-        read_image(tmp_path / "a.png")
-    assert len([record for record in caplog.records if "scaled" in record.message]) == 1
 
 
 def test_orientation_is_applied(tmp_path: Path) -> None:

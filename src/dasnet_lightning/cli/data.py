@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dasnet_lightning.data.label_audit import LabelUse
     from dasnet_lightning.data.label_counts import LabelCounts
     from dasnet_lightning.data.mask_check import CheckedMasks
+    from dasnet_lightning.data.pixels import ImageRange
     from dasnet_lightning.data.records import Problem, Source
     from dasnet_lightning.data.sources.checks import RecordsError
     from dasnet_lightning.data.sources.open import DataSet
@@ -154,7 +155,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     missing = [problem for problem in refused if parse_object(problem.record) is None]
     gone = {problem.record for problem in missing}
     labels = [(problem, parse_object(problem.record)) for problem in refused]
-    broken = [text for source in data.sources.values() for text in _decode(source)] if verify else []
+    broken = [text for source in data.sources.values() for text in _decode(source, data.image_range)] if verify else []
     with counter("masks") as move:
         checked = check_all_masks(data, move) if verify else CheckedMasks()
     corrected = checked.apply(data)
@@ -174,7 +175,7 @@ def _examine(data: "DataSet", verify: bool) -> Finding:
     )
 
 
-def _decode(source: "Source") -> list[str]:
+def _decode(source: "Source", image_range: "ImageRange | None") -> list[str]:
     """Decode every image of a source; return the errors."""
     from dasnet_lightning.console import progress
     from dasnet_lightning.data.images import read_image
@@ -183,7 +184,7 @@ def _decode(source: "Source") -> list[str]:
     broken = []
     for record in progress(source.records, "images"):
         try:
-            read_image(record.path, record.size)
+            read_image(record.path, record.size, image_range=image_range)
         except DataError as error:
             broken.append(str(error))
     return broken

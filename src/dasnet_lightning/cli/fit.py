@@ -32,7 +32,7 @@ class DasnetCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the classes from the data set."""
-        for name in ("num_classes", "class_names", "category_ids"):
+        for name in ("num_classes", "class_names", "category_ids", "image_range"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -1,15 +1,17 @@
 """`dasnet segment`: COCO JSON, pictures and VOC result files for images, folders and glob patterns.
 
-An unreadable image is reported and skipped.
+An unreadable image is reported and skipped. The predictions name images relative to the folder that holds all of them, as
+pycocotools and other readers of COCO files expect; `info.image_folder` says where that is.
 """
 
 import argparse
-import glob
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasnet_lightning.cli.image_files import find_images, make_folder, name_pictures
 from dasnet_lightning.cli.json_output import add_json_argument, json_document
 from dasnet_lightning.cli.options import add_feature_cache_arguments, parse_options
 from dasnet_lightning.options import replace_options
@@ -64,22 +66,31 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     from dasnet_lightning import console
 
-    paths = find_images(args.images, args.out)
+    paths, skipped = find_images(args.images, args.out)
+    if skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
+        console.info(f"skipped {skipped.total():,} files: {kinds}")
+    for option, folder in (("--out", args.out), ("--voc-results", args.voc_results)):
+        make_folder(option, folder)
     voc = None if args.voc_results is None else _voc_results(args.voc_results, paths)
     changes = dict(parse_options(args.inference_option, "--inference-option"))
     changes |= {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     segmenter = _load(args, changes)
-    args.out.mkdir(parents=True, exist_ok=True)
+    if segmenter.image_range is not None:
+        low, high = segmenter.image_range.low, segmenter.image_range.high
+        console.info(f"images of more than 8 bits are scaled from {low:g}..{high:g} to 0..255, as in training")
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     content: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     failures: dict[str, str] = {}
     predictions = args.out / "predictions.json"
     document |= {"out": args.out, "predictions": predictions, "images": content["images"], "failures": failures}
+    document |= {"image_folder": root, "skipped": dict(skipped)}
     try:
-        _segment_all(segmenter, paths, args.out if args.draw else None, content, voc, failures)
+        _segment_all(segmenter, paths, root, args.out if args.draw else None, content, voc, failures)
     finally:  # keep the results before Ctrl-C too
         if voc is not None:
             voc.write()
-        _write_predictions(predictions, content, args.checkpoint)
+        _write_predictions(predictions, content, root, args.checkpoint)
         document["objects"] = len(content["annotations"])
     done = len(paths) - len(failures)
     console.out(f"{done:,} of {len(paths):,} images segmented, {len(content['annotations']):,} objects: {args.out}")
@@ -88,61 +99,6 @@ def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     if failures:
         console.error(f"dasnet: {len(failures):,} of {len(paths):,} images could not be segmented, see above")
     return 2 if failures else 0
-
-
-def find_images(given: Sequence[str], out: Path) -> list[Path]:
-    """Return the image files of the arguments, each once, in order.
-
-    Args:
-        given: files, folders (searched recursively) and glob patterns.
-        out: output folder, skipped inside the folders.
-
-    Raises:
-        DataError: an argument matches no image.
-    """
-    from dasnet_lightning.data.images import IMAGE_SUFFIXES
-    from dasnet_lightning.errors import DataError
-
-    found: dict[Path, Path] = {}
-    for argument in given:
-        paths = _expand(argument, out)
-        if not paths:
-            suffixes = ", ".join(IMAGE_SUFFIXES)
-            raise DataError(
-                f"{argument}: no image found, expected a file, a folder or a pattern of images ({suffixes})"
-            )
-        for path in paths:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
-
-
-def name_pictures(paths: Iterable[Path], out: Path) -> list[Path]:
-    """Return the picture file of each image: its stem, numbered if that would overwrite a picture or an image."""
-    images = list(paths)
-    taken = {str(path.resolve()).casefold() for path in images}  # some file systems ignore case
-    pictures = []
-    for image in images:
-        picture, number = out / f"{image.stem}.png", 1
-        while str(picture.resolve()).casefold() in taken:
-            number += 1
-            picture = out / f"{image.stem}_{number}.png"
-        taken.add(str(picture.resolve()).casefold())
-        pictures.append(picture)
-    return pictures
-
-
-def _expand(argument: str, out: Path) -> list[Path]:
-    from dasnet_lightning.data.images import IMAGE_SUFFIXES
-
-    path = Path(argument).expanduser()
-    if path.is_file():
-        return [path]
-    entries = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-    images = sorted(entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file())
-    written = out.resolve()
-    if not path.is_dir() or path.resolve() not in written.parents:
-        return images
-    return [image for image in images if not image.resolve().is_relative_to(written)]
 
 
 def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
@@ -195,6 +151,7 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
 def _segment_all(
     segmenter: "Segmenter",
     paths: Sequence[Path],
+    root: Path,
     out: Path | None,
     content: dict[str, Any],
     voc: "VocResults | None",
@@ -218,13 +175,13 @@ def _segment_all(
             segmentation.save(picture)
         if voc is not None:
             voc.add(path.stem, segmentation)
-        _add(content, segmentation, image_id, path)
+        _add(content, segmentation, image_id, path.absolute().relative_to(root).as_posix())
 
 
-def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, path: Path) -> None:
+def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, name: str) -> None:
     """Add an image and its objects to the predictions; `annotations` is also a valid list of COCO results."""
     height, width = segmentation.image.shape[:2]
-    content["images"].append({"id": image_id, "file_name": path.as_posix(), "width": width, "height": height})
+    content["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
     ids = segmentation.category_ids or tuple(range(len(segmentation.class_names)))
     content["categories"] = [
         {"id": key, "name": name} for key, name in list(zip(ids, segmentation.class_names, strict=True))[1:]
@@ -235,11 +192,15 @@ def _add(content: dict[str, Any], segmentation: "Segmentation", image_id: int, p
         content["annotations"].append({"id": number, "iscrowd": 0, "area": area, **result})
 
 
-def _write_predictions(path: Path, content: dict[str, Any], checkpoint: Path) -> None:
+def _write_predictions(path: Path, content: dict[str, Any], root: Path, checkpoint: Path) -> None:
+    """Write the predictions; file names are relative to `root`, and `info` holds `root` relative to the file."""
     from dasnet_lightning import __version__
     from dasnet_lightning.storage.atomic import write_text
 
-    info = {"description": f"predictions of dasnet_lightning {__version__} with {checkpoint.name}"}
+    info = {
+        "description": f"predictions of dasnet_lightning {__version__} with {checkpoint.name}",
+        "image_folder": Path(os.path.relpath(root, path.parent.absolute())).as_posix(),
+    }
     write_text(path, json.dumps({"info": info, **content}, ensure_ascii=False) + "\n")
 
 

@@ -4,6 +4,7 @@ There are two seeds: `split_seed` draws the images whose masks may be used, `see
 """
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,9 @@ from dasnet_lightning import distributed
 from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
-from dasnet_lightning.data.records import Source
+from dasnet_lightning.data.mask_check import image_ids
+from dasnet_lightning.data.pixels import announce_range
+from dasnet_lightning.data.records import ImageRecord, Source
 from dasnet_lightning.data.sampler import EpochSampler
 from dasnet_lightning.data.sources.class_mapping import map_classes
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
@@ -82,8 +85,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.supervision = supervision
         self.mask_budget = mask_budget
-        self.split_seed = split_seed
-        self.seed = seed
+        self.split_seed, self.seed = split_seed, seed
         self.split_file = None if split_file is None else Path(split_file)
         self.samples_per_epoch = samples_per_epoch
         self.allow_missing = allow_missing
@@ -116,6 +118,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         for text in [] if split is None else describe_short(split, dataset.train.class_names):
             _logger.warning("%s: %s", self.data_root, text)
         self._opened = OpenedData(dataset, split)
+        announce_range(self.data_root, dataset.image_range)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -133,6 +136,12 @@ class MixedSupervisionDataModule(LightningDataModule):
         dataset = self.opened().dataset
         ids = {**dataset.val.category_ids, **dataset.train.category_ids}
         return tuple(ids.get(label, label) for label in range(self.num_classes)) if ids else ()
+
+    @property
+    def image_range(self) -> tuple[float, float] | None:
+        """Values (low, high) that become 0 and 255 in images of more than 8 bits; None if there are none."""
+        image_range = self.opened().dataset.image_range
+        return None if image_range is None else (image_range.low, image_range.high)
 
     @property
     def split(self) -> Split | None:
@@ -158,22 +167,22 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def train_set(self) -> SegmentationDataset:
         """Return the augmented training images of this supervision."""
-        source, mask_ids = self.opened().dataset.train, self.mask_ids
+        data, mask_ids = self.opened().dataset, self.mask_ids
+        source = data.train
         records = training_records(source, self.supervision, mask_ids, self.held_out_ids)
         if not records:
             raise DataError(
                 f"{self.data_root}: no training image is left for supervision='{self.supervision}', "
                 f"choose a larger mask_budget than '{self.mask_budget}' or another supervision"
             )
-        return SegmentationDataset(source, records, mask_ids, self.train_transform, self.seed)
+        return SegmentationDataset(source, records, mask_ids, self.train_transform, self.seed, False, data.image_range)
 
     def val_set(self) -> SegmentationDataset:
         """Return all validation images with all their masks, not augmented."""
         return self._with_truth(self.opened().dataset.val)
 
     def _with_truth(self, source: Source) -> SegmentationDataset:
-        mask_ids = frozenset(record.image_id for record in source.records)
-        return SegmentationDataset(source, source.records, mask_ids, self.eval_transform, self.seed, with_truth=True)
+        return self._unaugmented_set(source, source.records, image_ids(source), with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
         """Load at most `count` images over all processes: evenly spaced, not augmented, without masks.
@@ -183,7 +192,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         source, held_out = self.opened().dataset.train, self.held_out_ids
         records = [record for record in source.records if not held_out or record.image_id in held_out]
         records = records[:: -(-len(records) // count)]
-        dataset = SegmentationDataset(source, records, frozenset(), self.eval_transform, self.seed)
+        dataset = self._unaugmented_set(source, records, frozenset())
         rank, world_size = self._rank_and_world_size()
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
@@ -209,8 +218,7 @@ class MixedSupervisionDataModule(LightningDataModule):
     def _evaluation_loader(self, dataset: SegmentationDataset) -> DataLoader[Sample]:
         rank, world_size = self._rank_and_world_size()
         if rank >= len(dataset):
-            first_image = dataset.records[:1]
-            dataset = SegmentationDataset(dataset.source, first_image, frozenset(), self.eval_transform, self.seed)
+            dataset = self._unaugmented_set(dataset.source, dataset.records[:1], frozenset())
             rank, world_size = 0, 1
         sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
         return self._loader(dataset, sampler)
@@ -234,6 +242,12 @@ class MixedSupervisionDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit" and "split" in state_dict:
             check_same_split(self.split, state_dict["split"], self.trainer.ckpt_path)
         self._resumed_from = (state_dict.get("batches", 0), state_dict.get("draws", 0))
+
+    def _unaugmented_set(
+        self, source: Source, records: Sequence[ImageRecord], mask_ids: frozenset[str], with_truth: bool = False
+    ) -> SegmentationDataset:
+        image_range = self.opened().dataset.image_range
+        return SegmentationDataset(source, records, mask_ids, self.eval_transform, self.seed, with_truth, image_range)
 
     def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler) -> DataLoader[Sample]:
         return ResumableLoader(

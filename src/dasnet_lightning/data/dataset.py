@@ -17,6 +17,7 @@ from dasnet_lightning.data.augmentation.transforms import Transform
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.loader import Sample
 from dasnet_lightning.data.packed_masks import PackedMasks, empty_masks, unpack_masks, unpack_void
+from dasnet_lightning.data.pixels import ImageRange
 from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sampler import Key, sample_seed
 from dasnet_lightning.errors import DataError
@@ -52,6 +53,7 @@ class SegmentationDataset(Dataset[Sample]):
         seed: seed of the augmentation.
         with_truth: add the ground truth for evaluation, in original pixels. An image that has objects but no usable mask
             gets none, so that it does not count as background.
+        image_range: range of the data set's images of more than 8 bits; None for that of their type.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class SegmentationDataset(Dataset[Sample]):
         transform: Transform,
         seed: int,
         with_truth: bool = False,
+        image_range: ImageRange | None = None,
     ) -> None:
         self.source = source
         self.records = tuple(records)
@@ -69,6 +72,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.with_truth = with_truth
+        self.image_range = image_range
 
     def __len__(self) -> int:
         return len(self.records)
@@ -77,7 +81,7 @@ class SegmentationDataset(Dataset[Sample]):
         """Load and augment one image. Raises DataError with the path if the image or a box cannot be used."""
         epoch, index = key
         record = self.records[index]
-        image = read_image(record.path, record.size)
+        image = read_image(record.path, record.size, image_range=self.image_range)
         loaded = load_masks_of(self.source, record, record.image_id in self.mask_ids)
         seed = sample_seed(self.seed, epoch, index)
         labels = np.array([item.label for item in record.objects], np.int64)

@@ -8,10 +8,8 @@ the file is truncated, has a stray marker, or lacks its tables. It therefore onl
 sound baseline JPEG has them. The pixels are the same, because both use libjpeg-turbo with its defaults.
 """
 
-import logging
 import re
 import struct
-from functools import cache
 from pathlib import Path
 
 import cv2
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from dasnet_lightning.data.pixels import ImageRange, convert_pil
 from dasnet_lightning.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -26,18 +25,18 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-BIT_DEPTHS = (8, 10, 12, 14, 16)  # what cameras and scanners store in 16 bits
 
 BASELINE, HUFFMAN_TABLES, START_OF_SCAN = (0xC0, 0xC1), 0xC4, 0xDA  # JPEG markers
 END_OF_IMAGE = b"\xff\xd9"
 STRAY_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # in a scan only stuffed bytes and restarts follow 0xFF
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
-_logger = logging.getLogger(__name__)
-
 
 def read_image(
-    path: Path, expected_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    expected_size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    image_range: ImageRange | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image file to RGB.
 
@@ -46,6 +45,7 @@ def read_image(
         expected_size: annotated (height, width). The EXIF orientation is applied, unless only the stored image without
             rotation has the annotated size, because the boxes then refer to that one.
         max_pixels: largest accepted width x height.
+        image_range: range of the data set's images of more than 8 bits. Default: the range of their type (see `pixels`).
 
     Raises:
         DataError: the file is missing, truncated, not an image, too large, or has another size than annotated.
@@ -56,9 +56,9 @@ def read_image(
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
             as_stored = _matches_as_stored(path, image.size, orientation, expected_size)
             if orientation != 1 and not as_stored:
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return convert_pil(ImageOps.exif_transpose(image), image_range, str(path))
             pixels = _decode_fast(path, image)
-            return _to_rgb(image) if pixels is None else pixels
+            return convert_pil(image, image_range, str(path)) if pixels is None else pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {error}; the limit is max_pixels={max_pixels}, scale the image down") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
@@ -157,27 +157,3 @@ def _find_scan(data: bytes) -> int | None:
             return offset if HUFFMAN_TABLES in markers and markers.intersection(BASELINE) else None
         markers.add(marker)
     return None
-
-
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    if image.mode.startswith(("I", "F")):
-        _announce_scaling(image.mode)
-        return np.repeat(_scale_to_8_bits(np.asarray(image, dtype=np.float64))[:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _scale_to_8_bits(values: np.ndarray) -> UInt8[np.ndarray, "H W"]:
-    """Map 0..top to 0..255, where top is the smallest usual bit depth (or 1.0) that holds the largest value."""
-    peak = float(values.max(initial=0.0))
-    if not np.isfinite(values).all():
-        raise ValueError("some pixels are not finite")
-    tops = [1.0] * (peak != int(peak)) + [float(2**bits - 1) for bits in BIT_DEPTHS]
-    top = next((top for top in tops if peak <= top), peak)
-    return np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8)
-
-
-@cache  # once per mode and process, not once per image
-def _announce_scaling(mode: str) -> None:
-    _logger.warning("images with more than 8 bits per pixel (mode %s) are scaled by their range to 0..255", mode)

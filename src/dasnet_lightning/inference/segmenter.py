@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.pixels import ImageRange, convert_to_rgb
 from dasnet_lightning.detectors.fold_batchnorm import fold_norms
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cache
@@ -28,7 +29,7 @@ from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, su
 from dasnet_lightning.tasks.config import NetworkConfig, restore_options
 from dasnet_lightning.types import Detections, Images, Pyramid
 
-ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+ImageLike = str | Path | Image.Image | np.ndarray
 InferenceOptions = SemanticOptions | InstanceOptions
 
 
@@ -79,6 +80,7 @@ def load(
         options or options_class(**saved.get("inference", {})),
         saved.get("category_ids") or None,
         open_feature_cache(feature_cache, feature_cache_gb),
+        ImageRange(*saved["image_range"]) if saved.get("image_range") else None,
     )
 
 
@@ -91,6 +93,7 @@ class Segmenter:
         options: thresholds and limits; they may be replaced between two images.
         category_ids: the data set's own id of each label, None if it has none.
         feature_cache: cache of the detector's features, None without one.
+        image_range: range of images of more than 8 bits that the network was trained with; None for that of their type.
         image_size: input size (H, W) of the network.
     """
 
@@ -101,8 +104,10 @@ class Segmenter:
         options: InferenceOptions,
         category_ids: Sequence[int | str] | None = None,
         feature_cache: FeatureCache | None = None,
+        image_range: ImageRange | None = None,
     ) -> None:
         self.model = model.eval()
+        self.image_range = image_range
         self.feature_cache = feature_cache
         self.class_names = tuple(class_names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
@@ -116,7 +121,8 @@ class Segmenter:
         """Detect and segment the objects of an image, or segment given boxes.
 
         Args:
-            image: a path, a PIL image, or a uint8 array [H, W, 3] in RGB.
+            image: a path, a PIL image, or an array [H, W] or [H, W, 1 to 4] in gray or RGB. Values of more than 8 bits are
+                scaled by `image_range`, else from 0..65535 (uint16) or 0..1 (floating point).
             boxes: boxes [n, 4], xyxy in the image's own pixels, to segment without detection.
             labels: for each box its label, 1..num_classes-1, or its class name.
 
@@ -127,7 +133,7 @@ class Segmenter:
             ConfigError: boxes, labels or the array are invalid.
             DataError: the file is not a readable image.
         """
-        pixels = _to_array(image)
+        pixels = _to_array(image, self.image_range)
         size = (pixels.shape[0], pixels.shape[1])
         device = next(self.model.parameters()).device
         resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
@@ -195,10 +201,7 @@ def _to_boxes(boxes: ArrayLike) -> Float[Tensor, "n 4"]:
     return torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
 
 
-def _to_array(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+def _to_array(image: ImageLike, image_range: ImageRange | None) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(image, str | Path):
-        return read_image(Path(image))
-    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ConfigError(f"an image array must be uint8 of shape (H, W, 3), given: {array.dtype} {array.shape}")
-    return array
+        return read_image(Path(image), image_range=image_range)
+    return convert_to_rgb(image, image_range)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, and keep the file that it replaces, see `replace_bytes`."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and keep the file that it replaces.
+
+    `train.json` is kept as `train.json.previous`, which readers of data sets do not take for labels.
+    """
+    target = Path(path)
+    if target.exists():
+        copy = target.with_name(f".{target.name}.previous.{os.getpid()}")
+        shutil.copy2(target, copy)
+        copy.replace(target.with_name(f"{target.name}.previous"))
+    write_bytes(target, content)

@@ -40,6 +40,8 @@ class DetectionTask(L.LightningModule):
             100,000.
         coco_evaluator: program that computes COCO's AP; all give the same values (see metrics.coco_evaluators). It is a
             property of the machine, not a hyper-parameter.
+        image_range: values (low, high) that became 0 and 255 in the data set's images of more than 8 bits; kept in
+            checkpoints. None if there are none.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class DetectionTask(L.LightningModule):
         detector_options: dict[str, Any] | None = None,
         optimizer: OptimizerConfig | None = None,
         coco_evaluator: Evaluator = "built-in",
+        image_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "coco_evaluator"])

@@ -39,6 +39,8 @@ class InstanceTask(SegmentationTask):
         inference: thresholds of validation and of `load`.
         task: tells the checkpoints of this task from others. It is an argument because Lightning expects every
             hyper-parameter to be one.
+        image_range: values (low, high) that became 0 and 255 in the data set's images of more than 8 bits; kept in
+            checkpoints. None if there are none.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class InstanceTask(SegmentationTask):
         sampling: SamplingOptions | None = None,
         inference: InstanceOptions | None = None,
         task: Literal["instance"] = "instance",
+        image_range: tuple[float, float] | None = None,
     ) -> None:
         head = partial(PositionSensitiveHead, cells=cells)
         super().__init__(num_classes, class_names, category_ids, network, recipe, evaluation, optimizer, head=head)

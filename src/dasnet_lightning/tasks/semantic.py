@@ -36,6 +36,8 @@ class SemanticTask(SegmentationTask):
         inference: thresholds of validation and of `load`.
         task: tells the checkpoints of this task from others. It is an argument because Lightning expects every
             hyper-parameter to be one.
+        image_range: values (low, high) that became 0 and 255 in the data set's images of more than 8 bits; kept in
+            checkpoints. None if there are none.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class SemanticTask(SegmentationTask):
         subset: bool = True,
         inference: SemanticOptions | None = None,
         task: Literal["semantic"] = "semantic",
+        image_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
             num_classes, class_names, category_ids, network, recipe, evaluation, optimizer, head=SemanticHead

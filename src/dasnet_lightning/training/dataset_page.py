@@ -159,7 +159,8 @@ def _training_set(
 ) -> SegmentationDataset:
     """Return training images, with all masks of these images or without any."""
     mask_ids = frozenset(record.image_id for record in records) if masks else frozenset[str]()
-    return SegmentationDataset(data.train, records, mask_ids, build_transform(augmentation, image_size), seed)
+    transform = build_transform(augmentation, image_size)
+    return SegmentationDataset(data.train, records, mask_ids, transform, seed, image_range=data.image_range)
 
 
 def _spread_row(name: str, values: Iterable[float]) -> list[Value]:

@@ -121,6 +121,7 @@ def train_detector(
         detector.name,
         without_weights(detector.options) if complete else detector.options,
         OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+        image_range=data.image_range,
     )
     if not task.detector.learns_boxes:
         return skip_detector(config, data, task, stage)

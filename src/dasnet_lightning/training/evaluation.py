@@ -13,6 +13,7 @@ from dasnet_lightning.data.fingerprint import find_trained
 from dasnet_lightning.data.label_audit import LabelUse, audit_labels, summarize, write_label_audit
 from dasnet_lightning.data.mask_check import find_mask_faults, mark_invalid
 from dasnet_lightning.data.obstacles import validation_obstacle
+from dasnet_lightning.data.pixels import ImageRange
 from dasnet_lightning.data.records import Source
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, parse_object
 from dasnet_lightning.data.sources.class_mapping import map_classes
@@ -244,7 +245,9 @@ def _build_data(
     module = MixedSupervisionDataModule(
         str(data), image_size=detector.image_size, batch_size=batch_size, num_workers=num_workers
     )
-    module.use(DataSet(source, source, "", Path(data)))
+    image_range = task.hparams.get("image_range")
+    fixed_range = ImageRange(*image_range) if image_range else None
+    module.use(DataSet(source, source, "", Path(data), fixed_range=fixed_range))
     return module
 
 

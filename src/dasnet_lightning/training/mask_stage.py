@@ -72,6 +72,7 @@ def start_task(
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "category_ids": data.category_ids,
+        "image_range": data.image_range,
         "network": NetworkConfig(
             detector, without_weights(detector_options), config.decoder, soft_attention=config.soft_attention
         ),

@@ -6,6 +6,7 @@ import numpy as np
 
 from dasnet_lightning.console import progress
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.pixels import ImageRange
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.segmenter import Segmenter, load
@@ -37,16 +38,22 @@ def draw_pictures(result: RunResult, count: int) -> list[Picture]:
     for index in progress(masked[::step][:count], "pictures"):
         truth = val_set[(0, index)].target.truth
         if truth is not None:
-            pictures.append(draw_row(segmenters, val_set.records[index], truth, instances))
+            pictures.append(draw_row(segmenters, val_set.records[index], truth, instances, val_set.image_range))
     return pictures
 
 
-def draw_row(segmenters: Mapping[str, Segmenter], record: ImageRecord, truth: GroundTruth, instances: bool) -> Picture:
+def draw_row(
+    segmenters: Mapping[str, Segmenter],
+    record: ImageRecord,
+    truth: GroundTruth,
+    instances: bool,
+    image_range: ImageRange | None = None,
+) -> Picture:
     """Draw one image in panels: detected boxes, the masks of these boxes by budget, the ground truth.
 
     A small image is enlarged before it is segmented, so that the masks are as sharp as the network's probabilities.
     """
-    image = read_image(record.path)
+    image = read_image(record.path, image_range=image_range)
     scale = readable_scale(image)
     large = enlarge(image, scale)
     predictions = {budget: segmenter.segment(large) for budget, segmenter in segmenters.items()}

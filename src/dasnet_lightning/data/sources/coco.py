@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dasnet_lightning.data.hashing import hash_parts
 from dasnet_lightning.data.records import ImageRecord, Masks, MaskState, Problem, Source
 from dasnet_lightning.data.sources.box_convention import XYWH, find_other_convention, written_boxes
@@ -92,6 +94,11 @@ class COCOSource(Source):
         shapes = [self._shapes[item.object_id] for item in record.objects if item.object_id in self._shapes]
         contents = [(*shape.polygons, *(() if shape.counts is None else (shape.counts,))) for shape in shapes]
         return hash_parts(sorted(b"".join(array.tobytes() for array in arrays) for arrays in contents))
+
+    def polygons(self, object_id: str) -> tuple[np.ndarray, ...]:
+        """Return the polygons of an object, each (corners, 2); none if its mask is not made of polygons."""
+        shape = self._shapes.get(object_id)
+        return () if shape is None else tuple(polygon.reshape(-1, 2) for polygon in shape.polygons)
 
 
 def _map_categories(file: CocoFile, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], dict[int | str, int]]:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dasnet_lightning.data.records import Problem
@@ -56,6 +56,7 @@ class CocoFile:
         categories: rows with id and name.
         notes: warnings that count the values and categories that were converted.
         files: the files that the tables were joined from; empty for `path` alone.
+        image_folder: folder of the images of our own predictions, relative to the file; "" in other files.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class CocoFile:
     categories: list[dict[str, Any]]
     notes: tuple[Problem, ...] = ()
     files: tuple[Path, ...] = ()
+    image_folder: str = ""
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -80,7 +82,9 @@ def read_coco(path: Path) -> CocoFile:
     annotations = _match_references(tables["annotations"], tables["images"], "image_id", conversions)
     annotations = _match_references(annotations, tables["categories"], "category_id", conversions)
     categories, notes = clean_categories(path, tables["categories"], annotations)
-    file = CocoFile(path, tables["images"], annotations, categories, notes=(*notes, *conversions.problems(path)))
+    notes += conversions.problems(path)
+    folder = _find_image_folder(content.get("info"))
+    file = CocoFile(path, tables["images"], annotations, categories, tuple(notes), image_folder=folder)
     faults = [*_find_duplicates(file), *_find_dangling_references(file)]
     if faults:
         raise RecordsError(faults, f"{len(faults)} records contradict each other; correct the file.")
@@ -122,6 +126,12 @@ def _check_file_kind(path: Path, content: Any) -> None:
     for table in ("images", "categories"):
         if not content[table]:
             raise DataError(f"{path}: the list '{table}' is empty, {expected}")
+
+
+def _find_image_folder(info: Any) -> str:
+    """Return the image folder that `dasnet segment` writes into `info`; "" if it is missing or absolute."""
+    folder = info.get("image_folder") if isinstance(info, dict) else None
+    return folder if isinstance(folder, str) and not PurePosixPath(folder).is_absolute() else ""
 
 
 def _read_rows(

@@ -132,6 +132,7 @@ def merge_group(parts: Sequence[DrawnObject]) -> DrawnObject:
         shown=" and ".join(part.shown for part in parts if part.shown),
         polygons=tuple(polygon for part in parts for polygon in part.polygons),
         bitmaps=tuple(bitmap for part in parts for bitmap in part.bitmaps),
+        ignore=any(part.ignore for part in parts),
         fault=next((part.fault for part in parts if part.fault), ""),
         mask_fault=next((part.mask_fault for part in parts if part.mask_fault), ""),
     )

@@ -180,7 +180,12 @@ def _open_union(file: Path, allow_missing: bool, fix: Fix) -> NamedSplits:
 def _open_coco(root: Path, layout: CocoLayout, allow_missing: bool, fix: Fix) -> NamedSplits:
     def builder(file: Path, allow_missing: bool, fix: Fix) -> SourceBuilder:
         content: CocoFile = read_coco(file)
-        images = choose_image_root(content, [*image_folders(file, root), *spelled_folders(file, root)])
+        folders = [*image_folders(file, root), *spelled_folders(file, root)]
+        if content.image_folder and root.is_file():
+            folders = [file.parent / content.image_folder, *folders]
+        elif content.image_folder and file.name == "predictions.json":  # beside it are drawings of the images
+            raise DataError(f"{file}: holds predictions of images in another folder, name the file, not its folder")
+        images = choose_image_root(content, folders)
         return lambda names: COCOSource(
             file, images, class_names=names, allow_missing=allow_missing, fix=fix, content=content
         )

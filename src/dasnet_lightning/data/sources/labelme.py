@@ -1,4 +1,7 @@
-"""labelme files: one JSON per image. Polygons, circles and masks are masks; a rectangle is a box without a mask."""
+"""labelme files: one JSON per image. Polygons, circles and masks are masks; a rectangle is a box without a mask.
+
+The flag "ignore" of a shape marks a crowd or difficult object.
+"""
 
 import base64
 import binascii
@@ -6,6 +9,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +101,17 @@ def _read_shapes(image_id: str, shapes: Sequence[Any]) -> tuple[tuple[DrawnObjec
         if kind in IGNORED_TYPES:
             ignored[kind] += 1
             continue
-        item = _read_shape(object_id, kind, shape)
+        item = replace(_read_shape(object_id, kind, shape), ignore=_is_ignored(shape))
         group = shape.get("group_id")
         key = (item.class_name, object_id if group is None else f"group {group}")
         groups.setdefault(key, []).append(item)
     return tuple(merge_group(parts) for parts in groups.values()), ignored
+
+
+def _is_ignored(shape: dict[str, Any]) -> bool:
+    """Return whether a shape has the flag "ignore", which marks crowd and difficult objects."""
+    flags = shape.get("flags")
+    return isinstance(flags, dict) and flags.get("ignore") is True
 
 
 def _read_shape(object_id: str, kind: str, shape: dict[str, Any]) -> DrawnObject:

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
+from dasnet_lightning.data.pixels import ImageRange, find_image_range
 from dasnet_lightning.data.records import Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, parse_object
 from dasnet_lightning.data.sources.formats import NamedSplits, open_splits
@@ -28,6 +30,7 @@ class DataSet:
         problems: problems of all splits together; those of one split are in its source.
         test: the test split, with classes of its own, which training does not use; None if the files name none.
         noted: files outside of all splits that `problems` counts already.
+        fixed_range: range of images of more than 8 bits that a network was trained with; None finds that of these images.
     """
 
     train: Source
@@ -37,12 +40,20 @@ class DataSet:
     problems: tuple[Problem, ...] = ()
     test: Source | None = None
     noted: frozenset[Path] = frozenset()
+    fixed_range: ImageRange | None = None
 
     @property
     def sources(self) -> dict[str, Source]:
         """The splits by name: "train", "val" and, if there is one, "test"."""
         splits = {"train": self.train, "val": self.val}
         return splits if self.test is None else splits | {"test": self.test}
+
+    @cached_property
+    def image_range(self) -> ImageRange | None:
+        """Range of the images of more than 8 bits, found on first use; None if there are none."""
+        if self.fixed_range is not None:
+            return self.fixed_range
+        return find_image_range([record.path for split in (self.train, self.val) for record in split.records])
 
 
 def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error", crowd: Crowd = "ignore") -> DataSet:

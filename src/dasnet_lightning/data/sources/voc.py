@@ -1,6 +1,8 @@
 """VOC data sets (VOCdevkit layout): boxes from the XML files, masks from SegmentationObject if the file exists.
 
 Reading the records lists the folder of masks but opens none. Object k of the XML (from 1) has index k in the index map.
+An object with `<segmented>0</segmented>` has no mask, whatever the index map holds. The flag of the same name of a whole
+image is not used, because tools write 0 beside masks; there the file decides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,7 @@ from dasnet_lightning.data.sources.checks import (
 from dasnet_lightning.data.sources.masks import VOID_INDEX, check_indices, collect_masks
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.data.sources.voc_lists import LISTS, check_lines, find_xml_files, list_all, read_split_list
-from dasnet_lightning.data.sources.voc_masks import find_mask_files, to_index_map
+from dasnet_lightning.data.sources.voc_masks import clear_void, find_mask_files, to_index_map
 from dasnet_lightning.data.sources.voc_xml import (
     VOC_CLASSES,
     XmlImage,
@@ -104,6 +106,7 @@ class VOCSource(Source):
         reason = check_indices(index_map, self._object_counts[record.image_id])
         reasons = [reason or ("" if number < VOID_INDEX else TOO_MANY) for number in numbers]
         shown = [number if number < VOID_INDEX else 0 for number in numbers]  # the void is not object 255
+        index_map = clear_void(index_map, [item.box for item in record.objects if item.mask is MaskState.ABSENT])
         return collect_masks(pack_index_map(index_map, shown, VOID_INDEX), boxes, reasons)
 
     def mask_digest(self, record: ImageRecord) -> str:
@@ -135,13 +138,13 @@ def _build_raw_images(
     images, unknown = [], []
     for image_id, xml in xmls.items():
         path, file = paths.get(image_id), files[image_id]
-        state = MaskState.PRESENT if image_id in masked_ids else MaskState.ABSENT
         size = xml.size or (image_size(path) if path is not None else (1, 1))
         objects = []
         for number, item in enumerate(xml.objects, start=1):
             if item.name not in labels:
                 unknown.append(Problem(file, f"object {number}", _unknown_class(item.name, class_names), "refused"))
             label = labels.get(item.name, 0)
+            state = MaskState.PRESENT if image_id in masked_ids and item.segmented else MaskState.ABSENT
             objects.append(RawObject(f"{image_id}/{number}", label, item.box, item.shown, state, item.difficult))
         images.append(RawImage(image_id, path.name if path else f"{image_id}.jpg", path, size, file, tuple(objects)))
     if unknown:
@@ -172,10 +175,15 @@ def _check_box_convention(list_file: Path, images: Sequence[RawImage]) -> None:
         for item in image.objects
         if item.box is not None
     ]
-    as_written = [(x0 + 1, y0 + 1, x1, y1) for (x0, y0, x1, y1), _ in boxes]
+    as_written = [(x0 + 1, y0 + 1, _last(x0, x1), _last(y0, y1)) for (x0, y0, x1, y1), _ in boxes]
     hint = find_other_convention(written_boxes(as_written, [size for _, size in boxes]), XYXY)
     if hint:
         raise DataError(f"{list_file}: {hint}; correct the XML files")
+
+
+def _last(start: float, stop: float) -> float:
+    """Return the number of the last pixel, but a higher one for a box of one pixel, whose two numbers are equal."""
+    return stop + 0.5 if stop == start + 1 else stop
 
 
 def _read_index_map(file: Path, size: tuple[int, int]) -> tuple[np.ndarray | None, str]:

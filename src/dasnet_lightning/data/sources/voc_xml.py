@@ -40,6 +40,7 @@ class XmlObject:
         shown: the box as written in the file.
         difficult: whether it is marked as difficult.
         written_name: name of its class as written in the file.
+        segmented: False if the file says that the object has no mask, although others of its image may have one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class XmlObject:
     shown: str
     difficult: bool
     written_name: str
+    segmented: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,15 @@ def find_voc_root(folder: Path) -> Path:
 
 def read_xml(file: Path) -> XmlImage:
     """Read one annotation file. Raises DataError if it is damaged or declares entities, or if a flag is unreadable."""
+    tree = parse_xml(file)
+    objects = tuple(_read_object(file, number, item) for number, item in enumerate(tree.findall("object"), start=1))
+    source = f"{tree.findtext('source/database', '')} {tree.findtext('source/annotation', '')}"
+    polygons = sum(item.find("polygon") is not None for item in tree.findall("object"))
+    return XmlImage(_read_size(tree), objects, _VOC_DATABASE.search(source) is not None, polygons)
+
+
+def parse_xml(file: Path) -> ET.Element:
+    """Return the <annotation> of a file. Raises DataError if the file is damaged or declares entities."""
     text = _decode_xml(file)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise DataError(f"{file}: declares a DOCTYPE or entities, which VOC files never need; remove the declaration")
@@ -97,10 +108,7 @@ def read_xml(file: Path) -> XmlImage:
         raise DataError(f"{file}: not valid XML ({error}), restore the file") from error
     if tree.tag != "annotation":
         raise DataError(f"{file}: begins with <{tree.tag}>, expected a VOC <annotation>")
-    objects = tuple(_read_object(file, number, item) for number, item in enumerate(tree.findall("object"), start=1))
-    source = f"{tree.findtext('source/database', '')} {tree.findtext('source/annotation', '')}"
-    polygons = sum(item.find("polygon") is not None for item in tree.findall("object"))
-    return XmlImage(_read_size(tree), objects, _VOC_DATABASE.search(source) is not None, polygons)
+    return tree
 
 
 def read_class_names(root: Path) -> tuple[str, ...]:
@@ -230,4 +238,5 @@ def _read_object(file: Path, number: int, item: ET.Element) -> XmlObject:
         shown=f"[{', '.join(texts)}]",
         difficult=bool(difficult),
         written_name=name,
+        segmented=item.findtext("segmented", "1").strip() != "0",
     )
