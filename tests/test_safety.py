@@ -21,7 +21,7 @@ FORBIDDEN = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load"),
     *("dill.load", "cloudpickle.load", "cloudpickle.loads", "torch.hub.load", "pandas.read_pickle", "torch.jit.load"),
 }
-SAFE_LOADERS = {"SafeLoader", "yaml.SafeLoader", "yaml.CSafeLoader"}
+SAFE_LOADERS = {"SafeLoader", "yaml.SafeLoader", "yaml.CSafeLoader", "yaml.BaseLoader"}  # the last gives text only
 
 
 def findings(source: str, reads_tensors: bool = False) -> Iterator[str]:

@@ -81,10 +81,8 @@ class MixedSupervisionDataModule(LightningDataModule):
             raise ConfigError(f"samples_per_epoch={samples_per_epoch} is less than batch_size={batch_size}, raise it")
         self.data_root = Path(data_root)
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.supervision = supervision
-        self.mask_budget = mask_budget
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.supervision, self.mask_budget = supervision, mask_budget
         self.split_seed, self.seed = split_seed, seed
         self.split_file = None if split_file is None else Path(split_file)
         self.samples_per_epoch = samples_per_epoch
@@ -168,14 +166,15 @@ class MixedSupervisionDataModule(LightningDataModule):
     def train_set(self) -> SegmentationDataset:
         """Return the augmented training images of this supervision."""
         data, mask_ids = self.opened().dataset, self.mask_ids
-        source = data.train
-        records = training_records(source, self.supervision, mask_ids, self.held_out_ids)
+        records = training_records(data.train, self.supervision, mask_ids, self.held_out_ids)
         if not records:
             raise DataError(
                 f"{self.data_root}: no training image is left for supervision='{self.supervision}', "
                 f"choose a larger mask_budget than '{self.mask_budget}' or another supervision"
             )
-        return SegmentationDataset(source, records, mask_ids, self.train_transform, self.seed, False, data.image_range)
+        return SegmentationDataset(
+            data.train, records, mask_ids, self.train_transform, self.seed, image_range=data.image_range
+        )
 
     def val_set(self) -> SegmentationDataset:
         """Return all validation images with all their masks, not augmented."""

@@ -206,8 +206,8 @@ def _choose_split(
 
 
 def _validation(splits: NamedSplits) -> tuple[Source, list[str]]:
-    if splits.val is not None:
-        return splits.val, []
+    if (val := splits.val) is not None:
+        return val, []
     val = split_by_hash(splits)[1]
     return val, [f"{splits.root}: names no validation split, {len(val.records)} images chosen by the hash of their ids"]
 
@@ -245,9 +245,8 @@ def _build_data(
     module = MixedSupervisionDataModule(
         str(data), image_size=detector.image_size, batch_size=batch_size, num_workers=num_workers
     )
-    image_range = task.hparams.get("image_range")
-    fixed_range = ImageRange(*image_range) if image_range else None
-    module.use(DataSet(source, source, "", Path(data), fixed_range=fixed_range))
+    saved = task.hparams.get("image_range")
+    module.use(DataSet(source, source, "", Path(data), fixed_range=ImageRange(*saved) if saved else None))
     return module
 
 
