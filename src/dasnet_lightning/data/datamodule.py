@@ -85,8 +85,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.supervision, self.mask_budget = supervision, mask_budget
         self.split_seed, self.seed = split_seed, seed
         self.split_file = None if split_file is None else Path(split_file)
-        self.samples_per_epoch = samples_per_epoch
-        self.allow_missing = allow_missing
+        self.allow_missing, self.samples_per_epoch = allow_missing, samples_per_epoch
         self.fix: Literal["error", "drop"] = fix
         self.crowd: Literal["ignore", "object"] = crowd
         if not 0 <= held_out <= 0.5:
