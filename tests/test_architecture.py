@@ -27,7 +27,7 @@ ALLOWED = {
     "detectors": BASE | {"functional", "nn", "storage"},
     "models": BASE | {"functional", "nn", "detectors"},
     "feature_cache": BASE | {"functional", "nn", "detectors"},
-    "metrics": BASE,
+    "metrics": BASE | {"functional"},
     "data": BASE | {"visualization"},  # the palette of VOC
     "tasks": BASE | {"functional", "nn", "detectors", "models", "feature_cache", "metrics"},
     "visualization": BASE,
