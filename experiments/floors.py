@@ -9,12 +9,11 @@ from pathlib import Path
 
 from dasnet_lightning import MixedSupervisionDataModule
 from dasnet_lightning.functional.regions import ground_truth_detections
-from dasnet_lightning.metrics.floors import FLOORS, predict_floor
-from dasnet_lightning.metrics.instance import InstanceAP
+from dasnet_lightning.metrics.floors import FloorMetrics
 
 
 def main() -> None:
-    """Print and write the mask AP of both floors."""
+    """Print and write mIoU and mask AP of both floors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="data set")
     parser.add_argument("--image-size", type=int, default=320)
@@ -22,17 +21,11 @@ def main() -> None:
     args = parser.parse_args()
     data = MixedSupervisionDataModule(args.data, image_size=args.image_size, num_workers=0)
     data.setup("validate")
-    metrics = {name: InstanceAP() for name in FLOORS}
+    metric = FloorMetrics(data.num_classes)
     for batch in data.val_dataloader():
-        input_size = (batch.images.shape[2], batch.images.shape[3])
-        for image_id, target in zip(batch.image_ids, batch.targets, strict=True):
-            if target.truth is None:
-                continue
-            size = (target.truth.semantic.shape[0], target.truth.semantic.shape[1])
-            for name, fill in FLOORS.items():
-                prediction = predict_floor(fill, ground_truth_detections(target), input_size, size)
-                metrics[name].update([image_id], [prediction], [target], input_size)
-    results = {name: dict(metric.compute(data.class_names)) for name, metric in metrics.items()}
+        given = [ground_truth_detections(target) for target in batch.targets]
+        metric.update(batch.image_ids, given, batch.targets, (batch.images.shape[2], batch.images.shape[3]))
+    results = {shape: dict(values) for shape, values in metric.compute(data.class_names).items()}
     for name, values in results.items():
         print(name, {key: round(value, 3) for key, value in values.items() if "/" not in key})
     if args.json:

@@ -183,3 +183,19 @@ def test_gaps_long_lines_and_odd_values_are_drawn() -> None:
     (line,) = points_of(draw_curve(Curve("", "", "", {"a": peak})))
     assert len(line) <= 1300
     assert min(y for _, y in line) < 60
+
+
+def test_a_curve_of_single_points_is_a_number() -> None:
+    page = render(Report("t", "s", curves=[Curve("AP", "step", "AP50", {"5/class": [(250.0, 0.512)]})]))
+    assert "<svg" not in page
+    assert all(text in page for text in ("0.512", "AP50, step 250", "5/class"))
+    two = Curve("AP", "step", "AP50", {"one": [(250.0, 0.5)], "two": [(0.0, 0.1), (250.0, 0.6)]})
+    assert "<svg" in render(Report("t", "s", curves=[two]))
+
+
+def test_panels_have_titles_in_the_text_of_the_page() -> None:
+    image = np.zeros((4, 6, 3), dtype=np.uint8)
+    page = render(Report("t", "s", pictures=[Picture("p", image, "c", {"ground <truth>": image}, "boxes")]))
+    assert page.count("<img") == 2
+    assert "<p>boxes</p>" in page
+    assert "<p>ground &lt;truth&gt;</p>" in page

@@ -121,7 +121,7 @@ def data_root(row: str, data: Path) -> list[str]:
 # one row for each network that is trained, with the row's own network and size
 WHOLE = (
     *("detection_box16.5k", "detection_ssd300_box16.5k", "semantic_seg10k", "semantic_seg10k_ssd300"),
-    *("semantic_seg10k_joint", "instance_seg10k", "instance_seg10k_joint"),
+    *("semantic_seg10k_joint", "instance_seg10k", "instance_seg10k_ssd300", "instance_seg10k_joint"),
 )
 
 
@@ -232,6 +232,7 @@ def test_the_recipes_are_the_papers(row, capsys):
         return
     assert data["supervision"] == "masks"
     assert model["network"]["decoder"] == "paper"
+    assert model["subset"] is True  # section 4.1: the number of class boxes is random
     assert model["network"]["detector"] == ("ssd300_vgg16" if "ssd300" in row else "ssd320_vgg16")
     lr, (step,), steps = lengths
     assert 2 * step == steps
@@ -245,6 +246,7 @@ def test_the_recipes_are_the_papers(row, capsys):
     else:
         assert (model["cells"], model["sampling"]["positives"], model["sampling"]["negatives"]) == (7, 2, 4)
         assert inference["grouping"] == "instance"
+        assert inference["weight_by_instance_score"] is False  # the test stage gives masks only
     budget = row.split("_")[1]
     assert parse_budget(data["mask_budget"]).name == (budget if budget in ("seg100", "seg200", "seg500") else "all")
     assert Path(data["data_root"]).stem == ("seg1.4k" if budget == "seg1.4k" else "seg10k")
@@ -281,3 +283,18 @@ def test_the_readme_has_the_command_of_each_row():
         assert f"`{line}`" in readme
         assert line.endswith(f" --config experiments/configs/paper/{row}.yaml")
     assert set(re.findall(r"paper/([\w.]+)\.yaml", readme)) == {*ROWS, "ROW"}
+
+
+def test_both_tasks_have_a_row_on_the_released_detector_without_a_stage_one(capsys):
+    """Footnote 1 of the paper: 300x300 where the released SSD300 of COCO is the detector."""
+    for row in ("semantic_seg10k_ssd300", "instance_seg10k_ssd300"):
+        model = resolved(row, capsys)["model"]["init_args"]
+        assert model["network"]["detector_options"]["backbone_weights"] == "COCO_V1"
+        assert not (model["recipe"] or {}).get("detector_checkpoint")
+
+
+def test_the_docs_say_what_the_rows_read_and_where_they_are_measured():
+    for page in ("experiments/README.md", "docs/paper_settings.md"):
+        text = " ".join((REPOSITORY / page).read_text().split())
+        assert "`.mat` files" in text
+        assert "for VOC's test server" in text

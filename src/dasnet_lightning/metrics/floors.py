@@ -1,100 +1,134 @@
-"""Floors of the mask metrics: what filled rectangles and filled ellipses in the boxes reach without any network."""
+"""Floors of the metrics: what a filled rectangle and a filled ellipse in the same boxes reach, without any network.
 
-from collections.abc import Callable, Mapping, Sequence
+A mask metric says something about a decoder only in comparison with these shapes.
+"""
 
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import nn
 
 from dasnet_lightning.functional.boxes import restore_boxes
+from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
-from dasnet_lightning.types import Batch, Detections, Prediction
+from dasnet_lightning.types import Detections, Prediction, Target
 
-Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
+FLOORS = ("rectangle", "ellipse")
 
-
-def fill_rectangle(box: Float[Tensor, " 4"], y: Tensor, x: Tensor) -> Bool[Tensor, "H W"]:
-    """Return the pixels whose centers lie in the box (xyxy); `y` and `x` are the centers of all pixels."""
-    return (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+Window = tuple[slice, slice]
 
 
-def fill_ellipse(box: Float[Tensor, " 4"], y: Tensor, x: Tensor) -> Bool[Tensor, "H W"]:
-    """Return the pixels whose centers lie in the ellipse that touches the sides of the box (xyxy)."""
-    (x0, y0, x1, y1), half = box.tolist(), 0.5
-    if x1 <= x0 or y1 <= y0:
-        return torch.zeros_like(x, dtype=torch.bool)
-    return ((x - half * (x0 + x1)) / (half * (x1 - x0))) ** 2 + ((y - half * (y0 + y1)) / (half * (y1 - y0))) ** 2 <= 1
-
-
-FLOORS: Mapping[str, Fill] = {"rectangle": fill_rectangle, "ellipse": fill_ellipse}
-
-
-def predict_floor(
-    fill: Fill,
-    detections: Detections,
-    input_size: tuple[int, int],
-    size: tuple[int, int],
-    score_threshold: float = 0.0,
-) -> Prediction:
-    """Return a filled shape in each box as its mask, and the class map of the same shapes.
+def fill_window(
+    box: Float[np.ndarray, " 4"], shape: str, size: tuple[int, int]
+) -> tuple[Window, Bool[np.ndarray, "h w"]]:
+    """Fill a shape in a box: a pixel belongs to it if its center lies inside.
 
     Args:
-        fill: one of FLOORS.
-        detections: boxes in input pixels.
-        input_size: (height, width) of the network input.
-        size: (height, width) of the masks.
-        score_threshold: lowest score of the boxes in the class map. The best score lies on top, of equal ones the smallest
-            mask.
+        box: xyxy in pixels of the image.
+        shape: one of `FLOORS`; the ellipse touches the four sides of the box.
+        size: (height, width) of the image.
+
+    Returns:
+        The rows and columns of the pixels in the box, clipped to the image, and the mask of this window.
     """
-    detections = Detections(detections.boxes.cpu(), detections.labels.cpu(), detections.scores.cpu())
-    y, x = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
-    boxes = restore_boxes(detections.boxes, input_size, size)
-    masks = torch.stack([fill(box, y, x) for box in boxes]) if len(boxes) else torch.zeros(0, *size) > 0
-    semantic = torch.zeros(size, dtype=torch.int64)
-    scores, areas = detections.scores.tolist(), masks.flatten(1).sum(dim=1).tolist()
-    for index in sorted(range(len(boxes)), key=lambda index: (scores[index], -areas[index])):
+    x0, x1 = np.clip(np.ceil(box[[0, 2]] - 0.5), 0, size[1]).astype(int).tolist()
+    y0, y1 = np.clip(np.ceil(box[[1, 3]] - 0.5), 0, size[0]).astype(int).tolist()
+    window = slice(y0, max(y0, y1)), slice(x0, max(x0, x1))
+    if shape == "rectangle":
+        return window, np.ones((max(0, y1 - y0), max(0, x1 - x0)), dtype=bool)
+    radius, center = np.maximum(box[2:] - box[:2], 1e-9) / 2, (box[2:] + box[:2]) / 2
+    x = (np.arange(x0, window[1].stop) + 0.5 - center[0]) / radius[0]
+    y = (np.arange(y0, window[0].stop) + 0.5 - center[1]) / radius[1]
+    return window, x[None] ** 2 + y[:, None] ** 2 <= 1
+
+
+def floor_prediction(
+    detections: Detections, shape: str, input_size: tuple[int, int], size: tuple[int, int], score_threshold: float = 0.0
+) -> Prediction:
+    """Return the prediction whose masks are filled boxes.
+
+    Args:
+        detections: boxes in pixels of the network input.
+        shape: one of `FLOORS`.
+        input_size: (height, width) of the network input.
+        size: (height, width) of the image.
+        score_threshold: detections from this score on enter the class map. Where boxes overlap, the best score wins,
+            and the smallest box among equal scores.
+    """
+    scores = detections.scores.cpu().double().numpy()
+    boxes = restore_boxes(detections.boxes.cpu().double(), input_size, size).numpy()
+    masks = np.zeros((len(boxes), *size), dtype=bool)
+    semantic = np.zeros(size, dtype=np.int64)
+    windows = [fill_window(box, shape, size) for box in boxes]
+    for mask, (window, filled) in zip(masks, windows, strict=True):
+        mask[window] = filled
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    labels = detections.labels.tolist()
+    for index in np.lexsort((-area, scores)).tolist():
+        window, filled = windows[index]
         if scores[index] >= score_threshold:
-            semantic[masks[index]] = detections.labels[index]
-    return Prediction(detections, masks, semantic)
+            semantic[window][filled] = labels[index]
+    return Prediction(detections, torch.from_numpy(masks), torch.from_numpy(semantic))
 
 
-class FloorMetrics:
-    """Metric that measures the floors on the boxes of each kind, as `SegmentationTask.observers` call it.
+class FloorMetrics(nn.Module):
+    """Metric that accumulates filled rectangles and ellipses in the boxes that a network was given.
+
+    A repeated image id, from a padded sampler, counts once in the mask AP. All ranks must call `compute`.
 
     Args:
         num_classes: number of classes with background.
-        lowest_score: lowest score of the detections that get a mask.
-        score_threshold: lowest score of the detections in the class map.
-        given: kinds of boxes that count whatever their score.
+        evaluator: the implementation of COCO's protocol (`metrics.coco_evaluators`).
     """
 
-    def __init__(self, num_classes: int, lowest_score: float, score_threshold: float, given: Sequence[str]) -> None:
-        self.num_classes = num_classes
-        self.lowest_score, self.score_threshold, self.given = lowest_score, score_threshold, tuple(given)
-        self._metrics: dict[tuple[str, str], tuple[InstanceAP, SemanticIoU]] = {}
+    def __init__(self, num_classes: int, evaluator: Evaluator = "built-in") -> None:
+        super().__init__()
+        self.iou = nn.ModuleDict({shape: SemanticIoU(num_classes) for shape in FLOORS})
+        self.mask_ap = {shape: InstanceAP(evaluator) for shape in FLOORS}
 
-    def __call__(self, source: str, batch: Batch, boxes: Sequence[Detections]) -> None:
-        """Add images with their boxes; images without a ground truth are left out."""
-        input_size = (batch.images.shape[2], batch.images.shape[3])
-        lowest, threshold = (0.0, 0.0) if source in self.given else (self.lowest_score, self.score_threshold)
-        for image_id, target, detections in zip(batch.image_ids, batch.targets, boxes, strict=True):
+    def update(
+        self,
+        image_ids: Sequence[str],
+        detections: Sequence[Detections],
+        targets: Sequence[Target],
+        input_size: tuple[int, int],
+        score_threshold: float = 0.0,
+    ) -> None:
+        """Add images; an image whose target has no `truth` is skipped.
+
+        Args:
+            image_ids: the id of each image.
+            detections: the boxes of each image, in pixels of the network input, with the detector's scores.
+            targets: the ground truth of each image.
+            input_size: (height, width) of the network input.
+            score_threshold: detections from this score on enter the class map.
+        """
+        for image_id, image_detections, target in zip(image_ids, detections, targets, strict=True):
             if target.truth is None:
                 continue
             size = (target.truth.semantic.shape[0], target.truth.semantic.shape[1])
-            kept = detections.scores >= lowest
-            selected = Detections(detections.boxes[kept], detections.labels[kept], detections.scores[kept])
-            for name, fill in FLOORS.items():
-                prediction = predict_floor(fill, selected, input_size, size, threshold)
-                mask_ap, iou = self._metrics.setdefault((name, source), (InstanceAP(), SemanticIoU(self.num_classes)))
-                mask_ap.update([image_id], [prediction], [target], input_size)
-                iou.update(prediction.semantic, target.truth.semantic.cpu())
+            for shape, iou in self._iou_by_shape():
+                prediction = floor_prediction(image_detections, shape, input_size, size, score_threshold)
+                self.mask_ap[shape].update([image_id], [prediction], [target], input_size)
+                iou.update(prediction.semantic.to(target.truth.semantic.device), target.truth.semantic)
 
-    def compute(self, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Return for each floor its values by NAME_SOURCE, as `SegmentationTask.metrics` without "val/"."""
-        values: dict[str, dict[str, float]] = {name: {} for name in FLOORS}
-        for (name, source), (mask_ap, iou) in self._metrics.items():
-            for key, value in (dict(iou.by_class(class_names)) | dict(mask_ap.compute(class_names))).items():
-                metric, slash, class_name = key.partition("/")
-                values[name][f"{metric}_{source}{slash}{class_name}"] = value
-        return values
+    def compute(self, class_names: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+        """Return for each shape the values of `SemanticIoU.by_class` and `InstanceAP.compute`."""
+        return {
+            shape: {**iou.by_class(class_names), **self.mask_ap[shape].compute(class_names)}
+            for shape, iou in self._iou_by_shape()
+        }
+
+    def reset(self) -> None:
+        """Forget all images."""
+        for shape, iou in self._iou_by_shape():
+            iou.reset()
+            self.mask_ap[shape].reset()
+
+    def _iou_by_shape(self) -> Iterator[tuple[str, SemanticIoU]]:
+        for shape, iou in self.iou.items():
+            assert isinstance(iou, SemanticIoU)
+            yield shape, iou

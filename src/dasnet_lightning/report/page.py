@@ -3,15 +3,18 @@
 The page supports light and dark mode, phones and printing. Curves are inline SVG, pictures inline PNG.
 """
 
+import math
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+
 from dasnet_lightning import __version__
 from dasnet_lightning.report.curves import draw_curve
-from dasnet_lightning.report.records import KeyFigure, Picture, Report, Table, format_value, number_columns
+from dasnet_lightning.report.records import Curve, KeyFigure, Picture, Report, Table, format_value, number_columns
 from dasnet_lightning.storage.atomic import write_text
 
 
@@ -26,7 +29,7 @@ def render(report: Report) -> str:
     """Return the page as text."""
     sections = [
         _section(report.tables_title, [_html_table(table) for table in report.tables]),
-        _section("Curves", [_figure(draw_curve(curve), curve.title) for curve in report.curves], "wide grid"),
+        _section("Curves", [_html_curve(curve) for curve in report.curves], "wide grid"),
         _section("Pictures", [_html_picture(picture) for picture in report.pictures], "grid"),
         _section(report.accounting_title, [] if report.accounting is None else [_html_table(report.accounting)]),
         _section(
@@ -65,16 +68,41 @@ def _html_table(table: Table) -> str:
     return f'<div class="block"><h3>{escape(table.title)}</h3>{body}{note}</div>'
 
 
+def _html_curve(curve: Curve) -> str:
+    """Return a line chart; lines of one point each are numbers."""
+    points = {name: [point for point in line if all(map(math.isfinite, point))] for name, line in curve.series.items()}
+    if any(len(line) > 1 for line in points.values()) or not any(points.values()):
+        return _figure(draw_curve(curve), curve.title)
+    shown = {name: line[0] for name, line in points.items() if line}
+    cards = [
+        KeyFigure(name, y, f"{curve.y_label}, {curve.x_label} {format_value(int(x) if x == int(x) else x)}")
+        for name, (x, y) in shown.items()
+    ]
+    return _figure(f'<dl class="cards inner">{"".join(map(_card, cards))}</dl>', curve.title)
+
+
 def _html_picture(picture: Picture) -> str:
+    height, width = picture.image.shape[:2]
+    if not picture.panels:
+        return _figure(_html_image(picture.image, picture.title), picture.title, picture.caption, width > 1.8 * height)
+    panels = {picture.image_title: picture.image, **picture.panels}
+    columns = 3 if len(panels) % 3 == 0 else 2
+    content = "".join(
+        f"<div><p>{escape(title)}</p>{_html_image(image, f'{picture.title}, {title}')}</div>"
+        for title, image in panels.items()
+    )
+    return _figure(f'<div class="panels of{columns}">{content}</div>', picture.title, picture.caption, wide=True)
+
+
+def _html_image(pixels: np.ndarray, title: str) -> str:
     from PIL import Image  # imported here, because commands that print tables do not need it
 
     buffer = BytesIO()
-    Image.fromarray(picture.image).save(buffer, format="PNG")
-    height, width = picture.image.shape[:2]
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    height, width = pixels.shape[:2]
     data = b64encode(buffer.getvalue()).decode("ascii")
-    alternative = escape(picture.title, quote=True)
-    image = f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{alternative}">'
-    return _figure(image, picture.title, picture.caption, wide=width > 1.8 * height)
+    alternative = escape(title, quote=True)
+    return f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{alternative}">'
 
 
 def _figure(content: str, title: str, caption: str = "", wide: bool = False) -> str:
@@ -114,6 +142,7 @@ h3 { font-size: 1rem; margin: 0 0 8px; overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px; margin: 28px 0 0; }
 .cards > div, figure, .block { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 16px 18px; margin: 0; min-width: 0; }
+dl.inner { margin: 0; }
 dt { color: var(--soft); font-size: .875rem; }
 dd { margin: 0; }
 dd.value { font-size: 1.75rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
@@ -129,6 +158,9 @@ img, svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 img { border-radius: 4px; }
 .grid figure:not(.wide) img { max-height: 400px; width: auto; }
 svg { width: 100%; font-size: 12px; }
+.panels { display: grid; gap: 14px; align-items: start; }
+.panels p { margin: 0 0 4px; font-size: .9375rem; font-weight: 600; }
+@media (min-width: 700px) { .of2 { grid-template-columns: 1fr 1fr; } .of3 { grid-template-columns: 1fr 1fr 1fr; } }
 svg text { fill: var(--soft); font-variant-numeric: tabular-nums; }
 .rule { stroke: var(--line); fill: none; }
 .axis { stroke: var(--soft); fill: none; }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,11 +42,21 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """RGB image with a title and a caption."""
+    """RGB image with a title and a caption; with panels, a row of images with a title above each.
+
+    Attributes:
+        title: heading of the picture.
+        image: the picture, or its first panel.
+        caption: text below the heading.
+        panels: further panels by title.
+        image_title: title of the first panel, shown if there are further ones.
+    """
 
     title: str
     image: UInt8[np.ndarray, "H W 3"]
     caption: str = ""
+    panels: Mapping[str, UInt8[np.ndarray, "H W 3"]] = field(default_factory=dict)
+    image_title: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Literal
 from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_samples
 from dasnet_lightning.functional.losses import LossSum, instance_losses, mean_over_passes
 from dasnet_lightning.functional.position_sensitive import read_boxes
-from dasnet_lightning.functional.regions import draw_objects, object_regions
+from dasnet_lightning.functional.regions import best_detections, draw_objects, object_regions
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
@@ -85,6 +85,15 @@ class InstanceTask(SegmentationTask):
         ]
         losses = [instance_losses(scores, samples) for scores in scores_by_pass]
         return {name: mean_over_passes([item[name] for item in losses]) for name in losses[0]}, len(regions)
+
+    def select_detections(self, detections: Detections) -> Detections:
+        """See `SegmentationTask.select_detections`."""
+        return best_detections(detections, self.inference.lowest_score, self.inference.max_detections)
+
+    @property
+    def score_threshold(self) -> float:
+        """See `SegmentationTask.score_threshold`."""
+        return self.inference.score_threshold
 
     def predict(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False

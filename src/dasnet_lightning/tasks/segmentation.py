@@ -22,8 +22,6 @@ from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.functional.losses import LossSum, graph_zero, mean_over_ranks
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.metrics.box import BoxAP
-from dasnet_lightning.metrics.instance import InstanceAP
-from dasnet_lightning.metrics.semantic import SemanticIoU
 from dasnet_lightning.models.dasnet import build_dasnet
 from dasnet_lightning.nn.heads import Head
 from dasnet_lightning.tasks.checkpoint_info import CheckpointInfo, check_fits, describe
@@ -37,6 +35,7 @@ from dasnet_lightning.tasks.checkpoints import (
     write_info,
 )
 from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
+from dasnet_lightning.tasks.evaluation import BOX_SOURCES, SourceMetrics
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
@@ -46,11 +45,6 @@ from dasnet_lightning.tasks.step_helpers import (
     silence_sync_dist_warning,
 )
 from dasnet_lightning.types import Batch, Detections, Images, Loss, Prediction, Pyramid, Regions
-
-BOX_SOURCES = ("ground_truth_boxes", "detected_boxes")
-Observer = Callable[
-    [str, Batch, Sequence[Detections]], None
-]  # gets the kind of boxes, the measured images, their boxes
 
 
 class SegmentationTask(L.LightningModule, ABC):
@@ -106,12 +100,13 @@ class SegmentationTask(L.LightningModule, ABC):
         self.class_names = tuple(class_names)
         self.recipe = recipe
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
-        self.iou = nn.ModuleDict({source: SemanticIoU(num_classes) for source in BOX_SOURCES})
-        self.mask_ap = {source: InstanceAP(evaluation.coco_evaluator) for source in BOX_SOURCES}
+        self.measured = nn.ModuleDict(
+            {source: SourceMetrics(source, num_classes, evaluation.coco_evaluator) for source in BOX_SOURCES}
+        )
         self.box_ap = BoxAP(evaluation.coco_evaluator)
         self.metrics: dict[str, float] = {}  # all values of the last validation; the log holds some of them
         self.measure_boxes = recipe.joint
-        self.observers: list[Observer] = []
+        self.errors: dict[str, Any] = {}  # the sorted errors of the last validation, by kind of boxes
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
@@ -149,8 +144,19 @@ class SegmentationTask(L.LightningModule, ABC):
             given: the boxes are given: all of them count.
         """
 
+    @abstractmethod
+    def select_detections(self, detections: Detections) -> Detections:
+        """Return the detections of an image that `predict` segments, in the order of its prediction."""
+
+    @property
+    @abstractmethod
+    def score_threshold(self) -> float:
+        """Lowest detector score of the detections in the class map."""
+
     def setup(self, stage: str) -> None:
         """Load the weights that the recipe names, when a training starts."""
+        for metrics in self._source_metrics():
+            metrics.forget_floors()
         # Lightning warns about modules in evaluation mode, which a frozen detector is on purpose.
         warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
         silence_sync_dist_warning()
@@ -215,13 +221,12 @@ class SegmentationTask(L.LightningModule, ABC):
         annotated = tuple(ground_truth_detections(target) for target in batch.targets)
         true_maps = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
-        for source, boxes in zip(BOX_SOURCES, (annotated, self.model.detector.detect(pyramid)), strict=True):
-            for observe in self.observers:
-                observe(source, batch, boxes)
-            predictions = self.predict(pyramid, boxes, sizes, given=boxes is annotated)
-            self.mask_ap[source].update(batch.image_ids, predictions, batch.targets, pyramid.size)
-            for prediction, true_map in zip(predictions, true_maps, strict=True):
-                self._iou(source).update(prediction.semantic, true_map)
+        sources = (annotated, self.model.detector.detect(pyramid))
+        for metrics, boxes in zip(self._source_metrics(), sources, strict=True):
+            given = boxes is annotated
+            predictions = self.predict(pyramid, boxes, sizes, given)
+            selected = boxes if given else [self.select_detections(item) for item in boxes]
+            metrics.update(batch, selected, predictions, pyramid.size, 0.0 if given else self.score_threshold)
 
     def _validation_features(self, images: Images) -> Pyramid:
         """Return features of images that every validation sees unchanged, so that they can be cached."""
@@ -232,22 +237,23 @@ class SegmentationTask(L.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Compute all metrics into `metrics`, log some of them, and reset."""
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
-        self.metrics = {}
-        for source in BOX_SOURCES:
-            iou, mask_ap = self._iou(source), self.mask_ap[source]
-            values = dict(iou.by_class(names)) | dict(mask_ap.compute(names))
-            self.metrics |= {_metric_key(name, source): value for name, value in values.items()}
-            iou.reset()
-            mask_ap.reset()
+        self.metrics, floors = {}, dict[str, float]()
+        for metrics in self._source_metrics():
+            self.metrics |= metrics.compute(names)
+            floors |= metrics.compute_floors(names)
+            self.errors[metrics.source] = metrics.compute_errors()
+            metrics.reset()
+            if self.recipe.joint or self.trainer.sanity_checking:
+                metrics.forget_floors()
         if self.measure_boxes:
             self.metrics |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
             self.box_ap.reset()
-        self.log_dict(select_logged(self.metrics))
+        # in a training the floors do not change, so the log leaves them out
+        self.log_dict(select_logged(self.metrics if self.trainer.state.fn == "fit" else self.metrics | floors))
+        self.metrics |= floors
 
-    def _iou(self, source: str) -> SemanticIoU:
-        metric = self.iou[source]
-        assert isinstance(metric, SemanticIoU)
-        return metric
+    def _source_metrics(self) -> list[SourceMetrics]:
+        return [metrics for metrics in self.measured.children() if isinstance(metrics, SourceMetrics)]
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Measure as in validation."""
@@ -272,9 +278,3 @@ class SegmentationTask(L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule; the detector, if it trains, learns at `optimizer.detector_rate`."""
         return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=self.model.detector)
-
-
-def _metric_key(name: str, source: str) -> str:
-    """Return val/NAME_SOURCE, or val/NAME_SOURCE/CLASS for a metric NAME/CLASS."""
-    name, slash, class_name = name.partition("/")
-    return f"val/{name}_{source}{slash}{class_name}"

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Literal
 
 from dasnet_lightning.functional.losses import LossSum, mean_over_passes, semantic_loss
-from dasnet_lightning.functional.regions import draw_objects, object_regions, region_labels
+from dasnet_lightning.functional.regions import confident_detections, draw_objects, object_regions, region_labels
 from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.local_decoding import decodes_locally
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic, window_loss
@@ -72,6 +72,15 @@ class SemanticTask(SegmentationTask):
             return {"mask": window_loss(self.model, pyramid, regions, labels)}, len(regions)
         logits_by_pass = [to_pixels(logits, pyramid.size) for logits in self.model.passes(pyramid, regions)]
         return {"mask": mean_over_passes([semantic_loss(logits, labels) for logits in logits_by_pass])}, len(regions)
+
+    def select_detections(self, detections: Detections) -> Detections:
+        """See `SegmentationTask.select_detections`."""
+        return confident_detections(detections, self.inference.score_threshold, self.inference.max_classes)
+
+    @property
+    def score_threshold(self) -> float:
+        """See `SegmentationTask.score_threshold`."""
+        return self.inference.score_threshold
 
     def predict(
         self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False

@@ -20,14 +20,13 @@ from dasnet_lightning.data.sources.class_mapping import map_classes
 from dasnet_lightning.data.sources.formats import NamedSplits
 from dasnet_lightning.data.sources.open import Crowd, DataSet, open_named_splits, split_by_hash
 from dasnet_lightning.errors import ConfigError, DataError
-from dasnet_lightning.metrics.floors import FloorMetrics
-from dasnet_lightning.models.instance import InstanceOptions
+from dasnet_lightning.metrics.floors import FLOORS
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.tasks.checkpoint_info import read_info
 from dasnet_lightning.tasks.checkpoints import read_checkpoint
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
-from dasnet_lightning.tasks.segmentation import BOX_SOURCES, SegmentationTask
+from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
 from dasnet_lightning.training.config import TrainerSettings
 from dasnet_lightning.training.failures import explained_failures
@@ -155,10 +154,12 @@ def _evaluate(
     notes += [mismatch] if mismatch else []
     with console.counter("checking masks") as move:
         source = mark_invalid(source, find_mask_faults(source, source.records, move))
-    floors = _observe_floors(task)
+    if isinstance(task, SegmentationTask):
+        task.measure_boxes = True
     with explained_failures():
         build_evaluator(settings).test(task, _build_data(data, source, task, batch_size, num_workers), verbose=False)
     rows = audit_labels(source, None, "val")
+    values = {key.removeprefix("val/"): value for key, value in task.metrics.items()}
     return Evaluation(
         data=str(data),
         checkpoint=str(checkpoint),
@@ -166,13 +167,22 @@ def _evaluate(
         split=name,
         images=len(source.records),
         class_names=tuple(task.class_names),
-        metrics={key.removeprefix("val/"): value for key, value in task.metrics.items()},
-        floors={} if floors is None else floors.compute(task.class_names),
+        metrics={name: value for name, value in values.items() if not name.startswith(FLOORS)},
+        floors=_select_floors(values),
         labels=summarize(rows),
         notes=tuple(notes),
         obstacle=validation_obstacle(source, SPLIT_TITLES[name]),
         rows=rows,
     )
+
+
+def _select_floors(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the metrics of the floors by shape; empty for a detector, which has no masks."""
+    by_shape = {
+        shape: {name.removeprefix(f"{shape}_"): value for name, value in values.items() if name.startswith(shape)}
+        for shape in FLOORS
+    }
+    return {shape: metrics for shape, metrics in by_shape.items() if metrics}
 
 
 def load_task(checkpoint: str | Path) -> DetectionTask | SegmentationTask:
@@ -223,18 +233,6 @@ def _require_clean(source: Source, options: Options) -> Source:
     if labels and fix == "error" and not missing:
         raise RecordsError(labels, f"{len(labels)} objects cannot be used. Correct them, or drop them (--fix drop).")
     return source
-
-
-def _observe_floors(task: DetectionTask | SegmentationTask) -> FloorMetrics | None:
-    """Measure box AP and the floors beside the metrics of a segmentation task."""
-    if isinstance(task, DetectionTask):
-        return None
-    task.measure_boxes = True
-    options: Any = task.inference
-    lowest = options.lowest_score if isinstance(options, InstanceOptions) else options.score_threshold
-    floors = FloorMetrics(task.num_classes, lowest, options.score_threshold, given=BOX_SOURCES[:1])
-    task.observers.append(floors)
-    return floors
 
 
 def _build_data(

@@ -8,7 +8,7 @@ from dasnet_lightning.console import print_table
 from dasnet_lightning.metrics.matching import NOT_ANNOTATED
 from dasnet_lightning.report import Table, Value
 from dasnet_lightning.training.evaluation import Evaluation
-from dasnet_lightning.training.report import AP_NOTE, BOXES, INSTANCE_FIGURES, INSTANCE_NOTE, MIOU_NOTE
+from dasnet_lightning.training.result_tables import AP_NOTE, BOXES, INSTANCE_FIGURES, INSTANCE_NOTE, MIOU_NOTE
 
 FLOOR_NOTE = "Filled shapes in the same boxes show what boxes alone reach."
 USED = ("boxes", "refused", "ignored", "masks", "absent", "invalid")  # columns of the label counts

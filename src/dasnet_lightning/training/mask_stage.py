@@ -22,7 +22,7 @@ from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
 from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.results import BudgetResult
-from dasnet_lightning.training.stage import Stage, evaluate, run_stage, scale_rate
+from dasnet_lightning.training.stage import Stage, evaluate, read_errors, run_stage, scale_rate
 
 # a validated image takes two to three times as long as a trained one, since all its detections are decoded; with this
 # many trained images for each validated one, validation takes at most a fifth of the time of training
@@ -101,7 +101,12 @@ def train_budget(
     stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), steps, validations_of(steps, data))
     checkpoint = run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
-    return BudgetResult(budget, len(data.mask_ids), masks, metrics, str(checkpoint))
+    return BudgetResult(budget, len(data.mask_ids), masks, metrics, str(checkpoint), _count_errors(stage))
+
+
+def _count_errors(stage: Stage) -> Mapping[str, Mapping[str, int]]:
+    errors = run_on_rank_zero(lambda: read_errors(stage))
+    return {source: summary["counts"] for source, summary in errors.items()}
 
 
 def validations_of(steps: int, data: MixedSupervisionDataModule) -> int:
@@ -120,4 +125,10 @@ def train_jointly(
     stage = Stage(f"joint training: {before.budget} masks", folder, config.joint_steps, validations)
     checkpoint = run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
-    return replace(before, budget=f"{before.budget}, joint", metrics=metrics, checkpoint=str(checkpoint))
+    return replace(
+        before,
+        budget=f"{before.budget}, joint",
+        metrics=metrics,
+        checkpoint=str(checkpoint),
+        errors=_count_errors(stage),
+    )

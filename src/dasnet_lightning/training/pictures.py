@@ -8,12 +8,14 @@ from dasnet_lightning.console import progress
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.pixels import ImageRange
 from dasnet_lightning.data.records import ImageRecord
+from dasnet_lightning.functional.boxes import scale_boxes
+from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.segmenter import Segmenter, load
 from dasnet_lightning.report import Picture
 from dasnet_lightning.rle import decode
 from dasnet_lightning.training.results import RunResult
-from dasnet_lightning.types import GroundTruth
+from dasnet_lightning.types import Detections, GroundTruth
 from dasnet_lightning.visualization import (
     draw_boxes,
     draw_masks,
@@ -21,7 +23,6 @@ from dasnet_lightning.visualization import (
     draw_semantic,
     enlarge,
     readable_scale,
-    side_by_side,
 )
 
 
@@ -38,7 +39,8 @@ def draw_pictures(result: RunResult, count: int) -> list[Picture]:
     for index in progress(masked[::step][:count], "pictures"):
         truth = val_set[(0, index)].target.truth
         if truth is not None:
-            pictures.append(draw_row(segmenters, val_set.records[index], truth, instances, val_set.image_range))
+            given = None if result.detects else ground_truth_detections(val_set[(0, index)].target)
+            pictures.append(draw_row(segmenters, val_set.records[index], truth, instances, val_set.image_range, given))
     return pictures
 
 
@@ -48,25 +50,40 @@ def draw_row(
     truth: GroundTruth,
     instances: bool,
     image_range: ImageRange | None = None,
+    given: Detections | None = None,
 ) -> Picture:
-    """Draw one image in panels: detected boxes, the masks of these boxes by budget, the ground truth.
+    """Draw one image in panels: detected or given boxes, the masks of these boxes by budget, the ground truth.
 
     A small image is enlarged before it is segmented, so that the masks are as sharp as the network's probabilities.
     """
     image = read_image(record.path, image_range=image_range)
     scale = readable_scale(image)
     large = enlarge(image, scale)
-    predictions = {budget: segmenter.segment(large) for budget, segmenter in segmenters.items()}
+    predictions = {}
+    for budget, segmenter in segmenters.items():
+        boxes = (
+            None if given is None else scale_boxes(given.boxes, segmenter.image_size, (large.shape[0], large.shape[1]))
+        )
+        labels = None if given is None else given.labels.tolist()
+        predictions[budget] = segmenter.segment(large, None if boxes is None else boxes.numpy(), labels)
     first = next(iter(predictions.values()))
     names = first.class_names
     draw = _draw_instances if instances else _draw_classes
-    panels = {"detected boxes": draw_boxes(large, first.boxes, first.labels, first.scores, names)}
+    scores = first.scores if given is None else None
+    title = "detected boxes" if given is None else "ground-truth boxes"
+    panels = {title: draw_boxes(large, first.boxes, first.labels, scores, names)}
     panels |= {_title(budget): draw(prediction) for budget, prediction in predictions.items()}
     if instances:
         panels["ground truth"] = draw_masks(image, _true_masks(record, truth), scale=scale)
     else:
         panels["ground truth"] = draw_semantic(image, truth.semantic, names, scale=scale)
-    return Picture(record.path.name, side_by_side(list(panels.values()), list(panels)))
+    first_title, *others = panels
+    return Picture(
+        record.path.name,
+        panels[first_title],
+        panels={title: panels[title] for title in others},
+        image_title=first_title,
+    )
 
 
 def _title(budget: str) -> str:

@@ -1,13 +1,15 @@
 """What a run returns and `results.json` holds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dasnet_lightning import __version__
 from dasnet_lightning.data.dataset import SegmentationDataset
 from dasnet_lightning.training.config import RunConfig
+
+GIVEN_BOXES = "boxes"  # the registered detector for boxes that come from elsewhere
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class BudgetResult:
         mask_objects: masks that were used.
         metrics: validation metrics of the final checkpoint, in 0..1.
         checkpoint: path of the final checkpoint.
+        errors: counts of the sorted errors by kind of boxes; empty for a stage that an earlier version measured.
     """
 
     budget: str
@@ -27,6 +30,7 @@ class BudgetResult:
     mask_objects: int
     metrics: Mapping[str, float]
     checkpoint: str
+    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class RunResult:
     accounting: Mapping[str, Mapping[str, Mapping[str, int]]]
     val_set: SegmentationDataset
     notes: tuple[str, ...] = ()
+
+    @property
+    def detects(self) -> bool:
+        """Whether the detector finds boxes; `boxes` does not, so nothing is reported with detected boxes."""
+        return self.detector != GIVEN_BOXES
 
     @property
     def folder(self) -> Path:

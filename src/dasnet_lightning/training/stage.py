@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -72,6 +73,11 @@ class Stage:
         return self.folder / "metrics.json"
 
     @property
+    def errors(self) -> Path:
+        """The sorted errors of the final checkpoint on the validation images."""
+        return self.folder / "errors.json"
+
+    @property
     def interval(self) -> int:
         """Steps between two validations; more than `steps` if the stage never validates."""
         return max(1, self.steps // self.validations) if self.validations else self.steps + 1
@@ -104,16 +110,27 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
 
         wandb.finish()  # the next stage is another W&B run
     trainer.save_checkpoint(stage.final)
-    run_on_rank_zero(lambda: _close(stage, task.metrics))
+    run_on_rank_zero(lambda: _close(stage, task))
     return stage.final
 
 
-def _close(stage: Stage, metrics: Mapping[str, float]) -> None:
+def _close(stage: Stage, task: Task) -> None:
     # if a validation ran on the final weights, keep its metrics
-    if metrics and stage.steps % stage.interval == 0:
-        write_json(stage.metrics, metrics)
+    if task.metrics and stage.steps % stage.interval == 0:
+        _write_measured(stage, task)
     for path in (stage.folder / CHECKPOINT, previous_of(stage.folder / CHECKPOINT)):
         path.unlink(missing_ok=True)
+
+
+def _write_measured(stage: Stage, task: Task) -> None:
+    if isinstance(task, SegmentationTask):
+        write_json(stage.errors, task.errors)
+    write_json(stage.metrics, task.metrics)
+
+
+def read_errors(stage: Stage) -> Mapping[str, Any]:
+    """Return the sorted errors of a stage by kind of boxes, empty if an earlier version measured it."""
+    return json.loads(stage.errors.read_text()) if stage.errors.is_file() else {}
 
 
 def evaluate(
@@ -128,7 +145,7 @@ def evaluate(
         console.out(f"{stage.name}: evaluating {checkpoint}")
         load_checkpoint(task, checkpoint)
         build_evaluator(settings).validate(task, data, verbose=False)
-        run_on_rank_zero(lambda: write_json(stage.metrics, task.metrics))
+        run_on_rank_zero(lambda: _write_measured(stage, task))
     return run_on_rank_zero(lambda: json.loads(stage.metrics.read_text()))
 
 
