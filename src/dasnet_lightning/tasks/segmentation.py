@@ -24,8 +24,11 @@ from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.metrics.box import BoxAP
 from dasnet_lightning.metrics.instance import InstanceAP
 from dasnet_lightning.metrics.semantic import SemanticIoU
+from dasnet_lightning.models.box_scores import NO_REFINEMENT, Refinement
 from dasnet_lightning.models.dasnet import build_dasnet
-from dasnet_lightning.nn.heads import Head
+from dasnet_lightning.models.instance import InstanceOptions
+from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.nn.heads import MapHead
 from dasnet_lightning.tasks.checkpoint_info import CheckpointInfo, check_fits, describe
 from dasnet_lightning.tasks.checkpoints import (
     check_loaded,
@@ -40,7 +43,9 @@ from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, Recip
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
+    build_refinement,
     has_active_sync_batchnorm,
+    metric_key,
     seed_global_draws,
     select_logged,
     silence_sync_dist_warning,
@@ -54,7 +59,7 @@ class SegmentationTask(L.LightningModule, ABC):
     """Trains decoder and head on masks; measures mIoU and mask AP with ground-truth and with detected boxes.
 
     The detector is frozen unless `recipe.joint` is set. Checkpoints hold the whole model, so that a trained stage two
-    needs no other file.
+    needs no other file. Each subclass sets `inference`.
 
     Args:
         num_classes: number of classes, background included.
@@ -67,6 +72,8 @@ class SegmentationTask(L.LightningModule, ABC):
         head: builds the head for the decoder's number of channels. Each task passes its own.
     """
 
+    inference: SemanticOptions | InstanceOptions
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -77,7 +84,7 @@ class SegmentationTask(L.LightningModule, ABC):
         evaluation: EvaluationConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         *,
-        head: Callable[[int], Head],
+        head: Callable[[int], MapHead],
     ) -> None:
         super().__init__()
         # Called here, it also collects the arguments of the subclass.
@@ -133,7 +140,12 @@ class SegmentationTask(L.LightningModule, ABC):
 
     @abstractmethod
     def predict(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
+        self,
+        pyramid: Pyramid,
+        detections: Sequence[Detections],
+        sizes: Sequence[tuple[int, int]],
+        given: bool = False,
+        refinement: Refinement = NO_REFINEMENT,
     ) -> tuple[Prediction, ...]:
         """Predict masks and class map of each image.
 
@@ -142,6 +154,7 @@ class SegmentationTask(L.LightningModule, ABC):
             detections: boxes of each image, in input pixels.
             sizes: the (H, W) of each image, the size of its masks and class map.
             given: the boxes are given: all of them count.
+            refinement: mirrored features and image pixels, if the options of inference ask for them.
         """
 
     def setup(self, stage: str) -> None:
@@ -210,8 +223,9 @@ class SegmentationTask(L.LightningModule, ABC):
         annotated = tuple(ground_truth_detections(target) for target in batch.targets)
         true_maps = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
+        refinement = build_refinement(self.inference, self._validation_features, batch.images, sizes)
         for source, boxes in zip(BOX_SOURCES, (annotated, self.model.detector.detect(pyramid)), strict=True):
-            predictions = self.predict(pyramid, boxes, sizes, given=boxes is annotated)
+            predictions = self.predict(pyramid, boxes, sizes, boxes is annotated, refinement)
             self.mask_ap[source].update(batch.image_ids, predictions, batch.targets, pyramid.size)
             for prediction, true_map in zip(predictions, true_maps, strict=True):
                 self._iou(source).update(prediction.semantic, true_map)
@@ -229,7 +243,7 @@ class SegmentationTask(L.LightningModule, ABC):
         for source in BOX_SOURCES:
             iou, mask_ap = self._iou(source), self.mask_ap[source]
             values = dict(iou.by_class(names)) | dict(mask_ap.compute(names))
-            self.metrics |= {_metric_key(name, source): value for name, value in values.items()}
+            self.metrics |= {metric_key(name, source): value for name, value in values.items()}
             iou.reset()
             mask_ap.reset()
         if self.recipe.joint:
@@ -265,9 +279,3 @@ class SegmentationTask(L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule; the detector, if it trains, learns at `optimizer.detector_rate`."""
         return build_optimizers(self.optimizer_config, self.model, self.trainer.max_steps, slow=self.model.detector)
-
-
-def _metric_key(name: str, source: str) -> str:
-    """Return val/NAME_SOURCE, or val/NAME_SOURCE/CLASS for a metric NAME/CLASS."""
-    name, slash, class_name = name.partition("/")
-    return f"val/{name}_{source}{slash}{class_name}"

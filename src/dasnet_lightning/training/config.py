@@ -80,7 +80,10 @@ class RunConfig:
     )
     backbone_weights: str | None = option(None, "torchvision's name of pretrained weights, or a file", metavar="W")
     detector_checkpoint: str | None = option(None, "trained detector; skips stage one", metavar="FILE")
-    decoder: str = option("light", "light or paper")
+    decoder: str = option("light", "light, paper or zoom")
+    decoder_options: Mapping[str, Any] = option(
+        {}, "option of the decoder's builder, such as grid=24; repeatable", flag="decoder-option"
+    )
     soft_attention: float = option(
         0.0, "0 to 1: decode twice, the second time with features weighted by the first prediction", metavar="A"
     )
@@ -96,7 +99,10 @@ class RunConfig:
     detector_lr: float | None = option(
         None, "learning rate of stage one (default: 2e-4 for VGG, ResNet and transformers, else 1e-3)"
     )
-    lr: float = option(1e-3, "learning rate of stage two")
+    lr: float | None = option(None, "learning rate of stage two (default: 2e-3 for zoom, else 1e-3)")
+    box_jitter: float = option(
+        0.15, "zoom is trained on boxes half of which are moved by up to this share of a side", metavar="S"
+    )
     score_threshold: float = option(
         0.0, "detections to segment in the evaluation (default: best F1 on training images)", metavar="S"
     )
@@ -122,6 +128,7 @@ class RunConfig:
             self,
             out=self.out or default_folder(self),
             detector_lr=default_detector_lr(self.detector) if self.detector_lr is None else self.detector_lr,
+            lr=default_lr(self.decoder) if self.lr is None else self.lr,
             num_workers=default_workers() if self.num_workers is None else self.num_workers,
             trainer=self.trainer.resolve(),
         )
@@ -137,6 +144,7 @@ class TrainOptions(TypedDict, total=False):
     backbone_weights: str | None
     detector_checkpoint: str | None
     decoder: str
+    decoder_options: Mapping[str, Any]
     soft_attention: float
     image_size: int
     detector_steps: int
@@ -146,7 +154,8 @@ class TrainOptions(TypedDict, total=False):
     batch_size: int
     detector_augmentation: Literal["ssd", "segment", "flip", "none"]
     detector_lr: float | None
-    lr: float
+    lr: float | None
+    box_jitter: float
     score_threshold: float
     seed: int
     split_seed: int
@@ -189,6 +198,11 @@ def build_config(data: str | Path, out: str | Path | None, options: Mapping[str,
 def default_detector_lr(detector: str) -> float:
     """Return AdamW's learning rate; deep pretrained backbones without trainable normalization need a small one."""
     return 2e-4 if any(name in detector for name in ("vgg", "resnet", "transformers")) else 1e-3
+
+
+def default_lr(decoder: str) -> float:
+    """Return AdamW's learning rate of stage two."""
+    return 2e-3 if decoder == "zoom" else 1e-3
 
 
 def default_folder(config: RunConfig) -> str:
