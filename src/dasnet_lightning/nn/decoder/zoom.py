@@ -74,7 +74,7 @@ class ZoomBlock(nn.Module):
     ) -> Float[Tensor, "n c3 k2 k2"]:
         """Fuse the coarser features with a sampled level."""
         up = F.interpolate(coarse, size=level.shape[2:], mode="bilinear", align_corners=False)
-        priors = priors.to(up.dtype).expand(len(up), -1, -1, -1)
+        priors = priors.to(up.dtype).expand(up.shape[0], -1, -1, -1)  # len() would fix it in an exported graph
         fused = F.relu(self.fuse_norm(self.fuse(torch.cat([up, self.lateral(level), priors], dim=1))))
         return F.relu(fused + self.refine_norm(self.refine(fused)))
 
