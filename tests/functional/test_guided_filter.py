@@ -37,6 +37,16 @@ def test_a_soft_edge_moves_to_the_edge_of_the_image():
     assert (sharp[10] > 0.5).tolist() == [column >= 12 for column in range(20)]
 
 
+def test_the_fast_variant_keeps_the_edges_of_the_full_image():
+    guide = torch.zeros(3, 40, 40)
+    guide[:, :, 23:] = 1
+    blurred = ((torch.arange(40) - 15.5) / 8).clamp(0, 1).expand(40, 40)  # 0.5 at column 19.5
+    sharp = guided_filter(blurred, guide, 2, 1e-4, subsample=3)
+    assert (sharp[20] > 0.5).tolist() == [column >= 23 for column in range(40)]
+    values, noise = torch.rand(9, 7), torch.rand(3, 9, 7)
+    assert torch.equal(guided_filter(values, noise, 2, 0.01, 1), guided_filter(values, noise, 2, 0.01))
+
+
 def test_a_flat_guide_is_a_mean_and_nothing_stays_nothing():
     values = torch.rand(11, 11)
     flat = guided_filter(values, torch.full((3, 11, 11), 0.5), 5, 1e-3)

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from dasnet_lightning.functional.guided_filter import guided_filter
 from dasnet_lightning.types import Detections, Pyramid
 
-FILTER_EPS = 1e-3  # variance of an edge in the image, colors 0..1
-CELLS = 32  # the radius of the filter is the share 1 / CELLS of the mean side of the box
-MAX_RADIUS = 8  # pixels
+FILTER_EPS = 1e-4  # variance of an edge in the image, colors 0..1
+FILTER_SHARE = 1 / 24  # radius of the filter, as a share of the mean side of a box
+FILTER_SIDE = 64  # pixels along a box for which the coefficients of the filter are computed; more give no better masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +77,19 @@ def average_mirrored(straight: BoxScores, mirrored: BoxScores) -> BoxScores:
 def filter_scores(scores: BoxScores, guide: UInt8[Tensor, "H0 W0 3"]) -> BoxScores:
     """Filter the probabilities of a box with the pixels of its image."""
     rows, columns = scores.slices
-    return BoxScores(scores.window, filter_map(scores.inside, guide[rows, columns]), scores.score)
+    side = (scores.inside.shape[0] * scores.inside.shape[1]) ** 0.5
+    return BoxScores(scores.window, filter_map(scores.inside, guide[rows, columns], side), scores.score)
 
 
-def filter_map(probs: Float[Tensor, "h w"], guide: UInt8[Tensor, "h w 3"]) -> Float[Tensor, "h w"]:
-    """Filter a map of probabilities with the pixels below it; the radius follows the size of the map."""
-    radius = round((probs.shape[0] * probs.shape[1]) ** 0.5 / CELLS)
+def filter_map(probs: Float[Tensor, "h w"], guide: UInt8[Tensor, "h w 3"], side: float) -> Float[Tensor, "h w"]:
+    """Filter a map of probabilities with the pixels below it.
+
+    Args:
+        probs: the map.
+        guide: RGB pixels.
+        side: mean side of the boxes in the map, in pixels; it sets the radius of the filter.
+    """
+    subsample = max(1, round(side / FILTER_SIDE))
+    radius = max(1, round(side * FILTER_SHARE / subsample))
     image = guide.to(probs.device).permute(2, 0, 1).to(probs.dtype) / 255
-    return guided_filter(probs, image, min(max(radius, 1), MAX_RADIUS), FILTER_EPS).clamp(0, 1)
+    return guided_filter(probs, image, radius, FILTER_EPS, subsample).clamp(0, 1)

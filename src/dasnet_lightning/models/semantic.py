@@ -98,13 +98,21 @@ def segment_semantic(
         stop = start + len(maps)
         maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
         if refinement.guides is not None:
-            for region_map in maps:
-                region_map.copy_(filter_map(region_map, refinement.guides[image]))
+            sides = _box_sides(regions.select(start, stop), pyramid.size, size)
+            for region_map, side in zip(maps, sides, strict=True):
+                region_map.copy_(filter_map(region_map, refinement.guides[image], side))
         semantic = _class_map(maps, regions.select(start, stop), image_detections.scores, pyramid.size, size, options)
         masks = _masks_from_class_map(semantic, image_detections, pyramid.size)
         predictions.append(Prediction(image_detections, masks, semantic))
         start = stop
     return tuple(predictions)
+
+
+def _box_sides(regions: Regions, input_size: tuple[int, int], size: tuple[int, int]) -> list[float]:
+    """Return the mean side of the boxes of each region of an image of this size, in its pixels."""
+    boxes = scale_boxes(regions.boxes, input_size, size)
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1).sqrt()
+    return [float(sides[regions.region_index == region].mean()) for region in range(len(regions))]
 
 
 def _foreground(
