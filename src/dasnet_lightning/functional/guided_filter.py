@@ -1,8 +1,12 @@
 """Guided filter (He, Sun and Tang, "Guided image filtering", 2013): smooths a map along the edges of a guide image.
 
 In each window the result is linear in the guide, q = a I + b. The coefficients minimize the distance to the map p plus
-eps * |a|^2. For a guide of three channels a = (Sigma + eps * 1)^-1 (mean(I p) - mean(I) mean(p)) with the 3 x 3 covariance
-Sigma of the guide, and b = mean(p) - a . mean(I). A pixel takes the mean of the coefficients of all windows around it.
+eps * |a|^2. For a guide of three channels, with the 3 x 3 covariance Sigma of the guide:
+
+    a = (Sigma + eps * 1)^-1 (mean(I p) - mean(I) mean(p))
+    b = mean(p) - a * mean(I)
+
+A pixel takes the mean of the coefficients of all windows around it.
 """
 
 import torch

@@ -18,8 +18,8 @@ The steps, for b images of H x W pixels and r regions (h x w: cells of a feature
 `DASNet.forward` runs steps 1 and 4 to 7; the regions come from the caller. Stage one trains the detector. Stage two
 freezes it and trains the decoder and the head.
 
-A decoder of boxes (`zoom`) replaces steps 4 to 7: each box is attended to alone and decoded on a grid of its window, and
-the logits of a region are the best of its boxes (`DASNet.decode`).
+A decoder of boxes (`zoom`) replaces steps 4 to 7. Each box is attended to alone and decoded on a grid of its window. The
+logits of a region are the best of its boxes (`DASNet.decode`).
 
 This file is the definition, on whole maps. `models.local_decoding` computes the same numbers only around the boxes.
 `models.box_decoding` reads the grids of a decoder of boxes in the pixels of an image. `models.semantic` and

@@ -119,8 +119,7 @@ class SegmentationTask(L.LightningModule, ABC):
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Build the task of a checkpoint of any format, see `LightningModule.load_from_checkpoint`.
 
-        Lightning passes on only those hyper-parameters that are arguments today. Formats 0 and 1 held the arguments of
-        `network` and `recipe` among the others, and would lose them.
+        Lightning passes on only the arguments of today; formats 0 and 1 held those of `network` and `recipe` flat.
         """
         saved = read_checkpoint(checkpoint_path)["hyper_parameters"]
         upgraded = {group: saved[group] for group in ("network", "recipe") if group in saved}
@@ -261,7 +260,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.validation_step(batch, batch_index)
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log as after a validation."""
+        """See `on_validation_epoch_end`."""
         self.on_validation_epoch_end()
 
     def checkpoint_info(self) -> CheckpointInfo:
