@@ -82,6 +82,18 @@ def test_a_process_that_never_sees_a_mask_or_a_box_trains_along(kind, case, tmp_
     assert largest_difference(alone["weights"], first["weights"]) < 1e-5
 
 
+@pytest.mark.parametrize("labels", [[], [1]], ids=["no box", "one box"])
+def test_with_a_decoder_of_boxes_a_process_of_few_boxes_trains_along(labels, tmp_path):
+    """Each process has BatchNorm statistics of its own boxes, so two processes do not learn exactly what one does."""
+    rich = batches(None, [1, 2], seed=0)
+    poor = [batch.select([0]) for batch in batches(None, labels, seed=50)]
+    first, second = run(2, learn, "zoom", tmp_path, [rich, poor], limit=40)
+    assert_same(first["weights"], second["weights"])
+    assert all(value.isfinite().all() for value in first["weights"].values())
+    assert first["curves"] == second["curves"]
+    assert first["curves"]["train/regions"] == [4 + len(labels)] * 3
+
+
 def test_no_process_sees_a_mask(tmp_path):
     nothing = batches(None, [], seed=50)
     first, second = run(2, learn, "semantic", tmp_path, [nothing, nothing], limit=40)

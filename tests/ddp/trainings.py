@@ -65,10 +65,10 @@ def build_task(kind: str, detector: str, detector_options: dict[str, Any] | None
     torch.manual_seed(0)
     if kind == "detection":
         return DetectionTask(NUM_CLASSES, detector=detector, detector_options=detector_options, optimizer=SGD)
-    tasks = {"semantic": SemanticTask, "instance": InstanceTask, "joint": SemanticTask}
+    tasks = {"semantic": SemanticTask, "instance": InstanceTask, "joint": SemanticTask, "zoom": InstanceTask}
     return tasks[kind](
         NUM_CLASSES,
-        network=NetworkConfig(detector, detector_options),
+        network=NetworkConfig(detector, detector_options, "zoom" if kind == "zoom" else "light"),
         recipe=RecipeConfig(joint=kind == "joint"),
         optimizer=SGD,
     )

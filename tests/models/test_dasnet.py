@@ -9,7 +9,7 @@ from dasnet_lightning.functional.position_sensitive import assemble
 from dasnet_lightning.functional.regions import ground_truth_detections, regions_by_class, regions_by_instance
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
-from dasnet_lightning.nn.decoder import Decoder, build_decoder
+from dasnet_lightning.nn.decoder import MapDecoder, build_decoder
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.types import Detections, Pyramid, Regions
 from toy import ToyDetector, make_batch, make_target
@@ -23,7 +23,7 @@ def model() -> DASNet:
     return DASNet(detector, decoder, SemanticHead(decoder.out_channels)).eval()
 
 
-class Foreground(Decoder):
+class Foreground(MapDecoder):
     """Decoder and head in one; a pixel is foreground if the attended level of its region is not zero."""
 
     out_channels, out_stride = 1, 4

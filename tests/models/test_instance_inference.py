@@ -15,7 +15,7 @@ from dasnet_lightning.models import local_decoding
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.instance import BoxScores, ClassMap, InstanceOptions, segment_instances
 from dasnet_lightning.models.semantic import SemanticOptions
-from dasnet_lightning.nn.decoder import Decoder
+from dasnet_lightning.nn.decoder import MapDecoder
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.types import Detections, Prediction, Pyramid
 from toy import ToyDetector, make_batch, make_target
@@ -26,7 +26,7 @@ FRACTIONAL = [[4.3, 3.4, 18.6, 20.7], [10.2, 8.7, 27.4, 30.9], [0.0, 0.0, 7.3, 3
 SIZES = [(32, 32), (57, 43), (20, 90), (375, 500)]
 
 
-class FixedMaps(Decoder):
+class FixedMaps(MapDecoder):
     """Returns the same maps for every region plus an offset from the region's features, so that regions differ."""
 
     out_channels, out_stride = 2 * K * K, 4

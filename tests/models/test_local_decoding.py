@@ -10,7 +10,7 @@ from dasnet_lightning.functional.pooling import PoolShape, max_pool_with_switche
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.local_decoding import DecodedWindows, decode_windows, decodes_locally
-from dasnet_lightning.nn.decoder import Decoder, build_decoder, layers, unpooling
+from dasnet_lightning.nn.decoder import MapDecoder, build_decoder, layers, unpooling
 from dasnet_lightning.nn.decoder.base import LocalDecoder
 from dasnet_lightning.nn.decoder.layers import halo
 from dasnet_lightning.nn.heads import SemanticHead
@@ -248,7 +248,7 @@ def test_far_boxes_of_a_region_are_decoded_apart_and_near_ones_together():
     assert sorted(together) == [[0, 2], [1, 3]]
 
 
-class UsersDecoder(Decoder):
+class UsersDecoder(MapDecoder):
     """Returns the finest level normalized over all of its cells, which a window does not have."""
 
     out_channels, out_stride = 6, 4

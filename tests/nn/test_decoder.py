@@ -3,9 +3,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dasnet_lightning.errors import ConfigError, UnknownNameError
-from dasnet_lightning.nn.decoder import DECODERS, Decoder, build_decoder
+from dasnet_lightning.nn.decoder import DECODERS, BoxDecoder, MapDecoder, build_decoder
 from dasnet_lightning.nn.decoder.light import PositionNorm
-from dasnet_lightning.types import Pyramid
+from dasnet_lightning.types import Pyramid, Regions
 
 PYRAMIDS = {
     "vgg": ((512, 1024, 512, 256, 256, 256), (8, 16, 32, 64, 107, 320), (40, 20, 10, 5, 3, 1)),
@@ -21,6 +21,13 @@ def make_pyramid(kind: str, regions: int, smaller: int = 1) -> Pyramid:
     return Pyramid(levels, strides, (320 // smaller, 320 // smaller))
 
 
+def make_regions(count: int) -> Regions:
+    """Return boxes in images of 64 pixels, each a region of its own."""
+    boxes = torch.tensor([[8.0, 4, 40, 60], [20.5, 10, 64, 33.3], [0, 0, 7, 9]])[:count]
+    index = torch.arange(count)
+    return Regions(boxes, index, index % 2, torch.ones_like(index))
+
+
 @pytest.mark.parametrize("kind", PYRAMIDS)
 @pytest.mark.parametrize("name", DECODERS.names())
 @pytest.mark.parametrize("regions", [0, 1, 2])
@@ -28,9 +35,13 @@ def test_any_pyramid_decodes_and_every_parameter_learns(name, kind, regions):
     torch.manual_seed(0)
     channels, strides, _ = PYRAMIDS[kind]
     decoder = build_decoder(name, channels, strides)
-    assert isinstance(decoder, Decoder)
-    features = decoder(make_pyramid(kind, regions, smaller=5))
-    size = 64 // decoder.out_stride
+    if isinstance(decoder, MapDecoder):
+        features = decoder(make_pyramid(kind, regions, smaller=5))
+        size = 64 // decoder.out_stride
+    else:
+        assert isinstance(decoder, BoxDecoder)
+        features = decoder(make_pyramid(kind, 2, smaller=5), make_regions(regions), "cover")
+        size = 32
     assert features.shape == (regions, decoder.out_channels, size, size)
     features.square().sum().backward()
     assert [key for key, p in decoder.named_parameters() if p.grad is None or bool(p.grad.any()) != (regions > 0)] == []

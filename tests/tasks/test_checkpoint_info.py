@@ -36,9 +36,11 @@ def old_runs(tmp_path_factory) -> Path:
 
 
 def flatten(hyper_parameters) -> dict:
+    """The arguments as the early formats held them; they had none of the later ones."""
     flat = dict(hyper_parameters)
-    for group in FLAT_BEFORE_FORMAT_2:
-        flat |= flat.pop(group)
+    for group, names in FLAT_BEFORE_FORMAT_2.items():
+        nested = flat.pop(group)
+        flat |= {name: nested[name] for name in names}
     return flat
 
 
@@ -65,7 +67,8 @@ def test_a_checkpoint_of_0_1_0_loads_through_lightning_with_all_of_its_arguments
     assert task.model.detector.image_size == (64, 64)  # not the detector's default
     assert task.hparams["network"]["detector"] == "ssd_tiny"
     assert task.recipe.detector_checkpoint == raw["hyper_parameters"]["detector_checkpoint"]
-    assert asdict(task.inference) == raw["hyper_parameters"]["inference"]
+    added_later = asdict(type(task.inference)())
+    assert asdict(task.inference) == added_later | raw["hyper_parameters"]["inference"]
     assert all(torch.equal(value, raw["state_dict"][name]) for name, value in task.state_dict().items())
 
 
@@ -120,7 +123,10 @@ def test_version_0_1_0_recognizes_a_checkpoint_and_finds_its_format_too_new(kind
 def test_upgrading_leaves_what_is_as_it_should_be():
     task = build_task("instance", **OPTIONS)
     assert upgrade_hyper_parameters(task.hparams) == dict(task.hparams)
-    assert upgrade_hyper_parameters(flatten(task.hparams)) == dict(task.hparams)
+    known = {
+        group: {name: task.hparams[group][name] for name in names} for group, names in FLAT_BEFORE_FORMAT_2.items()
+    }
+    assert upgrade_hyper_parameters(flatten(task.hparams)) == dict(task.hparams) | known
     detection = dict(DetectionTask(3, detector="toy").hparams)
     assert upgrade_hyper_parameters(detection) == detection
 

@@ -223,9 +223,9 @@ def test_ground_truth_boxes_are_never_capped_in_validation(kind):
     seen = {}
     predict = task.predict
 
-    def watch(pyramid, detections, sizes, given=False):
+    def watch(pyramid, detections, sizes, given=False, *refinement):
         seen.setdefault(given, []).append(detections)
-        return predict(pyramid, detections, sizes, given)
+        return predict(pyramid, detections, sizes, given, *refinement)
 
     task.predict = watch
     quiet(task.eval()).validation_step(make_batch([TARGETS["all masks"]]), 0)

@@ -36,8 +36,8 @@ def box_attention(
             the cells whose index lies in the closed interval [W_k xmin, W_k xmax], which is the literal eq. (1) and may
             keep none.
     """
-    rows = _cells(boxes[:, 1], boxes[:, 3], image_size[0], feature_size[0], rounding)
-    columns = _cells(boxes[:, 0], boxes[:, 2], image_size[1], feature_size[1], rounding)
+    rows = box_cells(boxes[:, 1], boxes[:, 3], image_size[0], feature_size[0], rounding)
+    columns = box_cells(boxes[:, 0], boxes[:, 2], image_size[1], feature_size[1], rounding)
     cells = (rows[:, :, None] & columns[:, None, :]).to(boxes.dtype)
     union = cells.new_zeros((num_regions, *feature_size)).index_add(0, region_index, cells)
     return union.clamp(max=1)
@@ -61,8 +61,8 @@ def box_scores(
         image_size: (H, W) of the image, in pixels.
         feature_size: (h, w) of the maps, in cells.
     """
-    rows = _cells(boxes[:, 1], boxes[:, 3], image_size[0], feature_size[0], "cover")
-    columns = _cells(boxes[:, 0], boxes[:, 2], image_size[1], feature_size[1], "cover")
+    rows = box_cells(boxes[:, 1], boxes[:, 3], image_size[0], feature_size[0], "cover")
+    columns = box_cells(boxes[:, 0], boxes[:, 2], image_size[1], feature_size[1], "cover")
     cells = (rows[:, :, None] & columns[:, None, :]) * scores[:, None, None]
     zeros = scores.new_zeros((num_regions, *feature_size))
     return zeros.scatter_reduce(0, region_index[:, None, None].expand_as(cells), cells, "amax")
@@ -102,9 +102,18 @@ def attend(
     )
 
 
-def _cells(
+def box_cells(
     start: Float[Tensor, " n"], stop: Float[Tensor, " n"], image: int, cells: int, rounding: Rounding
 ) -> Bool[Tensor, "n cells"]:
+    """Return which cells of a map each box keeps along one axis, as `box_attention`.
+
+    Args:
+        start: left or top edge of each box, in pixels.
+        stop: right or bottom edge of each box, in pixels.
+        image: width or height of the image, in pixels.
+        cells: width or height of the map, in cells.
+        rounding: see `box_attention`.
+    """
     index = torch.arange(cells, device=start.device)
     # Multiplying first makes whole-pixel coordinates hit cell borders exactly.
     low, high = (start * cells / image)[:, None], (stop * cells / image)[:, None]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +16,8 @@ from dasnet_lightning.distributed import sum_over_ranks, world_size
 from dasnet_lightning.functional.instance_targets import InstanceSamples
 from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores
 from dasnet_lightning.types import IGNORE_INDEX, Loss
+
+BOUNDARY_CELLS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,25 @@ def instance_losses(scores: Float[Tensor, "m 2 g g2"], samples: InstanceSamples)
     )
     num_boxes = torch.tensor(len(logits), device=known.device)
     return {"score": LossSum(score, num_boxes), "mask": LossSum(mask, known.sum())}
+
+
+def boundary_loss(
+    logits: Float[Tensor, "n g g"], labels: Bool[Tensor, "n g g"], known: Bool[Tensor, "n g g"], weight: float
+) -> LossSum:
+    """Compute the cross-entropy of the cells of the grids of boxes; cells near the boundary of the object count more.
+
+    Args:
+        logits: logit of each cell.
+        labels: whether a cell belongs to the object.
+        known: whether the label of a cell is known; other cells are ignored.
+        weight: a cell within `BOUNDARY_CELLS` cells of the boundary counts 1 + weight, any other 1.
+    """
+    targets, size = labels.to(logits.dtype), 2 * BOUNDARY_CELLS + 1
+    spread = F.max_pool2d(torch.stack([targets, -targets], dim=1), size, stride=1, padding=BOUNDARY_CELLS)
+    near_boundary = spread.sum(dim=1) > 0  # the largest label around is not the smallest
+    weights = (1 + weight * near_boundary) * known
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return LossSum((losses * weights).sum(), known.sum())
 
 
 def mean_over_passes(sums: Sequence[LossSum]) -> LossSum:

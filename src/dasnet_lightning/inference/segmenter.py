@@ -21,6 +21,7 @@ from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cach
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.mask_windows import MaskWindows
+from dasnet_lightning.models.box_scores import Refinement
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
 from dasnet_lightning.models.instance import InstanceOptions, WindowPrediction, segment_windows
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
@@ -137,13 +138,15 @@ class Segmenter:
         size = (pixels.shape[0], pixels.shape[1])
         device = next(self.model.parameters()).device
         resized = torch.from_numpy(cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)).to(device)
-        pyramid = self._features(resized.permute(2, 0, 1)[None].float() / 255)
+        images = resized.permute(2, 0, 1)[None].float() / 255
+        pyramid = self._features(images)
+        refinement = self._refinement(images, pixels)
         if boxes is None:
             detections = self.model.detector.detect(pyramid)[0]
-            prediction = self._predict(pyramid, detections, size)
+            prediction = self._predict(pyramid, detections, size, refinement)
             image_boxes = restore_boxes(prediction.detections.boxes, self.image_size, size)
         else:
-            prediction = self._predict(pyramid, self._to_detections(boxes, labels, size), size, given=True)
+            prediction = self._predict(pyramid, self._to_detections(boxes, labels, size), size, refinement, given=True)
             image_boxes = _to_boxes(boxes)
         scores = prediction.detections.scores.cpu()
         # the instance score changes the order of the detector; given boxes keep their order
@@ -164,15 +167,27 @@ class Segmenter:
             return self.model.detector.features(images)
         return self.feature_cache.features(self.model.detector, images)
 
+    def _refinement(self, images: Images, pixels: UInt8[np.ndarray, "H W 3"]) -> Refinement:
+        """Return what the options ask for: features of the mirrored image, and the image's own pixels as the guide."""
+        return Refinement(
+            self._features(images.flip(3)) if self.options.flip else None,
+            [torch.from_numpy(pixels)] if self.options.guided_filter else None,
+        )
+
     def _predict(
-        self, pyramid: Pyramid, detections: Detections, size: tuple[int, int], given: bool = False
+        self,
+        pyramid: Pyramid,
+        detections: Detections,
+        size: tuple[int, int],
+        refinement: Refinement,
+        given: bool = False,
     ) -> WindowPrediction:
         """Segment the detections whose score reaches the threshold, or all of them if they are given boxes."""
         options = self.options
         if isinstance(options, InstanceOptions):
             options = replace(options, lowest_score=options.score_threshold)
-            return segment_windows(self.model, pyramid, [detections], [size], options, given)[0]
-        prediction = segment_semantic(self.model, pyramid, [detections], [size], options, given)[0]
+            return segment_windows(self.model, pyramid, [detections], [size], options, given, refinement)[0]
+        prediction = segment_semantic(self.model, pyramid, [detections], [size], options, given, refinement)[0]
         return WindowPrediction(prediction.detections, MaskWindows.of(prediction.masks), prediction.semantic)
 
     def _to_detections(self, boxes: ArrayLike, labels: Sequence[int | str] | None, size: tuple[int, int]) -> Detections:

@@ -18,8 +18,12 @@ The steps, for b images of H x W pixels and r regions (h x w: cells of a feature
 `DASNet.forward` runs steps 1 and 4 to 7; the regions come from the caller. Stage one trains the detector. Stage two
 freezes it and trains the decoder and the head.
 
+A decoder of boxes (`zoom`) replaces steps 4 to 7. Each box is attended to alone and decoded on a grid of its window. The
+logits of a region are the best of its boxes (`DASNet.decode`).
+
 This file is the definition, on whole maps. `models.local_decoding` computes the same numbers only around the boxes.
-`models.semantic` and `models.instance` turn them into class maps and masks.
+`models.box_decoding` reads the grids of a decoder of boxes in the pixels of an image. `models.semantic` and
+`models.instance` turn both into class maps and masks.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,8 +39,9 @@ from dasnet_lightning.detectors.base import Detector
 from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import Rounding, attend
-from dasnet_lightning.nn.decoder import Decoder, build_decoder
-from dasnet_lightning.nn.heads import Head, SemanticHead
+from dasnet_lightning.functional.box_grids import box_windows_of, paste_grids
+from dasnet_lightning.nn.decoder import BoxDecoder, Decoder, build_decoder
+from dasnet_lightning.nn.heads import Head, MapHead, SemanticHead, ShapeHead
 from dasnet_lightning.types import Images, Pyramid, Regions
 
 
@@ -51,7 +56,11 @@ class DASNet(nn.Module):
             the box ("inside"); see `functional.attention.box_attention`.
         soft_attention: 0..1. At 0 a region is decoded once, with attention by boxes as in the paper. Above 0 a second
             decode follows (paper section 10, class-specific features at pixel level). Its features inside the boxes are
-            weighted by the foreground of the first: a cell without foreground keeps 1 - soft_attention.
+            weighted by the foreground of the first: a cell without foreground keeps 1 - soft_attention. A decoder of
+            boxes takes 0 only.
+
+    Raises:
+        ConfigError: soft_attention is out of range, or the head or soft_attention does not fit the decoder.
     """
 
     def __init__(
@@ -65,6 +74,15 @@ class DASNet(nn.Module):
         super().__init__()
         if not 0 <= soft_attention <= 1:
             raise ConfigError(f"soft_attention is {soft_attention}, expected a number between 0 and 1")
+        by_box = isinstance(decoder, BoxDecoder)
+        if by_box and soft_attention:
+            raise ConfigError(
+                "soft_attention decodes maps twice, and the decoder decodes boxes: set soft_attention to 0"
+            )
+        if by_box != isinstance(head, ShapeHead):
+            raise ConfigError(
+                f"{type(head).__name__} does not fit {type(decoder).__name__}: ShapeHead is for boxes only"
+            )
         self.detector = detector
         self.decoder = decoder
         self.head = head
@@ -78,24 +96,30 @@ class DASNet(nn.Module):
 
     def decode(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "r c H W"]:
         """Return the logits of each region in input pixels, from features of the detector."""
-        return to_pixels(self.score(pyramid, regions), pyramid.size)
+        scores = self.score(pyramid, regions)
+        if isinstance(self.decoder, BoxDecoder):
+            windows = box_windows_of(regions.boxes, self.decoder.margin)
+            return paste_grids(scores[:, 0], windows, regions, pyramid.size)[:, None]
+        return to_pixels(scores, pyramid.size)
 
-    def score(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "r c h w"]:
-        """Return the logits of each region at the stride of the decoder."""
+    def score(self, pyramid: Pyramid, regions: Regions) -> Float[Tensor, "m c h w"]:
+        """Return the logits of each region at the stride of the decoder; of a decoder of boxes, those of each box."""
         return self.passes(pyramid, regions)[-1]
 
-    def passes(self, pyramid: Pyramid, regions: Regions) -> tuple[Float[Tensor, "r c h w"], ...]:
+    def passes(self, pyramid: Pyramid, regions: Regions) -> tuple[Float[Tensor, "m c h w"], ...]:
         """Return the logits of every decode; the last are the result. Training applies the loss to each.
 
         The foreground of the first decode is detached, so the loss of the second does not train the first.
         """
+        if isinstance(self.decoder, BoxDecoder):
+            return (self.head(self.decoder(pyramid, regions, self.rounding)),)
         logits = self._segment(attend(pyramid, regions, self.rounding))
         if self.soft_attention == 0:
             return (logits,)
         return logits, self._segment(self._attend_softly(pyramid, regions, logits))
 
     def attend(self, pyramid: Pyramid, regions: Regions) -> Pyramid:
-        """Return the attended pyramid that the last decode reads."""
+        """Return the attended pyramid that the last decode of a decoder of maps reads."""
         attended = attend(pyramid, regions, self.rounding)
         if self.soft_attention == 0:
             return attended
@@ -106,6 +130,7 @@ class DASNet(nn.Module):
         return self.head(features)
 
     def _attend_softly(self, pyramid: Pyramid, regions: Regions, logits: Float[Tensor, "r c h w"]) -> Pyramid:
+        assert isinstance(self.head, MapHead)
         foreground = self.head.foreground(logits.detach(), regions, pyramid.size)
         return attend(pyramid, regions, self.rounding, 1 - self.soft_attention * (1 - foreground))
 
@@ -124,7 +149,7 @@ def build_dasnet(
     decoder: str = "light",
     decoder_options: Mapping[str, Any] | None = None,
     rounding: Rounding = "cover",
-    head: Callable[[int], Head] = SemanticHead,
+    head: Callable[[int], MapHead] = SemanticHead,
     frozen: bool = True,
     soft_attention: float = 0.0,
 ) -> DASNet:
@@ -137,7 +162,7 @@ def build_dasnet(
         decoder: a name in `DECODERS`; it is built to fit the detector's pyramid.
         decoder_options: go to the decoder's builder.
         rounding: see `DASNet`.
-        head: builds the head for the number of the decoder's channels.
+        head: builds the head for the channels of a decoder of maps. A decoder of boxes always has a `ShapeHead`.
         frozen: freeze the detector; False is for joint training.
         soft_attention: see `DASNet`.
     """
@@ -152,7 +177,7 @@ def build_dasnet(
     network = DASNet(
         FrozenDetector(trainable_detector) if frozen else trainable_detector,
         region_decoder,
-        head(region_decoder.out_channels),
+        (ShapeHead if isinstance(region_decoder, BoxDecoder) else head)(region_decoder.out_channels),
         rounding,
         soft_attention,
     )

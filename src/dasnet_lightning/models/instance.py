@@ -16,6 +16,15 @@ from dasnet_lightning.functional.position_sensitive import inside_logits, instan
 from dasnet_lightning.functional.regions import best_detections, regions_by_class, regions_by_instance
 from dasnet_lightning.functional.windows import box_windows, join_windows, size_buckets
 from dasnet_lightning.mask_windows import MaskWindows
+from dasnet_lightning.models.box_decoding import decode_boxes, decodes_boxes
+from dasnet_lightning.models.box_scores import (
+    NO_REFINEMENT,
+    BoxScores,
+    Refinement,
+    average_mirrored,
+    filter_scores,
+    mirror_detections,
+)
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.local_decoding import decode_windows
 from dasnet_lightning.nn.heads import PositionSensitiveHead
@@ -36,11 +45,15 @@ class InstanceOptions:
         max_detections: number of best detections of an image that get a mask.
         foreground_threshold: a pixel belongs to the mask if its inside probability exceeds this value (0.5 means
             inside > outside; FCIS: 0.4).
-        weight_by_instance_score: multiply the detector's score by the instance score, which ranks badly fitting boxes
-            lower.
+        weight_by_instance_score: multiply the detector's score by the score of the mask, which ranks badly fitting boxes
+            lower. It is the instance score of position-sensitive maps. For `zoom` it is the expected IoU of the mask.
         grouping: "instance" decodes each box alone, as the paper does. "class" decodes all boxes of a class together, as
             in training, with fewer decodes.
         regions_at_once: limit on the whole decodes that are held in memory together.
+        clip_to_boxes: False lets the masks of `zoom` leave detected boxes within the margin of the decoder. Given boxes
+            and the masks of other decoders always end at the box.
+        flip: also decode the image mirrored left to right, and average. It costs a second pass of the network.
+        guided_filter: align the masks with the edges of the image (functional.guided_filter).
     """
 
     score_threshold: float = 0.3
@@ -50,33 +63,15 @@ class InstanceOptions:
     weight_by_instance_score: bool = True
     grouping: Literal["instance", "class"] = "instance"
     regions_at_once: int = 16
+    clip_to_boxes: bool = False
+    flip: bool = False
+    guided_filter: bool = False
 
     def __post_init__(self) -> None:
         if self.regions_at_once < 1 or self.max_detections < 0:
             raise ConfigError(
                 f"regions_at_once={self.regions_at_once} must be at least 1, max_detections={self.max_detections} at least 0"
             )
-
-
-@dataclass(frozen=True, eq=False)
-class BoxScores:
-    """The scores that were read in one box.
-
-    Attributes:
-        window: the pixels of the box: x0, y0, x1, y1, the last two exclusive.
-        inside: the inside probability of each pixel.
-        score: the instance score, 0..1.
-    """
-
-    window: tuple[int, int, int, int]
-    inside: Float[Tensor, "hb wb"]
-    score: Float[Tensor, ""]
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """The rows and columns of the box in its image."""
-        x0, y0, x1, y1 = self.window
-        return slice(y0, y1), slice(x0, x1)
 
 
 def segment_instances(
@@ -86,20 +81,22 @@ def segment_instances(
     sizes: Sequence[tuple[int, int]],
     options: InstanceOptions,
     given: bool = False,
+    refinement: Refinement = NO_REFINEMENT,
 ) -> tuple[Prediction, ...]:
     """Predict one mask for each detection.
 
     Args:
-        model: a network with a PositionSensitiveHead.
+        model: a network with a PositionSensitiveHead or a decoder of boxes.
         pyramid: features of the images.
         detections: the detections of each image, boxes in input pixels.
         sizes: (height, width) of each image's masks.
         options: options of inference.
         given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
+        refinement: what `flip` and `guided_filter` read.
     """
     return tuple(
         Prediction(item.detections, item.masks.dense().to(item.semantic.device), item.semantic)
-        for item in segment_windows(model, pyramid, detections, sizes, options, given)
+        for item in segment_windows(model, pyramid, detections, sizes, options, given, refinement)
     )
 
 
@@ -119,18 +116,22 @@ def segment_windows(
     sizes: Sequence[tuple[int, int]],
     options: InstanceOptions,
     given: bool = False,
+    refinement: Refinement = NO_REFINEMENT,
 ) -> tuple[WindowPrediction, ...]:
-    """Do the work of `segment_instances`, whose arguments it takes, at a memory of a bit for each pixel of a box."""
+    """Do the work of `segment_instances`, whose arguments it takes, at a memory of a bit for each pixel of a box.
+
+    A mirrored view needs the probabilities of all boxes at once.
+    """
     selected = list(detections)
     if given:
-        options = replace(options, score_threshold=0.0)
+        options = replace(options, score_threshold=0.0, clip_to_boxes=True)
     else:
         selected = [best_detections(item, options.lowest_score, options.max_detections) for item in detections]
-    by_instance = options.grouping == "instance"
+    by_instance = options.grouping == "instance" or decodes_boxes(model)
     # A decode of a single box does not depend on its class, so a box that was detected as several classes is decoded once.
     decoded = [_distinct_boxes(item) if by_instance else (item, list(range(len(item.labels)))) for item in selected]
     group = regions_by_instance if by_instance else regions_by_class
-    regions = group([item for item, _ in decoded])
+    to_decode = [item for item, _ in decoded]
     images = [_ScoredImage(item, size, options) for item, size in zip(selected, sizes, strict=True)]
     # the detections that each decoded box stands for, in the order of the decoded boxes
     owners = [
@@ -138,7 +139,15 @@ def segment_windows(
         for image, (boxes, index) in zip(images, decoded, strict=True)
         for number in range(len(boxes.labels))
     ]
-    for number, scores in _score_all(model, pyramid, regions, sizes, options.regions_at_once):
+    scored = _score(model, pyramid, group(to_decode), sizes, options)
+    if refinement.mirrored is not None:
+        mirrored = group([mirror_detections(item, pyramid.size[1]) for item in to_decode])
+        flipped = dict(_score(model, refinement.mirrored, mirrored, sizes, options))
+        scored = ((number, average_mirrored(scores, flipped.pop(number))) for number, scores in scored)
+    if refinement.guides is not None:
+        guides = [guide for guide, item in zip(refinement.guides, to_decode, strict=True) for _ in item.labels]
+        scored = ((number, filter_scores(scores, guides[number])) for number, scores in scored)
+    for number, scores in scored:
         image, places = owners[number]
         for place in places:
             image.add(place, scores)
@@ -151,6 +160,15 @@ def _distinct_boxes(detections: Detections) -> tuple[Detections, list[int]]:
     index = [number_of.setdefault(tuple(box), len(number_of)) for box in detections.boxes.tolist()]
     first = [index.index(number) for number in range(len(number_of))]
     return Detections(detections.boxes[first], detections.labels[first], detections.scores[first]), index
+
+
+def _score(
+    model: DASNet, pyramid: Pyramid, regions: Regions, sizes: Sequence[tuple[int, int]], options: InstanceOptions
+) -> Iterator[tuple[int, BoxScores]]:
+    """Yield the index and the scores of each box of the regions, in any order."""
+    if decodes_boxes(model):
+        return decode_boxes(model, pyramid, regions, sizes, options.regions_at_once, options.clip_to_boxes)
+    return _score_all(model, pyramid, regions, sizes, options.regions_at_once)
 
 
 def _score_all(

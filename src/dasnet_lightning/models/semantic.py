@@ -20,6 +20,8 @@ from dasnet_lightning.functional.losses import LossSum
 from dasnet_lightning.functional.patches import Patches, paste, resize
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows, resize_input_window
+from dasnet_lightning.models.box_decoding import decode_boxes, decodes_boxes
+from dasnet_lightning.models.box_scores import NO_REFINEMENT, Refinement, filter_map, mirror_detections
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.local_decoding import DecodedWindows, decode_windows
 from dasnet_lightning.nn.decoder.layers import convolve_patches
@@ -39,6 +41,8 @@ class SemanticOptions:
         weight_by_score: if several classes claim a pixel, weight their probabilities by the detector's scores. The
             decoder does not know classes and cannot tell which of two boxes around one object is right.
         regions_at_once: limit on the whole decodes that are held in memory together.
+        flip: also decode the image mirrored left to right, and average. It costs a second pass of the network.
+        guided_filter: align the classes with the edges of the image (functional.guided_filter).
     """
 
     score_threshold: float = 0.3
@@ -47,6 +51,8 @@ class SemanticOptions:
     box_margin: float = 0.0
     weight_by_score: bool = True
     regions_at_once: int = 16
+    flip: bool = False
+    guided_filter: bool = False
 
     def __post_init__(self) -> None:
         if self.regions_at_once < 1 or self.max_classes < 0:
@@ -62,6 +68,7 @@ def segment_semantic(
     sizes: Sequence[tuple[int, int]],
     options: SemanticOptions,
     given: bool = False,
+    refinement: Refinement = NO_REFINEMENT,
 ) -> tuple[Prediction, ...]:
     """Predict the class map of each image.
 
@@ -75,23 +82,55 @@ def segment_semantic(
         sizes: (height, width) of each image's class map.
         options: options of inference.
         given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
+        refinement: what `flip` and `guided_filter` read.
     """
     selected = list(detections)
     if not given:
         selected = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
     regions = regions_by_class(selected)
-    windows = _read_windows(regions, pyramid.size, sizes, options.box_margin)
-    foreground = decode_foreground(model, pyramid, regions, windows, options.regions_at_once)
+    foreground = _foreground(model, pyramid, regions, sizes, options)
+    if refinement.mirrored is not None:
+        mirrored = regions_by_class([mirror_detections(item, pyramid.size[1]) for item in selected])
+        flipped = _foreground(model, refinement.mirrored, mirrored, sizes, options)
+        foreground = [(maps + other.flip(2)) / 2 for maps, other in zip(foreground, flipped, strict=True)]
     predictions, start = [], 0
-    for image, (image_detections, size) in enumerate(zip(selected, sizes, strict=True)):
-        stop = start + int((regions.image_index == image).sum())
-        image_regions = regions.select(start, stop)
-        scores = image_detections.scores
-        semantic = _class_map(foreground[start:stop], image_regions, scores, pyramid.size, size, options)
+    for image, (image_detections, maps, size) in enumerate(zip(selected, foreground, sizes, strict=True)):
+        stop = start + len(maps)
+        maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        if refinement.guides is not None:
+            sides = _box_sides(regions.select(start, stop), pyramid.size, size)
+            for region_map, side in zip(maps, sides, strict=True):
+                region_map.copy_(filter_map(region_map, refinement.guides[image], side))
+        semantic = _class_map(maps, regions.select(start, stop), image_detections.scores, pyramid.size, size, options)
         masks = _masks_from_class_map(semantic, image_detections, pyramid.size)
         predictions.append(Prediction(image_detections, masks, semantic))
         start = stop
     return tuple(predictions)
+
+
+def _box_sides(regions: Regions, input_size: tuple[int, int], size: tuple[int, int]) -> list[float]:
+    """Return the mean side of the boxes of each region of an image of this size, in its pixels."""
+    boxes = scale_boxes(regions.boxes, input_size, size)
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1).sqrt()
+    return [float(sides[regions.region_index == region].mean()) for region in range(len(regions))]
+
+
+def _foreground(
+    model: DASNet, pyramid: Pyramid, regions: Regions, sizes: Sequence[tuple[int, int]], options: SemanticOptions
+) -> list[Float[Tensor, "r h w"]]:
+    """Return the foreground probabilities of the regions of each image, in pixels of the input or of the image."""
+    at_once = options.regions_at_once
+    counts = [int((regions.image_index == image).sum()) for image in range(len(sizes))]
+    if not decodes_boxes(model):
+        windows = _read_windows(regions, pyramid.size, sizes, options.box_margin)
+        return list(decode_foreground(model, pyramid, regions, windows, at_once).split(counts))
+    maps = [torch.zeros(n, *size, device=regions.boxes.device) for n, size in zip(counts, sizes, strict=True)]
+    of_region = [item for of_image in maps for item in of_image]
+    region_of_box = regions.region_index.tolist()
+    for number, scores in decode_boxes(model, pyramid, regions, sizes, at_once, clip=False):
+        window = of_region[region_of_box[number]][scores.slices]
+        window.copy_(torch.maximum(window, scores.inside))
+    return maps
 
 
 def _read_windows(
@@ -132,7 +171,7 @@ def _region_of_patch(decoded: DecodedWindows, regions: Regions) -> Int64[Tensor,
 
 
 def _class_map(
-    foreground: Float[Tensor, "r H W"],
+    foreground: Float[Tensor, "r H0 W0"],
     regions: Regions,
     scores: Float[Tensor, " n"],
     input_size: tuple[int, int],
@@ -144,8 +183,7 @@ def _class_map(
     scores = scores if options.weight_by_score else torch.ones_like(scores)
     boxes = _widen(regions.boxes, options.box_margin)
     weights = box_scores(boxes, scores, regions.region_index, len(regions), input_size, size)
-    resized = F.interpolate(foreground[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    return merge_regions(resized, weights, regions.labels, options.foreground_threshold)
+    return merge_regions(foreground, weights, regions.labels, options.foreground_threshold)
 
 
 def _widen(boxes: Float[Tensor, "n 4"], margin: float) -> Float[Tensor, "n 4"]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import scale_boxes
@@ -12,17 +13,21 @@ from dasnet_lightning.types import Regions
 
 
 class Head(nn.Module, ABC):
-    """Last layer of the network.
+    """Last layer of the network: a `MapHead` after a decoder of maps, a `ShapeHead` after a decoder of boxes.
 
     Attributes:
-        out_channels: number of score maps of each region.
+        out_channels: number of score maps of each region or box.
     """
 
     out_channels: int
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c2 h w"]:
+    def forward(self, features: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c2 h2 w2"]:
         """Return the scores of each pixel."""
+
+
+class MapHead(Head):
+    """Head of maps of the whole image."""
 
     @abstractmethod
     def foreground(
@@ -37,7 +42,7 @@ class Head(nn.Module, ABC):
         """
 
 
-class SemanticHead(Head):
+class SemanticHead(MapHead):
     """Head with a background and a foreground logit for each pixel of a region."""
 
     out_channels = 2
@@ -53,11 +58,11 @@ class SemanticHead(Head):
     def foreground(
         self, scores: Float[Tensor, "r 2 h w"], regions: Regions, size: tuple[int, int]
     ) -> Float[Tensor, "r h w"]:
-        """See `Head.foreground`."""
+        """See `MapHead.foreground`."""
         return scores.float().softmax(dim=1)[:, 1]
 
 
-class PositionSensitiveHead(Head):
+class PositionSensitiveHead(MapHead):
     """Head with 2 k k position-sensitive score maps: an inside and an outside map for each of the k x k cells of a box.
 
     See functional.position_sensitive.
@@ -91,6 +96,24 @@ class PositionSensitiveHead(Head):
         index = (rows * cells[1] + grid.columns[:, None, :])[grid.valid]
         zeros = inside.new_zeros(len(regions) * cells[0] * cells[1])
         return zeros.scatter_reduce(0, index, inside[grid.valid], "amax").view(len(regions), *cells)
+
+
+class ShapeHead(Head):
+    """Head with one logit for each cell of the grid of a box: whether it belongs to the object of the box.
+
+    The logits are bilinearly brought to twice the cells, where the loss and the image's pixels read them.
+    """
+
+    out_channels = 1
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.score = build_score(in_channels, self.out_channels)
+
+    def forward(self, features: Float[Tensor, "n c k k"]) -> Float[Tensor, "n 1 g g"]:
+        """Return the logits at twice the resolution of the features."""
+        size = (2 * features.shape[2], 2 * features.shape[3])
+        return F.interpolate(self.score(features), size=size, mode="bilinear", align_corners=False)
 
 
 def build_score(in_channels: int, out_channels: int) -> nn.Conv2d:

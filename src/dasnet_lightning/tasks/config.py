@@ -20,7 +20,7 @@ class NetworkConfig:
     Attributes:
         detector: registered name of the detector.
         detector_options: options of the detector's builder.
-        decoder: registered name of the decoder, for example "light" or "paper".
+        decoder: registered name of the decoder, for example "light", "paper" or "zoom".
         decoder_options: options of the decoder's builder.
         rounding: "cover" attends to every feature cell that a box touches, "inside" is equation 1 of the paper.
         soft_attention: 0 attends by boxes alone, as the paper. Above 0, up to 1, a second decode follows, whose
@@ -47,12 +47,17 @@ class RecipeConfig:
             Its rate is `optimizer.detector_rate` times the decoder's, and its box AP is validated too. The paper
             (section 1) reports that this is possible and does not help.
         box_loss_weight: weight of the detector's losses in joint training.
+        box_jitter: a decoder of boxes ("zoom") is trained on boxes half of which are not exact. Each of their sides moves
+            by up to this share of the box.
+        boundary_weight: added weight of the cells near the boundary of an object in the loss of a decoder of boxes.
     """
 
     detector_checkpoint: str | None = None
     initial_checkpoint: str | None = None
     joint: bool = False
     box_loss_weight: float = 1.0
+    box_jitter: float = 0.15
+    boundary_weight: float = 2.0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from dasnet_lightning.functional.instance_targets import SamplingOptions, draw_s
 from dasnet_lightning.functional.losses import LossSum, instance_losses, mean_over_passes
 from dasnet_lightning.functional.position_sensitive import read_boxes
 from dasnet_lightning.functional.regions import best_detections, draw_objects, object_regions
+from dasnet_lightning.models.box_decoding import decodes_boxes
+from dasnet_lightning.models.box_scores import NO_REFINEMENT, Refinement
 from dasnet_lightning.models.instance import InstanceOptions, segment_instances
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
+from dasnet_lightning.tasks.shape_losses import shape_losses
 from dasnet_lightning.types import Batch, Detections, Prediction, Pyramid
 
 
@@ -24,6 +27,9 @@ class InstanceTask(SegmentationTask):
     maps of the cell that it lies in, so that overlapping boxes read different maps at the same place. Training samples
     boxes around each object. Those that match it are positives with its mask; the others are negatives, which teach a low
     instance score.
+
+    A decoder of boxes has no position-sensitive maps: it learns the mask of each object on the grid of its box, and ignores
+    `cells`, `subset` and `sampling`.
 
     Args:
         num_classes: number of classes, background included.
@@ -42,6 +48,8 @@ class InstanceTask(SegmentationTask):
         image_range: values (low, high) that became 0 and 255 in the data set's images of more than 8 bits; kept in
             checkpoints. None if there are none.
     """
+
+    inference: InstanceOptions
 
     def __init__(
         self,
@@ -70,8 +78,10 @@ class InstanceTask(SegmentationTask):
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
         """Compute score loss and mask loss of sampled boxes, see `SegmentationTask.mask_losses`.
 
-        Objects without a mask contribute to the score loss alone.
+        Objects without a mask contribute to the score loss alone. A decoder of boxes has only the mask loss.
         """
+        if decodes_boxes(self.model):
+            return shape_losses(self.model, pyramid, batch, self.recipe, self.zero_mask_loss)
         generators = batch.generators()
         objects = draw_objects(batch.targets, generators, self.subset, with_mask=False)
         regions = object_regions(batch.targets, objects)
@@ -96,7 +106,12 @@ class InstanceTask(SegmentationTask):
         return self.inference.score_threshold
 
     def predict(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
+        self,
+        pyramid: Pyramid,
+        detections: Sequence[Detections],
+        sizes: Sequence[tuple[int, int]],
+        given: bool = False,
+        refinement: Refinement = NO_REFINEMENT,
     ) -> tuple[Prediction, ...]:
         """Predict one mask for each detection, see `SegmentationTask.predict`."""
-        return segment_instances(self.model, pyramid, detections, sizes, self.inference, given)
+        return segment_instances(self.model, pyramid, detections, sizes, self.inference, given, refinement)

@@ -22,8 +22,11 @@ from dasnet_lightning.feature_cache.cache import open_feature_cache
 from dasnet_lightning.functional.losses import LossSum, graph_zero, mean_over_ranks
 from dasnet_lightning.functional.regions import ground_truth_detections
 from dasnet_lightning.metrics.box import BoxAP
+from dasnet_lightning.models.box_scores import NO_REFINEMENT, Refinement
 from dasnet_lightning.models.dasnet import build_dasnet
-from dasnet_lightning.nn.heads import Head
+from dasnet_lightning.models.instance import InstanceOptions
+from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.nn.heads import MapHead
 from dasnet_lightning.tasks.checkpoint_info import CheckpointInfo, check_fits, describe
 from dasnet_lightning.tasks.checkpoints import (
     check_loaded,
@@ -39,6 +42,7 @@ from dasnet_lightning.tasks.evaluation import BOX_SOURCES, SourceMetrics
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
+    build_refinement,
     has_active_sync_batchnorm,
     seed_global_draws,
     select_logged,
@@ -51,7 +55,7 @@ class SegmentationTask(L.LightningModule, ABC):
     """Trains decoder and head on masks; measures mIoU and mask AP with ground-truth and with detected boxes.
 
     The detector is frozen unless `recipe.joint` is set. Checkpoints hold the whole model, so that a trained stage two
-    needs no other file.
+    needs no other file. Each subclass sets `inference`.
 
     Args:
         num_classes: number of classes, background included.
@@ -64,6 +68,8 @@ class SegmentationTask(L.LightningModule, ABC):
         head: builds the head for the decoder's number of channels. Each task passes its own.
     """
 
+    inference: SemanticOptions | InstanceOptions
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -74,7 +80,7 @@ class SegmentationTask(L.LightningModule, ABC):
         evaluation: EvaluationConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         *,
-        head: Callable[[int], Head],
+        head: Callable[[int], MapHead],
     ) -> None:
         super().__init__()
         # Called here, it also collects the arguments of the subclass.
@@ -112,8 +118,7 @@ class SegmentationTask(L.LightningModule, ABC):
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Build the task of a checkpoint of any format, see `LightningModule.load_from_checkpoint`.
 
-        Lightning passes on only those hyper-parameters that are arguments today. Formats 0 and 1 held the arguments of
-        `network` and `recipe` among the others, and would lose them.
+        Lightning passes on only the arguments of today; formats 0 and 1 held those of `network` and `recipe` flat.
         """
         saved = read_checkpoint(checkpoint_path)["hyper_parameters"]
         upgraded = {group: saved[group] for group in ("network", "recipe") if group in saved}
@@ -133,7 +138,12 @@ class SegmentationTask(L.LightningModule, ABC):
 
     @abstractmethod
     def predict(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
+        self,
+        pyramid: Pyramid,
+        detections: Sequence[Detections],
+        sizes: Sequence[tuple[int, int]],
+        given: bool = False,
+        refinement: Refinement = NO_REFINEMENT,
     ) -> tuple[Prediction, ...]:
         """Predict masks and class map of each image.
 
@@ -142,6 +152,7 @@ class SegmentationTask(L.LightningModule, ABC):
             detections: boxes of each image, in input pixels.
             sizes: the (H, W) of each image, the size of its masks and class map.
             given: the boxes are given: all of them count.
+            refinement: mirrored features and image pixels, if the options of inference ask for them.
         """
 
     @abstractmethod
@@ -221,10 +232,11 @@ class SegmentationTask(L.LightningModule, ABC):
         annotated = tuple(ground_truth_detections(target) for target in batch.targets)
         true_maps = [target.truth.semantic for target in batch.targets if target.truth is not None]
         sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
+        refinement = build_refinement(self.inference, self._validation_features, batch.images, sizes)
         sources = (annotated, self.model.detector.detect(pyramid))
         for metrics, boxes in zip(self._source_metrics(), sources, strict=True):
             given = boxes is annotated
-            predictions = self.predict(pyramid, boxes, sizes, given)
+            predictions = self.predict(pyramid, boxes, sizes, given, refinement)
             selected = boxes if given else [self.select_detections(item) for item in boxes]
             metrics.update(batch, selected, predictions, pyramid.size, 0.0 if given else self.score_threshold)
 
@@ -260,7 +272,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.validation_step(batch, batch_index)
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log as after a validation."""
+        """See `on_validation_epoch_end`."""
         self.on_validation_epoch_end()
 
     def checkpoint_info(self) -> CheckpointInfo:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from dasnet_lightning.functional.losses import LossSum, mean_over_passes, semantic_loss
 from dasnet_lightning.functional.regions import confident_detections, draw_objects, object_regions, region_labels
+from dasnet_lightning.models.box_decoding import decodes_boxes
+from dasnet_lightning.models.box_scores import NO_REFINEMENT, Refinement
 from dasnet_lightning.models.dasnet import to_pixels
 from dasnet_lightning.models.local_decoding import decodes_locally
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic, window_loss
@@ -13,6 +15,7 @@ from dasnet_lightning.nn.heads import SemanticHead
 from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
+from dasnet_lightning.tasks.shape_losses import shape_losses
 from dasnet_lightning.types import Batch, Detections, Prediction, Pyramid
 
 
@@ -22,7 +25,8 @@ class SemanticTask(SegmentationTask):
     A training step draws one class of each image that has masks. The boxes of that class form one region: features
     outside them are set to zero (attention), and the decoder labels each pixel as the class or as background. The decoder
     never sees which class it is, so that masks of one class also teach the others. Inference decodes one region for each
-    detected class and merges them into a class map.
+    detected class and merges them into a class map. A decoder of boxes learns the mask of each object alone, and a region is
+    the best of its boxes; it ignores `subset`.
 
     Args:
         num_classes: number of classes, background included.
@@ -39,6 +43,8 @@ class SemanticTask(SegmentationTask):
         image_range: values (low, high) that became 0 and 255 in the data set's images of more than 8 bits; kept in
             checkpoints. None if there are none.
     """
+
+    inference: SemanticOptions
 
     def __init__(
         self,
@@ -63,6 +69,8 @@ class SemanticTask(SegmentationTask):
 
     def mask_losses(self, pyramid: Pyramid, batch: Batch) -> tuple[Mapping[str, LossSum], int]:
         """Compute the cross-entropy over the pixels of one class per image, see `SegmentationTask.mask_losses`."""
+        if decodes_boxes(self.model):
+            return shape_losses(self.model, pyramid, batch, self.recipe, self.zero_mask_loss)
         objects = draw_objects(batch.targets, batch.generators(), self.subset)
         regions = object_regions(batch.targets, objects)
         if not len(regions):
@@ -83,7 +91,12 @@ class SemanticTask(SegmentationTask):
         return self.inference.score_threshold
 
     def predict(
-        self, pyramid: Pyramid, detections: Sequence[Detections], sizes: Sequence[tuple[int, int]], given: bool = False
+        self,
+        pyramid: Pyramid,
+        detections: Sequence[Detections],
+        sizes: Sequence[tuple[int, int]],
+        given: bool = False,
+        refinement: Refinement = NO_REFINEMENT,
     ) -> tuple[Prediction, ...]:
         """Predict with one region for each class, see `SegmentationTask.predict`."""
-        return segment_semantic(self.model, pyramid, detections, sizes, self.inference, given)
+        return segment_semantic(self.model, pyramid, detections, sizes, self.inference, given, refinement)

@@ -2,14 +2,18 @@
 
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dasnet_lightning.distributed import sum_over_ranks, world_size
-from dasnet_lightning.types import Batch
+from dasnet_lightning.models.box_scores import Refinement
+from dasnet_lightning.models.instance import InstanceOptions
+from dasnet_lightning.models.semantic import SemanticOptions
+from dasnet_lightning.types import Batch, Images, Pyramid
 
 LOGGED_BY_CLASS = ("iou", "apr50_area", "box_ap50")
 
@@ -40,6 +44,32 @@ def select_logged(metrics: Mapping[str, float]) -> dict[str, float]:
         for key, value in metrics.items()
         if key.count("/") == 1 or key.removeprefix("val/").startswith(LOGGED_BY_CLASS)
     }
+
+
+def metric_key(name: str, source: str) -> str:
+    """Return val/NAME_SOURCE, or val/NAME_SOURCE/CLASS for a metric NAME/CLASS."""
+    name, slash, class_name = name.partition("/")
+    return f"val/{name}_{source}{slash}{class_name}"
+
+
+def build_refinement(
+    options: SemanticOptions | InstanceOptions,
+    features: Callable[[Images], Pyramid],
+    images: Images,
+    sizes: Sequence[tuple[int, int]],
+) -> Refinement:
+    """Return what the options of inference ask for: features of the mirrored images, and guides.
+
+    The guides are the input images, resized to the (H0, W0) of the masks in `sizes`.
+    """
+    guides = None
+    if options.guided_filter:
+        resized = [
+            F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+            for image, size in zip(images, sizes, strict=True)
+        ]
+        guides = [(image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0) for image in resized]
+    return Refinement(features(images.flip(3)) if options.flip else None, guides)
 
 
 def seed_global_draws(batch: Batch) -> None:

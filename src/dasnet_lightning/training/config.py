@@ -88,7 +88,10 @@ class RunConfig:
         None, "instead of --weights: torchvision's name of weights, or a file", metavar="W"
     )
     detector_checkpoint: str | None = option(None, "trained detector; skips stage one", metavar="FILE")
-    decoder: str = option("light", "light or paper")
+    decoder: str = option("light", "light, paper or zoom")
+    decoder_options: Mapping[str, Any] = option(
+        {}, "option of the decoder's builder, such as grid=24; repeatable", flag="decoder-option"
+    )
     soft_attention: float = option(
         0.0, "0 to 1: decode twice, the second time with features weighted by the first prediction", metavar="A"
     )
@@ -115,7 +118,10 @@ class RunConfig:
     held_out: float | None = option(
         None, "share of the training images that only choose the score threshold (default: 0.1; 0 uses trained images)"
     )
-    lr: float = option(1e-3, "learning rate of stage two")
+    lr: float | None = option(None, "learning rate of stage two (default: 2e-3 for zoom, else 1e-3)")
+    box_jitter: float = option(
+        0.15, "zoom is trained on boxes half of which are moved by up to this share of a side", metavar="S"
+    )
     score_threshold: float = option(
         0.0,
         "detections to segment in the evaluation (default: the best for class maps of boxes on held-out images)",
@@ -149,6 +155,7 @@ class RunConfig:
             detector_lr=self._default("detector_lr", None) if self.detector_lr is None else self.detector_lr,
             detector_ema=self._default("detector_ema", 0.0) if self.detector_ema is None else self.detector_ema,
             held_out=self._default("held_out", 0.1) if self.held_out is None else self.held_out,
+            lr=default_lr(self.decoder) if self.lr is None else self.lr,
             num_workers=default_workers() if self.num_workers is None else self.num_workers,
             trainer=self.trainer.resolve(),
         )
@@ -167,6 +174,11 @@ def default_detector_lr(detector: str, starts_trained: bool = False) -> float:
     if starts_trained:
         return 1e-4
     return 2e-4 if any(name in detector for name in ("vgg", "resnet", "transformers")) else 1e-3
+
+
+def default_lr(decoder: str) -> float:
+    """Return AdamW's learning rate of stage two."""
+    return 2e-3 if decoder == "zoom" else 1e-3
 
 
 def default_folder(config: RunConfig) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.pixels import ImageRange
 from dasnet_lightning.data.records import ImageRecord
 from dasnet_lightning.metrics.errors import ERRORS
 from dasnet_lightning.report import Picture, Report, Table, Value, write_report
@@ -90,15 +91,17 @@ def error_pictures(result: RunResult, worst: Mapping[str, list[dict[str, Any]]])
     """Draw the worst errors of each kind: the detection beside the object."""
     records = {record.image_id: record for record in result.val_set.records}
     return [
-        _draw(kind, item, records[item["image_id"]], result.class_names)
+        _draw(kind, item, records[item["image_id"]], result.val_set.image_range, result.class_names)
         for kind in ERRORS
         for item in worst[kind]
         if item["image_id"] in records
     ]
 
 
-def _draw(kind: str, item: Mapping[str, Any], record: ImageRecord, names: tuple[str, ...]) -> Picture:
-    image = read_image(record.path)
+def _draw(
+    kind: str, item: Mapping[str, Any], record: ImageRecord, image_range: ImageRange | None, names: tuple[str, ...]
+) -> Picture:
+    image = read_image(record.path, image_range=image_range)
     panels = {}
     for title, prefix in (("detected", ""), ("true", "true_")):
         label = item[f"{prefix}label"]

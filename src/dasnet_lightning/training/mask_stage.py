@@ -20,7 +20,7 @@ from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.optimization import OptimizerConfig
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.tasks.semantic import SemanticTask
-from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.config import RunConfig, default_lr
 from dasnet_lightning.training.results import BudgetResult
 from dasnet_lightning.training.stage import Stage, evaluate, read_errors, run_stage, scale_rate
 
@@ -67,29 +67,41 @@ def start_task(
         joint: also train the detector.
     """
     detector, detector_options = saved_detector(read_checkpoint(checkpoint)["hyper_parameters"])
-    rate = scale_rate(config.lr / 4 if joint else config.lr, config.trainer)
+    lr = default_lr(config.decoder) if config.lr is None else config.lr
+    rate = scale_rate(lr / 4 if joint else lr, config.trainer)
     shared: dict[str, Any] = {
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         "category_ids": data.category_ids,
         "image_range": data.image_range,
         "network": NetworkConfig(
-            detector, without_weights(detector_options), config.decoder, soft_attention=config.soft_attention
+            detector,
+            without_weights(detector_options),
+            config.decoder,
+            dict(config.decoder_options) or None,
+            soft_attention=config.soft_attention,
         ),
         "recipe": RecipeConfig(
             detector_checkpoint=None if joint else str(checkpoint),
             initial_checkpoint=str(checkpoint) if joint else None,
             joint=joint,
+            box_jitter=config.box_jitter,
         ),
         "evaluation": EvaluationConfig(
             feature_cache=None if joint else config.feature_cache, feature_cache_gb=config.feature_cache_gb
         ),
-        "optimizer": OptimizerConfig("adamw", rate, weight_decay=0.01, double_bias=False, schedule="onecycle"),
+        "optimizer": build_recipe(config.decoder, rate),
     }
     torch.manual_seed(config.seed)  # the same initial weights, whether stage one ran just before or long ago
     if config.task == "instance":
         return InstanceTask(**shared, inference=InstanceOptions(score_threshold=score_threshold))
     return SemanticTask(**shared, inference=SemanticOptions(score_threshold=score_threshold))
+
+
+def build_recipe(decoder: str, lr: float) -> OptimizerConfig:
+    """Return optimizer and schedule of stage two; the zoom decoder has its own weight decay and warm-up."""
+    decay, warmup = (1e-3, 0.15) if decoder == "zoom" else (0.01, 0.1)
+    return OptimizerConfig("adamw", lr, weight_decay=decay, double_bias=False, schedule="onecycle", warmup=warmup)
 
 
 def train_budget(

@@ -20,6 +20,7 @@ class TrainOptions(TypedDict, total=False):
     backbone_weights: str | None
     detector_checkpoint: str | None
     decoder: str
+    decoder_options: Mapping[str, Any]
     soft_attention: float
     image_size: int
     detector_steps: int
@@ -31,7 +32,8 @@ class TrainOptions(TypedDict, total=False):
     detector_lr: float | None
     detector_ema: float | None
     held_out: float | None
-    lr: float
+    lr: float | None
+    box_jitter: float
     score_threshold: float
     seed: int
     split_seed: int

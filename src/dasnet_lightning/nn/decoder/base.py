@@ -1,7 +1,8 @@
 """The base classes of all decoders, and the registry that builds them by name.
 
-A decoder turns the attended pyramid of a region into features of its pixels, coarse to fine; it does not know the class.
-`Decoder` is the interface that every decoder has, `LocalDecoder` that of decoders that can also run on windows.
+A decoder turns the attended features of a region into features of its pixels, coarse to fine; it does not know the class.
+`MapDecoder` is the interface of decoders of whole maps, `LocalDecoder` that of those that can also run on windows, and
+`BoxDecoder` that of decoders of one box at a time.
 """
 
 from abc import ABC, abstractmethod
@@ -12,27 +13,58 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.functional.attention import Rounding
 from dasnet_lightning.functional.patches import Patches, whole_maps
 from dasnet_lightning.functional.pooling import PoolShape
 from dasnet_lightning.functional.windows import Windows
 from dasnet_lightning.registry import Registry
-from dasnet_lightning.types import Pyramid
+from dasnet_lightning.types import Pyramid, Regions
 
 
 class Decoder(nn.Module, ABC):
-    """Turns the attended pyramid of each region into features of its pixels; stage two trains it.
+    """Turns features of the detector into features of the pixels of each region; stage two trains it.
+
+    A decoder is a `MapDecoder` or a `BoxDecoder`.
 
     Attributes:
         out_channels: channels of the features.
-        out_stride: input pixels per cell of the features.
     """
 
     out_channels: int
+
+
+class MapDecoder(Decoder):
+    """Decodes each region as one map of the whole image.
+
+    Attributes:
+        out_stride: input pixels per cell of the features.
+    """
+
     out_stride: int
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "r c h w"]:
         """Decode an attended pyramid, one entry per region in each level, into features at `out_stride`."""
+
+
+class BoxDecoder(Decoder):
+    """Decodes each box alone, on a grid of cells over its window (functional.box_grids).
+
+    Attributes:
+        margin: the window of a box is wider on each side by this share of the box.
+    """
+
+    margin: float
+
+    @abstractmethod
+    def forward(self, pyramid: Pyramid, regions: Regions, rounding: Rounding) -> Float[Tensor, "n c g g"]:
+        """Decode the window of each box into features on its grid.
+
+        Args:
+            pyramid: features of the images, not attended.
+            regions: the n boxes, in input pixels. Each box is attended to alone, also in a region of several.
+            rounding: see `functional.attention.box_attention`.
+        """
 
 
 CellwiseFn = Callable[[Tensor], Tensor]  # a function of each cell alone, such as a 1x1 convolution
@@ -65,8 +97,8 @@ class SkipFeatures(ABC):
         """Return the switches of a pooling (0 is the finest) in the windows of `at`, or of whole maps if it is None."""
 
 
-class LocalDecoder(Decoder):
-    """Decoder whose fine layers also run on windows, with exactly the numbers of the whole map.
+class LocalDecoder(MapDecoder):
+    """Decoder of maps whose fine layers also run on windows, with exactly the numbers of the whole map.
 
     `decode_coarse` decodes the coarse levels as whole maps. `decode_fine` continues to `out_stride`, on whole maps or on
     windows. Each cell of `decode_fine` must depend on its receptive field only, in training too: a normalization over
@@ -153,9 +185,10 @@ def build_decoder(
 
     Raises:
         UnknownNameError: the name is not registered.
-        ConfigError: the builder does not return a Decoder.
+        ConfigError: the builder does not return a MapDecoder or BoxDecoder.
     """
     decoder = DECODERS.get(name)(in_channels=in_channels, strides=strides, pool_shapes=pool_shapes, **options)
-    if not isinstance(decoder, Decoder):
-        raise ConfigError(f"decoder '{name}': its builder returned {type(decoder).__name__}, expected a Decoder")
+    if not isinstance(decoder, MapDecoder | BoxDecoder):
+        found = type(decoder).__name__
+        raise ConfigError(f"decoder '{name}': its builder returned {found}, expected a MapDecoder or a BoxDecoder")
     return decoder
