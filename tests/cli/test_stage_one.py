@@ -1,10 +1,12 @@
 """Length, rate and warnings of stage one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dasnet_lightning.training.config import RunConfig, default_detector_lr
+from dasnet_lightning.errors import ConfigError
+from dasnet_lightning.training.config import RunConfig, check_settings, default_detector_lr
 from dasnet_lightning.training.detector_stage import default_steps, detector_warnings
 from dasnet_lightning.training.stage import Stage
 
@@ -44,3 +46,6 @@ def test_an_earlier_run_keeps_its_defaults(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"data": "data", "detector_lr": 0.001}')
     again = RunConfig("data", str(tmp_path)).resolve()
     assert (again.held_out, again.detector_ema, again.detector_lr) == (0.0, 0.0, 0.001)
+    check_settings(again)
+    with pytest.raises(ConfigError, match=r"decoder_options was \{\} and is \{'grid': 24\}"):
+        check_settings(replace(again, decoder_options={"grid": 24}))

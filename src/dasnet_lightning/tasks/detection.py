@@ -19,7 +19,7 @@ from dasnet_lightning.tasks.step_helpers import (
     average_values,
     seed_global_draws,
     select_logged,
-    silence_sync_dist_warning,
+    silence_warnings,
 )
 from dasnet_lightning.types import Batch
 
@@ -67,7 +67,7 @@ class DetectionTask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Silence a warning of Lightning that does not apply."""
-        silence_sync_dist_warning()
+        silence_warnings()
 
     def on_fit_start(self) -> None:
         """Put the task into training mode, whatever mode it was left in."""

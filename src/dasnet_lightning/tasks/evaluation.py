@@ -1,6 +1,6 @@
-"""What a validation of stage two measures with one kind of boxes: mIoU, mask AP, floors, and sorted errors."""
+"""What a validation of stage two measures with each kind of boxes: mIoU, mask AP, floors, and sorted errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -88,6 +88,28 @@ class SourceMetrics(nn.Module):
     def forget_floors(self) -> None:
         """Measure the floors again in the next validation, because images or boxes may be others."""
         self._known_floors = {}
+
+
+class ValidationMetrics(nn.Module):
+    """The metrics of both sources of boxes; iterates over them in the order of `BOX_SOURCES`.
+
+    Args:
+        num_classes: number of classes with background.
+        evaluator: the implementation of COCO's protocol (`metrics.coco_evaluators`).
+    """
+
+    def __init__(self, num_classes: int, evaluator: Evaluator) -> None:
+        super().__init__()
+        self.sources = nn.ModuleDict({source: SourceMetrics(source, num_classes, evaluator) for source in BOX_SOURCES})
+
+    def __iter__(self) -> Iterator[SourceMetrics]:
+        """Iterate over the metrics of each source."""
+        return (metrics for metrics in self.sources.children() if isinstance(metrics, SourceMetrics))
+
+    def forget_floors(self) -> None:
+        """See `SourceMetrics.forget_floors`."""
+        for metrics in self:
+            metrics.forget_floors()
 
 
 def _metric_key(name: str, source: str) -> str:

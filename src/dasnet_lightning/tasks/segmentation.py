@@ -4,7 +4,6 @@ Semantic and instance segmentation share detector, decoder, training loop and va
 they decode, the head, the loss, and in how predictions are assembled.
 """
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any, Self
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dasnet_lightning.detectors import portable_options
 from dasnet_lightning.distributed import broadcast_buffers, world_size
@@ -38,7 +37,7 @@ from dasnet_lightning.tasks.checkpoints import (
     write_info,
 )
 from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
-from dasnet_lightning.tasks.evaluation import BOX_SOURCES, SourceMetrics
+from dasnet_lightning.tasks.evaluation import ValidationMetrics
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
@@ -46,7 +45,7 @@ from dasnet_lightning.tasks.step_helpers import (
     has_active_sync_batchnorm,
     seed_global_draws,
     select_logged,
-    silence_sync_dist_warning,
+    silence_warnings,
 )
 from dasnet_lightning.types import Batch, Detections, Images, Loss, Prediction, Pyramid, Regions
 
@@ -90,11 +89,9 @@ class SegmentationTask(L.LightningModule, ABC):
         if recipe.joint and evaluation.feature_cache is not None:
             raise ConfigError("feature_cache needs a frozen detector, but joint training changes it: drop one of them")
         self.feature_cache = open_feature_cache(evaluation.feature_cache, evaluation.feature_cache_gb)
-        options = (
-            network.detector_options
-            if recipe.detector_checkpoint is None
-            else without_weights(network.detector_options)
-        )
+        options = network.detector_options
+        if recipe.detector_checkpoint is not None:
+            options = without_weights(options)
         self.model = build_dasnet(
             num_classes, **vars(replace(network, detector_options=options)), head=head, frozen=not recipe.joint
         )
@@ -106,9 +103,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.class_names = tuple(class_names)
         self.recipe = recipe
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
-        self.measured = nn.ModuleDict(
-            {source: SourceMetrics(source, num_classes, evaluation.coco_evaluator) for source in BOX_SOURCES}
-        )
+        self.measured = ValidationMetrics(num_classes, evaluation.coco_evaluator)
         self.box_ap = BoxAP(evaluation.coco_evaluator)
         self.metrics: dict[str, float] = {}  # all values of the last validation; the log holds some of them
         self.measure_boxes = recipe.joint
@@ -166,17 +161,13 @@ class SegmentationTask(L.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Load the weights that the recipe names, when a training starts."""
-        for metrics in self._source_metrics():
-            metrics.forget_floors()
-        # Lightning warns about modules in evaluation mode, which a frozen detector is on purpose.
-        warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
-        silence_sync_dist_warning()
+        self.measured.forget_floors()
+        silence_warnings()
         if stage != "fit":
             return
         if self.recipe.detector_checkpoint is not None:
             load_detector(self.model.detector, self.recipe.detector_checkpoint, self.class_names)
-        initial = self.recipe.initial_checkpoint
-        if initial is not None:
+        if (initial := self.recipe.initial_checkpoint) is not None:
             content = read_checkpoint(initial)
             check_fits(content, self.checkpoint_info(), initial, whole=False)
             load_network(self.model, sub_state(content["state_dict"], "model."), initial, content)
@@ -234,7 +225,7 @@ class SegmentationTask(L.LightningModule, ABC):
         sizes = [(true_map.shape[0], true_map.shape[1]) for true_map in true_maps]
         refinement = build_refinement(self.inference, self._validation_features, batch.images, sizes)
         sources = (annotated, self.model.detector.detect(pyramid))
-        for metrics, boxes in zip(self._source_metrics(), sources, strict=True):
+        for metrics, boxes in zip(self.measured, sources, strict=True):
             given = boxes is annotated
             predictions = self.predict(pyramid, boxes, sizes, given, refinement)
             selected = boxes if given else [self.select_detections(item) for item in boxes]
@@ -250,22 +241,19 @@ class SegmentationTask(L.LightningModule, ABC):
         """Compute all metrics into `metrics`, log some of them, and reset."""
         names = self.class_names or tuple(str(label) for label in range(self.num_classes))
         self.metrics, floors = {}, dict[str, float]()
-        for metrics in self._source_metrics():
+        for metrics in self.measured:
             self.metrics |= metrics.compute(names)
             floors |= metrics.compute_floors(names)
             self.errors[metrics.source] = metrics.compute_errors()
             metrics.reset()
-            if self.recipe.joint or self.trainer.sanity_checking:
-                metrics.forget_floors()
+        if self.recipe.joint or self.trainer.sanity_checking:
+            self.measured.forget_floors()
         if self.measure_boxes:
             self.metrics |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
             self.box_ap.reset()
         # in a training the floors do not change, so the log leaves them out
         self.log_dict(select_logged(self.metrics if self.trainer.state.fn == "fit" else self.metrics | floors))
         self.metrics |= floors
-
-    def _source_metrics(self) -> list[SourceMetrics]:
-        return [metrics for metrics in self.measured.children() if isinstance(metrics, SourceMetrics)]
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Measure as in validation."""

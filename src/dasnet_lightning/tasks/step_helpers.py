@@ -24,8 +24,13 @@ def average_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, sum_over_ranks(stacked) / world_size(), strict=True))
 
 
-def silence_sync_dist_warning() -> None:
-    """Silence Lightning's advice to log validation metrics with sync_dist: ours are equal on all ranks."""
+def silence_warnings() -> None:
+    """Silence two warnings of Lightning that do not apply.
+
+    Validation metrics need no sync_dist, because ours are equal on all ranks. A frozen detector is in evaluation mode on
+    purpose.
+    """
+    warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", r".*recommended to use `self.log\('(val|test)/.*sync_dist=True.*")
 
 
@@ -44,12 +49,6 @@ def select_logged(metrics: Mapping[str, float]) -> dict[str, float]:
         for key, value in metrics.items()
         if key.count("/") == 1 or key.removeprefix("val/").startswith(LOGGED_BY_CLASS)
     }
-
-
-def metric_key(name: str, source: str) -> str:
-    """Return val/NAME_SOURCE, or val/NAME_SOURCE/CLASS for a metric NAME/CLASS."""
-    name, slash, class_name = name.partition("/")
-    return f"val/{name}_{source}{slash}{class_name}"
 
 
 def build_refinement(

@@ -187,7 +187,8 @@ def default_folder(config: RunConfig) -> str:
     return str(Path("runs") / (f"{name}-split{config.split_seed}" if config.split_seed else name))
 
 
-ADDED_LATER: dict[str, Any] = {"crowd": "ignore", "detector_ema": 0.0, "held_out": 0.0}  # what earlier runs did
+# what earlier runs did
+ADDED_LATER: dict[str, Any] = {"crowd": "ignore", "decoder_options": {}, "detector_ema": 0.0, "held_out": 0.0}
 # where and how fast a run computes, not what
 FREE_TO_CHANGE = ("out", "accept_changes", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
 
