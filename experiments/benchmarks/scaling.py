@@ -24,7 +24,6 @@ from harness import as_markdown, setting, write_results
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
-from training import make_batch
 
 from dasnet_lightning.functional.losses import graph_zero
 from dasnet_lightning.tasks.config import NetworkConfig
@@ -32,6 +31,7 @@ from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.instance import InstanceTask
 from dasnet_lightning.tasks.semantic import SemanticTask
 from dasnet_lightning.types import Batch
+from training import make_batch
 
 NUM_CLASSES = 21
 PAPER_PFLOP = 309.0  # the whole semantic training of the paper: 30,000 steps of 32 images
