@@ -14,6 +14,14 @@ from torchmetrics import Metric
 VOC_VOID = 255
 
 
+def class_iou(confusion: Tensor) -> Float[Tensor, " c"]:
+    """Return the IoU of each class from a confusion matrix (rows: ground truth); nan without a pixel in the ground truth."""
+    counts = confusion.double()
+    target, prediction, intersection = counts.sum(dim=1), counts.sum(dim=0), counts.diagonal()
+    union = target + prediction - intersection
+    return torch.where(target > 0, intersection / union.clamp(min=1), torch.nan)
+
+
 class SemanticIoU(Metric):
     """Metric that accumulates class maps; `compute` returns the IoU of each class over all ranks.
 
@@ -46,10 +54,7 @@ class SemanticIoU(Metric):
         self.confusion = self.confusion + counts  # not in place: the state can be an inference tensor
 
     def compute(self) -> Float[Tensor, " c"]:
-        confusion = self.confusion.double()
-        target, prediction, intersection = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
-        union = target + prediction - intersection
-        return torch.where(target > 0, intersection / union.clamp(min=1), torch.nan)
+        return class_iou(self.confusion)
 
     def by_class(self, class_names: Sequence[str]) -> Mapping[str, float]:
         """Return `miou`, and `iou/<class>` of each class; all nan if no image was added."""

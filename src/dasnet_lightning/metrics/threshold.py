@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from dasnet_lightning.metrics.semantic import SemanticIoU
+from dasnet_lightning.metrics.semantic import SemanticIoU, class_iou
 from dasnet_lightning.types import VOID, Detections, Target
 
 LOWEST, HIGHEST, STEP = 0.05, 0.9, 0.05
@@ -41,7 +41,7 @@ def best_score_threshold(
         for image_detections, true_map in zip(detections, true_maps, strict=True):
             metric.update(_detected_map(image_detections, float(threshold), size), true_map)
         right = right or bool(metric.confusion.diagonal()[1:].sum())
-        values.append(metric.by_class([str(label) for label in range(num_classes)])["miou"])
+        values.append(float(class_iou(metric.confusion).nanmean()))  # not `compute`: only one rank chooses
     if not right:
         return HIGHEST
     equal = candidates[np.isclose(values, np.nanmax(values), rtol=0, atol=1e-9)]

@@ -82,7 +82,7 @@ class SegmentationTask(L.LightningModule, ABC):
         head: Callable[[int], MapHead],
     ) -> None:
         super().__init__()
-        # Called here, it also collects the arguments of the subclass.
+        # called here, it also collects the arguments of the subclass
         self.save_hyperparameters(ignore=["optimizer", "inference", "head", "evaluation"])
         network, recipe = restore_options(NetworkConfig, network), restore_options(RecipeConfig, recipe)
         evaluation = restore_options(EvaluationConfig, evaluation)
@@ -246,13 +246,14 @@ class SegmentationTask(L.LightningModule, ABC):
             floors |= metrics.compute_floors(names)
             self.errors[metrics.source] = metrics.compute_errors()
             metrics.reset()
-        if self.recipe.joint or self.trainer.sanity_checking:
+        trainer = self._trainer  # None without Lightning, as in a benchmark
+        if self.recipe.joint or (trainer and trainer.sanity_checking):
             self.measured.forget_floors()
         if self.measure_boxes:
             self.metrics |= {f"val/box_{name}": value for name, value in self.box_ap.compute(names).items()}
             self.box_ap.reset()
-        # in a training the floors do not change, so the log leaves them out
-        self.log_dict(select_logged(self.metrics if self.trainer.state.fn == "fit" else self.metrics | floors))
+        fits = trainer and trainer.state.fn == "fit"  # then the floors do not change and are not logged
+        self.log_dict(select_logged(self.metrics if fits else self.metrics | floors))
         self.metrics |= floors
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
