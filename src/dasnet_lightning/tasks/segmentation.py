@@ -82,7 +82,7 @@ class SegmentationTask(L.LightningModule, ABC):
         head: Callable[[int], MapHead],
     ) -> None:
         super().__init__()
-        # called here, it also collects the arguments of the subclass
+        # collects the arguments of the subclass too
         self.save_hyperparameters(ignore=["optimizer", "inference", "head", "evaluation"])
         network, recipe = restore_options(NetworkConfig, network), restore_options(RecipeConfig, recipe)
         evaluation = restore_options(EvaluationConfig, evaluation)
@@ -99,8 +99,7 @@ class SegmentationTask(L.LightningModule, ABC):
         self.save_hyperparameters(
             {"network": {**vars(network), "detector_options": portable}, "recipe": dict(vars(recipe))}
         )
-        self.num_classes = num_classes
-        self.class_names = tuple(class_names)
+        self.num_classes, self.class_names = num_classes, tuple(class_names)
         self.recipe = recipe
         self.optimizer_config = optimizer or OptimizerConfig(lr=0.01)
         self.measured = ValidationMetrics(num_classes, evaluation.coco_evaluator)
