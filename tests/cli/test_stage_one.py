@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dasnet_lightning.cli.main import main
+from dasnet_lightning.data.label_audit import HELD_OUT
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.training.config import RunConfig, check_settings, default_detector_lr
 from dasnet_lightning.training.detector_stage import default_steps, detector_warnings
@@ -49,3 +52,33 @@ def test_an_earlier_run_keeps_its_defaults(tmp_path: Path) -> None:
     check_settings(again)
     with pytest.raises(ConfigError, match=r"decoder_options was \{\} and is \{'grid': 24\}"):
         check_settings(replace(again, decoder_options={"grid": 24}))
+
+
+@pytest.mark.parametrize(
+    ("options", "held_out"),
+    [
+        ((), True),
+        (("--score-threshold", "0.3"), False),
+        (("--detector", "boxes", "--detector-option", "backbone=resnet18"), False),
+    ],
+)
+def test_images_are_held_out_only_to_choose_a_threshold(
+    options: tuple[str, ...], held_out: bool, tmp_path: Path
+) -> None:
+    shapes = write_synthetic(tmp_path / "shapes", num_train=40, num_val=2, size=64)
+    command = ["train", str(shapes), "--out", str(tmp_path / "run"), "--detector", "ssd_tiny", "--weights", "none"]
+    command += [
+        "--image-size",
+        "64",
+        "--held-out",
+        "0.5",
+        "--mask-budget",
+        "4",
+        "--detector-steps",
+        "1",
+        "--steps",
+        "1",
+    ]
+    assert main([*command, "--num-workers", "0", "--accelerator", "cpu", *options]) == 0
+    labels = (tmp_path / "run" / "masks-4" / "labels.csv").read_text()
+    assert (HELD_OUT in labels) == held_out

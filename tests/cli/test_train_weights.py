@@ -81,10 +81,9 @@ def test_class_rows_are_reported(tmp_path, monkeypatch):
         "dasnet_lightning.detectors.ssd.ssd300_mobilenet_v2.load_state", lambda *_: {"trunk.": torch.zeros(1)}
     )
     monkeypatch.setattr("dasnet_lightning.detectors.ssd.ssd300_mobilenet_v2.coco_state", lambda _: source)
-    name, options, size, reported, starts_trained = resolve(
-        tmp_path, detector="ssd300_mobilenet_v2", weights="coco.pth"
-    )
-    assert starts_trained, "trained predictors are fine-tuned at a low rate"
+    resolved = resolve(tmp_path, detector="ssd300_mobilenet_v2", weights="coco.pth")
+    name, options, size, reported = resolved[:4]
+    assert resolved.starts_trained, "trained predictors are fine-tuned at a low rate"
     assert (name, options, size) == ("ssd300_mobilenet_v2", {"weights": "coco.pth"}, (300, 300))
     note = "starts from coco.pth and takes over COCO's rows of dog; fresh: disc"
     assert note in reported

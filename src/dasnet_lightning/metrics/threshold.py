@@ -1,7 +1,7 @@
 """Choice of the score threshold from which detections count in class maps and are shown.
 
 A fixed threshold does not work: softmax scores are low after a short training and high after a long one. The threshold with
-the best F1 is too high for class maps, because a missed object costs more of the mIoU than a false one with a low score.
+the best F1 counts objects alike; class maps count pixels.
 """
 
 from collections.abc import Sequence

@@ -40,6 +40,7 @@ class ResolvedDetector(NamedTuple):
         image_size: (H, W) of the network input.
         weights_note: with which weights it starts; empty if its training is complete.
         starts_trained: whether its class predictors are trained.
+        learns_boxes: whether stage one trains it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ResolvedDetector(NamedTuple):
     image_size: tuple[int, int]
     weights_note: str = ""
     starts_trained: bool = False
+    learns_boxes: bool = True
 
 
 def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> ResolvedDetector:
@@ -66,7 +68,8 @@ def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> ResolvedD
         name, options = config.detector, options | choose_weights(config)
         if not detector_stage(config).final.is_file():
             detector = build_detector(name, len(class_names), class_names=class_names, **options)
-            return ResolvedDetector(name, options, detector.image_size, detector.weights_note, detector.starts_trained)
+            note, trained = detector.weights_note, detector.starts_trained
+            return ResolvedDetector(name, options, detector.image_size, note, trained, detector.learns_boxes)
     else:
         saved = read_checkpoint(config.detector_checkpoint)["hyper_parameters"]
         name, saved_options = saved_detector(saved)
@@ -80,9 +83,8 @@ def resolve_detector(config: RunConfig, class_names: Sequence[str]) -> ResolvedD
             raise ConfigError(
                 f"weights is '{config.weights}', but detector_checkpoint holds all weights; give one of them"
             )
-    return ResolvedDetector(
-        name, options, build_detector(name, len(class_names), **without_weights(options)).image_size
-    )
+    detector = build_detector(name, len(class_names), **without_weights(options))
+    return ResolvedDetector(name, options, detector.image_size, learns_boxes=detector.learns_boxes)
 
 
 def choose_weights(config: RunConfig) -> dict[str, str]:

@@ -38,8 +38,8 @@ def _write_accounting(config: RunConfig, data: MixedSupervisionDataModule) -> Ma
     folder = budget_folder(config, data)
     data.write_split(folder / "split.json")
     dataset = data.opened().dataset
-    holds_out = not (config.joint_steps or config.detector_checkpoint)  # joint training trains all boxes
-    held_out = hold_out(dataset.train.records, config.held_out or 0.0) if holds_out else ()
+    # joint training trains all boxes
+    held_out = () if config.joint_steps else hold_out(dataset.train.records, config.held_out or 0.0)
     uses = audit_dataset(dataset, data.mask_ids, held_out)
     write_label_audit(uses, folder / "labels.csv")
     return summarize(uses)

@@ -129,6 +129,8 @@ def run_stages(config: RunConfig, dataset: DataSet, detector: ResolvedDetector) 
         detector: the detector.
     """
     image_size = detector.image_size
+    if config.score_threshold or config.detector_checkpoint or not detector.learns_boxes:
+        config = replace(config, held_out=0.0)  # nothing would be chosen on the held-out images
     boxes = build_data(config, dataset, "boxes", image_size)
     checkpoint, detection = train_detector(config, boxes, detector)
     budgets, accounting = [], {}

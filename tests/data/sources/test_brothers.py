@@ -176,7 +176,7 @@ def test_voc_annotations_in_capitals(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/home/me/data/{}", "C:\\data\\{}", "./{}", "images/../images/{}", "file:///data/{}", "a%20b/{}"]
+    "name", ["/elsewhere/data/{}", "C:\\data\\{}", "./{}", "images/../images/{}", "file:///data/{}", "a%20b/{}"]
 )
 def test_coco_names_of_another_machine(tmp_path: Path, name: str) -> None:
     content = coco_content([annotation(n, image=n, segmentation=square_polygon()) for n in (1, 2, 3)], num_images=3)
@@ -201,12 +201,12 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     content = coco_content([annotation(n, image=n) for n in (1, 2, 3)], num_images=3)
     pictures(tmp_path, "day1/a.jpg", "day2/a.jpg", "day3/a.jpg")
     for image, day in zip(content["images"], ("day1", "day2", "day3"), strict=True):
-        image["file_name"] = f"/home/me/photos/{day}/a.jpg"
+        image["file_name"] = f"/elsewhere/photos/{day}/a.jpg"
     (tmp_path / "labels.json").write_text(json.dumps(content))
     data = open_dataset(tmp_path / "labels.json")
     paths = {record.image_id: record.path for source in data.sources.values() for record in source.records}
     assert paths == {str(n): tmp_path / f"day{n}" / "a.jpg" for n in (1, 2, 3)}
-    content["images"][0]["file_name"] = "/home/me/photos/a.jpg"
+    content["images"][0]["file_name"] = "/elsewhere/photos/a.jpg"
     (tmp_path / "labels.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="is absolute, expected one relative to the image folder"):
         open_dataset(tmp_path / "labels.json")

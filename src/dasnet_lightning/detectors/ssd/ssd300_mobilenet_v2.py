@@ -210,21 +210,7 @@ def coco_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_ssd300(
     detector: SSD, backbone: SameMobileNetV2, state: Mapping[str, Tensor], source: str, head: ClassHead
 ) -> str:
-    """Load weights into the whole detector or only into MobileNetV2, depending on what they are.
-
-    Args:
-        detector: the detector.
-        backbone: its backbone.
-        state: the weights.
-        source: their name, for the error message.
-        head: the class predictors of the detector.
-
-    Returns:
-        A note on the class predictors.
-
-    Raises:
-        CheckpointError: the weights do not fit.
-    """
+    """Load weights into the detector or only into MobileNetV2; return a note on the predictors. Raises CheckpointError."""
     if any(key.startswith(PARTS) for key in state):
         return fill_detector(detector, coco_state(state), source, "TensorFlow's ssd_mobilenet_v2_coco", head)
     expected = "the state dict of torchvision's mobilenet_v2 or of TensorFlow's ssd_mobilenet_v2_coco"

@@ -141,21 +141,7 @@ def build_ssdlite320_mobilenet_v3_large(
 def load_ssdlite(
     detector: SSD, backbone: MobileNetV3Lite, state: Mapping[str, Tensor], source: str, head: ClassHead
 ) -> str:
-    """Load weights into the whole detector or only into its backbone, depending on what they are.
-
-    Args:
-        detector: the detector.
-        backbone: its backbone.
-        state: the weights.
-        source: their name, for the error message.
-        head: the class predictors of the detector.
-
-    Returns:
-        A note on the class predictors.
-
-    Raises:
-        CheckpointError: the weights do not fit.
-    """
+    """Load weights into the detector or only into its backbone; return a note on the predictors. Raises CheckpointError."""
     if is_detector(state):
         name = "torchvision's ssdlite320_mobilenet_v3_large"
         return fill_detector(detector, detector_state(state), source, name, head)
