@@ -230,7 +230,7 @@ def elastic(scene: Scene) -> str:
 
 
 def torchrun(scene: Scene, out: Path, disturb: Callable[["subprocess.Popen[bytes]"], None]) -> tuple[int, str]:
-    """A run of two processes; its exit code and the end of what it printed."""
+    """A run of two processes; its exit code and what it printed."""
     command = [
         *(
             sys.executable,
@@ -254,7 +254,7 @@ def torchrun(scene: Scene, out: Path, disturb: Callable[["subprocess.Popen[bytes
         finally:
             if started.poll() is None:
                 os.killpg(started.pid, signal.SIGKILL)
-    return code, log.read_text()[-3000:]
+    return code, log.read_text()
 
 
 def kill_one_rank(out: Path, started: "subprocess.Popen[bytes]") -> None:
