@@ -24,8 +24,6 @@ DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 def read_sweep(path: str | Path, seed: int = 0) -> list[Point]:
     """Return the points of a sweep file, in the order in which they are run.
 
-    Names of nested parameters are joined with a dot.
-
     Args:
         path: a YAML file with `method` grid or random, and `parameters`.
         seed: of a random search, which has `run_cap` points.
@@ -35,7 +33,7 @@ def read_sweep(path: str | Path, seed: int = 0) -> list[Point]:
     """
     path = Path(path)
     sweep = _read_yaml(path)
-    parameters = _flatten(path, sweep.get("parameters"))
+    parameters = _parameters(path, sweep)
     method, cap = sweep.get("method"), sweep.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or cap < 1):
         raise ConfigError(f"{path}: run_cap is {cap!r}, expected a whole number above 0")
@@ -107,20 +105,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return sweep
 
 
-def _flatten(path: Path, parameters: Any, prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Return the options of each parameter by its dotted name."""
+def _parameters(path: Path, sweep: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options of each parameter by its name."""
+    parameters = sweep.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
-        raise ConfigError(f"{path}: {prefix.rstrip('.') or 'parameters'} is {parameters!r}, expected a mapping by name")
-    flat = {}
+        raise ConfigError(f"{path}: parameters is {parameters!r}, expected a mapping by name")
     for name, options in parameters.items():
-        full = f"{prefix}{name}"
         if not isinstance(options, dict):
-            raise ConfigError(f"{path}: parameter '{full}' is {options!r}, expected value, values or a distribution")
+            raise ConfigError(f"{path}: parameter '{name}' is {options!r}, expected value, values or a distribution")
         if "parameters" in options:
-            flat |= _flatten(path, options["parameters"], f"{full}.")
-        else:
-            flat[full] = options
-    return flat
+            inner = next(iter(options["parameters"]), "...")
+            raise ConfigError(
+                f"{path}: parameter '{name}' is nested, and an agent would pass it as Python text; write '{name}.{inner}'"
+            )
+    return parameters
 
 
 def _grid_values(path: Path, name: str, options: Mapping[str, Any]) -> list[Any]:
