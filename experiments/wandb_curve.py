@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.report import Curve, Report, Table, format_text_table, write_report
-from dasnet_lightning.training.wandb_files import find_run_files, join_run_files, read_run_file
+from dasnet_lightning.training.wandb_files import find_wandb_files, join_wandb_files, read_wandb_file
 
 METRICS = ("val/miou_ground_truth_boxes", "val/miou_detected_boxes")
 
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 def read_source(path: Path) -> list[Measured]:
     """Return the results of all runs of a folder, a CSV file or a JSON file."""
     if path.is_dir():
-        runs = join_run_files(read_run_file(file) for file in find_run_files(path))
+        runs = join_wandb_files(read_wandb_file(file) for file in find_wandb_files(path))
         found = [item for name, run in runs.items() for item in read_history(name, run.config, run.rows)]
     elif path.suffix == ".json":
         found = [item for run in json.loads(path.read_text()) for item in read_run(run)]

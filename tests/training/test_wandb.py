@@ -20,7 +20,7 @@ from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.training.config import RunConfig, TrainerSettings
 from dasnet_lightning.training.loggers import build_loggers
-from dasnet_lightning.training.wandb_files import BLOCK, RunFile, find_run_files, join_run_files, read_run_file
+from dasnet_lightning.training.wandb_files import BLOCK, WandbFile, find_wandb_files, join_wandb_files, read_wandb_file
 from dasnet_lightning.training.wandb_pictures import AnnotatedImage, Overlay, allot_ids, mask_layers, to_wandb
 from dasnet_lightning.training.wandb_run import TrackedRun, open_run, wandb_run
 from dasnet_lightning.training.wandb_sweep import read_command, read_sweep
@@ -36,6 +36,7 @@ TINY = {
     "num_workers": 0,
     "accelerator": "cpu",
     "precision": "32-true",
+    "score_threshold": 0.5,
     "logger": "wandb",
 }
 AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_PROJECT")
@@ -63,11 +64,11 @@ def offline(monkeypatch):
     wandb.teardown()
 
 
-def read_runs(folder: Path) -> dict[str, RunFile]:
-    return join_run_files(read_run_file(path) for path in find_run_files(folder))
+def read_runs(folder: Path) -> dict[str, WandbFile]:
+    return join_wandb_files(read_wandb_file(path) for path in find_wandb_files(folder))
 
 
-def stage_steps(run: RunFile, prefix: str, name: str) -> list[int]:
+def stage_steps(run: WandbFile, prefix: str, name: str) -> list[int]:
     return [row[f"{prefix}/step"] for row in run.rows if f"{prefix}/{name}" in row]
 
 
@@ -99,7 +100,7 @@ def test_an_agent_gets_one_run_for_each_point_with_both_stages(shapes, tmp_path,
 
     runs = read_runs(tmp_path)
     assert sorted(runs) == ["run0", "run1", "run2", "run3"]
-    assert len(find_run_files(tmp_path)) == 4
+    assert len(find_wandb_files(tmp_path)) == 4
     for (identity, run), point in zip(sorted(runs.items()), points, strict=True):
         folder = tmp_path / "runs" / "sweep-sweep1" / identity
         assert run.sweep_id == "sweep1"
@@ -119,10 +120,10 @@ def test_an_agent_gets_one_run_for_each_point_with_both_stages(shapes, tmp_path,
         split, labels = run.artifacts
         assert (split["type"], labels["type"]) == ("split", "label-audit")
         assert f"{prefix.removeprefix('masks-')}-seed-{point['split_seed']}" in split["aliases"]
-        check_pictures(run, prefix, find_run_files(folder)[0].parent / "files")
+        check_pictures(run, prefix, find_wandb_files(folder)[0].parent / "files")
 
 
-def check_pictures(run: RunFile, prefix: str, files: Path) -> None:
+def check_pictures(run: WandbFile, prefix: str, files: Path) -> None:
     (row,) = [row for row in run.rows if f"{prefix}/pictures" in row]
     shown = row[f"{prefix}/pictures"]
     assert shown["count"] == 4
@@ -150,18 +151,18 @@ def test_a_killed_run_goes_on_as_one_run_with_one_history(shapes, tmp_path, monk
     process.send_signal(signal.SIGKILL)
     process.communicate()
     identity = json.loads((out / "wandb.json").read_text())["id"]
-    before = read_runs(out).get(identity, RunFile())
+    before = read_runs(out).get(identity, WandbFile())
     assert not [row for row in before.rows if row.get("masks-6/step") == 39]
     assert main(command[3:]) == 0
 
-    assert len(find_run_files(out)) == 2
+    assert len(find_wandb_files(out)) == 2
     (run,) = [run for name, run in read_runs(out).items() if name]
     assert run.run_id == identity == json.loads((out / "wandb.json").read_text())["id"]
     assert stage_steps(run, "detector", "train/loss") == [9]
     assert stage_steps(run, "masks-6", "train/loss") == [9, 19, 29, 39]
     assert len(stage_steps(run, "detector", "val/box_ap50")) == len(set(stage_steps(run, "detector", "val/box_ap50")))
     assert [row["_step"] for row in run.rows] == list(range(len(run.rows)))
-    check_pictures(run, "masks-6", find_run_files(out)[1].parent / "files")
+    check_pictures(run, "masks-6", find_wandb_files(out)[1].parent / "files")
 
 
 def test_bad_data_opens_no_run(shapes, tmp_path, offline, capsys):
@@ -169,7 +170,7 @@ def test_bad_data_opens_no_run(shapes, tmp_path, offline, capsys):
     assert main(["train", str(shapes), *arguments(out=out, mask_budget=999)]) == 2
     assert "999" in capsys.readouterr().err
     assert not (out / "wandb.json").exists()
-    assert not find_run_files(tmp_path)
+    assert not find_wandb_files(tmp_path)
 
 
 @pytest.fixture
@@ -272,9 +273,9 @@ def test_files_are_read_over_the_borders_of_blocks_and_up_to_their_damage(tmp_pa
         for step in range(300):
             run.log({"a/step": step, "text": "x" * (step * 5 % 700)})
         run.log({"large": "y" * (3 * BLOCK)})
-    (path,) = find_run_files(tmp_path, "long")
+    (path,) = find_wandb_files(tmp_path, "long")
     assert path.stat().st_size > 4 * BLOCK
-    found = read_run_file(path)
+    found = read_wandb_file(path)
     assert found.run_id == "long"
     assert found.config == {"lr": 0.1, "nested": {"a": [1, 2]}}
     assert [row["a/step"] for row in found.rows[:-1]] == list(range(300))
@@ -282,12 +283,12 @@ def test_files_are_read_over_the_borders_of_blocks_and_up_to_their_damage(tmp_pa
     content = bytearray(path.read_bytes())
     content[BLOCK + 5000] ^= 1
     path.write_bytes(content)
-    shorter = read_run_file(path).rows
+    shorter = read_wandb_file(path).rows
     assert 0 < len(shorter) < 300
     assert shorter == found.rows[: len(shorter)]
     path.write_text("not W&B's")
     with pytest.raises(DataError, match=r"expected a \.wandb file"):
-        read_run_file(path)
+        read_wandb_file(path)
 
 
 def rectangles(*boxes: tuple[int, int, int, int]) -> np.ndarray:

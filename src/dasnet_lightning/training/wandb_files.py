@@ -21,7 +21,7 @@ FULL, LAST = 1, 4
 
 
 @dataclass
-class RunFile:
+class WandbFile:
     """What one `.wandb` file holds.
 
     Attributes:
@@ -41,13 +41,13 @@ class RunFile:
     axes: dict[str, str] = field(default_factory=dict)
 
 
-def find_run_files(folder: Path, run_id: str = "*") -> list[Path]:
+def find_wandb_files(folder: Path, run_id: str = "*") -> list[Path]:
     """Return the `.wandb` files below a run folder in the order in which they were started."""
     paths = folder.glob(f"**/*run-*-{run_id}/run-{run_id}.wandb")
     return sorted(path for path in paths if path.parent.name != "latest-run")
 
 
-def read_run_file(path: Path) -> RunFile:
+def read_wandb_file(path: Path) -> WandbFile:
     """Read one `.wandb` file up to its end or to its first damaged record.
 
     Raises:
@@ -56,7 +56,7 @@ def read_run_file(path: Path) -> RunFile:
     from wandb.proto import wandb_internal_pb2
 
     messages: Any = wandb_internal_pb2
-    found = RunFile()
+    found = WandbFile()
     for content in read_records(path):
         record = messages.Record()
         record.ParseFromString(content)
@@ -77,11 +77,11 @@ def read_run_file(path: Path) -> RunFile:
     return found
 
 
-def join_run_files(files: Iterable[RunFile]) -> dict[str, RunFile]:
+def join_wandb_files(files: Iterable[WandbFile]) -> dict[str, WandbFile]:
     """Join the files of each run, given in the order in which they were started."""
-    runs: dict[str, RunFile] = {}
+    runs: dict[str, WandbFile] = {}
     for part in files:
-        whole = runs.setdefault(part.run_id, RunFile(part.run_id, part.sweep_id))
+        whole = runs.setdefault(part.run_id, WandbFile(part.run_id, part.sweep_id))
         whole.config |= part.config
         whole.rows += part.rows
         whole.artifacts += part.artifacts

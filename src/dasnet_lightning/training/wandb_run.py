@@ -23,7 +23,7 @@ from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
 from dasnet_lightning.errors import ConfigError, Stopped
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.training.config import RunConfig
-from dasnet_lightning.training.wandb_files import find_run_files, read_run_file
+from dasnet_lightning.training.wandb_files import find_wandb_files, read_wandb_file
 from dasnet_lightning.training.wandb_journal import Journal
 
 IDENTITY, JOURNAL = "wandb.json", "wandb.jsonl"
@@ -48,8 +48,8 @@ class TrackedRun:
         for prefix in sorted({line["scope"] for line in self._journal.lines} - {RESULT_AXIS}):
             self._define(prefix)
         if run.offline:
-            paths = find_run_files(folder / "wandb", run.id)
-            steps = {row["_step"] for path in paths for row in read_run_file(path).rows}
+            paths = find_wandb_files(folder / "wandb", run.id)
+            steps = {row["_step"] for path in paths for row in read_wandb_file(path).rows}
             self._journal.resume(steps.__contains__, self._send)
         else:
             self._journal.resume(lambda step: run.resumed and step < run.step, self._send)
