@@ -39,8 +39,11 @@ class TrainerSettings:
     strategy: str = option("auto", "ddp for several devices")
     num_nodes: int = option(1, "machines; torchrun sets it")
     precision: str | None = option(None, "32-true, bf16-mixed, ... (default: the fastest that the hardware supports)")
-    logger: Literal["csv", "wandb"] = option("csv", "wandb logs in addition to the CSV files")
-    project: str = option("dasnet", "W&B project")
+    logger: Literal["csv", "wandb", "tensorboard"] = option(
+        "csv", "wandb or tensorboard: log there in addition to the CSV files"
+    )
+    project: str | None = option(None, "W&B project (default: WANDB_PROJECT, else dasnet)")
+    log_checkpoint: bool = option(False, "log the final checkpoints to W&B as artifacts")
     scale_lr: Literal["none", "linear"] = option(
         "none", "linear: multiply the learning rates by the number of processes"
     )
@@ -182,7 +185,10 @@ def default_lr(decoder: str) -> float:
 
 
 def default_folder(config: RunConfig) -> str:
-    """Return a run folder of its own for each data set, budgets and split seed."""
+    """Return a run folder of its own for each data set, budgets and split seed; under `wandb agent` for each run."""
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and run:
+        return str(Path("runs") / f"sweep-{sweep}" / run)
     name = "-".join([Path(config.data).resolve().stem, *(item.replace("/", "-per-") for item in config.mask_budgets)])
     return str(Path("runs") / (f"{name}-split{config.split_seed}" if config.split_seed else name))
 

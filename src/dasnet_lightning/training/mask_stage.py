@@ -27,6 +27,7 @@ from dasnet_lightning.training.stage import Stage, evaluate, read_errors, run_st
 # a validated image takes two to three times as long as a trained one, since all its detections are decoded; with this
 # many trained images for each validated one, validation takes at most a fifth of the time of training
 TRAINED_PER_VALIDATED = 15
+DEFAULT_STEPS = 1500
 
 
 def audit_budget(data: MixedSupervisionDataModule, config: RunConfig) -> Mapping[str, Mapping[str, int]]:
@@ -109,7 +110,7 @@ def train_budget(
 ) -> BudgetResult:
     """Run stage two with the masks of one budget."""
     budget = str(data.mask_budget)
-    steps = config.steps or 1500
+    steps = config.steps or DEFAULT_STEPS
     stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), steps, validations_of(steps, data))
     checkpoint = run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)

@@ -49,8 +49,9 @@ class TrainOptions(TypedDict, total=False):
     strategy: str
     num_nodes: int
     precision: str | None
-    logger: Literal["csv", "wandb"]
-    project: str
+    logger: Literal["csv", "wandb", "tensorboard"]
+    project: str | None
+    log_checkpoint: bool
     scale_lr: Literal["none", "linear"]
     checkpoint_every: int
     deterministic: bool

@@ -74,7 +74,7 @@ def draw_row(
     panels = {title: draw_boxes(large, first.boxes, first.labels, scores, names)}
     panels |= {_title(budget): draw(prediction) for budget, prediction in predictions.items()}
     if instances:
-        panels["ground truth"] = draw_masks(image, _true_masks(record, truth), scale=scale)
+        panels["ground truth"] = draw_masks(image, true_masks(record, truth), scale=scale)
     else:
         panels["ground truth"] = draw_semantic(image, truth.semantic, names, scale=scale)
     first_title, *others = panels
@@ -105,7 +105,7 @@ def _draw_instances(prediction: Segmentation) -> np.ndarray:
     )
 
 
-def _true_masks(record: ImageRecord, truth: GroundTruth) -> np.ndarray:
+def true_masks(record: ImageRecord, truth: GroundTruth) -> np.ndarray:
     """Return the masks of the objects that are not ignored; the mask of an object without one stays empty."""
     size = (truth.semantic.shape[0], truth.semantic.shape[1])
     nothing = np.zeros((1, *size), dtype=bool)

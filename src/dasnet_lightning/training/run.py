@@ -31,10 +31,13 @@ from dasnet_lightning.training.detector_stage import ResolvedDetector, resolve_d
 from dasnet_lightning.training.failures import explained_failures
 from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
 from dasnet_lightning.training.launch import processes
+from dasnet_lightning.training.loggers import check_logger
 from dasnet_lightning.training.mask_stage import audit_budget, start_task, train_budget, train_jointly
 from dasnet_lightning.training.options import TrainOptions, build_config
 from dasnet_lightning.training.report import finish
-from dasnet_lightning.training.results import RunResult
+from dasnet_lightning.training.results import GIVEN_BOXES, BudgetResult, RunResult
+from dasnet_lightning.training.wandb_logs import log_budget, log_detector, log_labels
+from dasnet_lightning.training.wandb_run import wandb_run
 
 EPOCH_IMAGES = 800  # images in an epoch of stage two: a few masks are drawn several times, whatever the batch size
 
@@ -96,6 +99,7 @@ def execute(config: RunConfig) -> RunResult:
     """
     L.seed_everything(config.seed, verbose=False)
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
+    check_logger(config.trainer)
     # errors of the data set and of the detector's options come once, before any process starts
     dataset = open_dataset(config.data, config.allow_missing, config.fix, config.crowd)
     check_labels(config, dataset)
@@ -114,7 +118,8 @@ def execute(config: RunConfig) -> RunResult:
         run_on_rank_zero(lambda: record_data(config, prints, accepted))
         if detector.weights_note:
             console.info(detector.weights_note)
-        result = run_stages(config, data.dataset, detector)
+        with wandb_run(config, data.dataset):  # bad data has been refused before
+            result = run_stages(config, data.dataset, detector)
         result = replace(result, notes=tuple(describe_accepted(accepted)))
         run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
     return result
@@ -133,16 +138,22 @@ def run_stages(config: RunConfig, dataset: DataSet, detector: ResolvedDetector) 
         config = replace(config, held_out=0.0)  # nothing would be chosen on the held-out images
     boxes = build_data(config, dataset, "boxes", image_size)
     checkpoint, detection = train_detector(config, boxes, detector)
-    budgets, accounting = [], {}
+    log_detector(config, checkpoint, detection)
+    budgets: list[BudgetResult] = []
+    accounting = {}
+    detects = detector.name != GIVEN_BOXES
     for budget in config.mask_budgets:
         masks = build_data(config, dataset, "masks", image_size, budget)
         accounting[budget] = audit_budget(masks, config)
+        log_labels(config, masks)
         task = start_task(config, masks, checkpoint, detection["score_threshold"])
         stage_two = train_budget(config, masks, task, accounting[budget]["all"]["trained"])
+        log_budget(config, masks, stage_two, len(budgets), detects)
         budgets.append(stage_two)
         if config.joint_steps:
             mixed = build_data(config, dataset, "mixed", image_size, budget)
             budgets.append(train_jointly(config, mixed, stage_two, detection["score_threshold"]))
+            log_budget(config, mixed, budgets[-1], len(budgets) - 1, detects)
     return RunResult(
         config, detector.name, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set()
     )

@@ -15,7 +15,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
 
 from dasnet_lightning import console
 from dasnet_lightning.callbacks import (
@@ -30,13 +29,14 @@ from dasnet_lightning.callbacks import (
     WeightAverage,
 )
 from dasnet_lightning.callbacks.resumable import CHECKPOINT
-from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero, world_size
+from dasnet_lightning.distributed import run_on_rank_zero, world_size
 from dasnet_lightning.storage.atomic import write_json
 from dasnet_lightning.storage.writing import previous_of, remove_leftovers
 from dasnet_lightning.tasks.checkpoints import load_checkpoint, newest_good
 from dasnet_lightning.tasks.detection import DetectionTask
 from dasnet_lightning.tasks.segmentation import SegmentationTask
 from dasnet_lightning.training.config import TrainerSettings
+from dasnet_lightning.training.loggers import build_loggers
 
 Task = DetectionTask | SegmentationTask
 
@@ -105,10 +105,6 @@ def run_stage(stage: Stage, task: Task, data: L.LightningDataModule, settings: T
         if trainer.interrupted:  # a second Ctrl-C, or one before the first step
             raise KeyboardInterrupt from stop
         raise
-    if settings.logger == "wandb" and is_rank_zero():
-        import wandb
-
-        wandb.finish()  # the next stage is another W&B run
     trainer.save_checkpoint(stage.final)
     run_on_rank_zero(lambda: _close(stage, task))
     return stage.final
@@ -163,7 +159,7 @@ def build_trainer(stage: Stage, settings: TrainerSettings) -> L.Trainer:
         num_sanity_val_steps=0,
         gradient_clip_val=GRADIENT_CLIP,
         log_every_n_steps=10,
-        logger=build_loggers(stage, settings),
+        logger=build_loggers(stage.folder, settings),
         callbacks=build_callbacks(stage, settings),
         plugins=[AtomicCheckpointIO()],
         deterministic=settings.deterministic,
@@ -208,16 +204,6 @@ def build_evaluator(settings: TrainerSettings) -> L.Trainer:
 def joins_batchnorm(settings: TrainerSettings) -> bool:
     """Whether BatchNorm is synchronized over the ranks, which torch supports on GPUs only."""
     return world_size() > 1 and settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-
-
-def build_loggers(stage: Stage, settings: TrainerSettings) -> list[Logger]:
-    """Return the CSV logger, and the W&B logger if the settings ask for it."""
-    loggers: list[Logger] = [CSVLogger(stage.folder, name="log")]
-    if settings.logger == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(WandbLogger(name=stage.name, project=settings.project, save_dir=stage.folder))
-    return loggers
 
 
 def read_curves(folder: Path) -> Mapping[str, list[tuple[float, float]]]:
