@@ -39,6 +39,7 @@ ALLOWED = {
     | {"options"}
     | {"functional", "nn", "detectors", "models", "feature_cache", "metrics", "data", "tasks", "callbacks"}
     | {"inference", "report", "console", "visualization"},
+    "sweeps": BASE | {"training", "data", "detectors", "report", "console", "options"},
 }
 LIGHTNING_ALLOWED = {"tasks", "training", "cli", "callbacks", "data/datamodule.py"}
 

@@ -22,6 +22,7 @@ _PUBLIC = {
     "Segmentation": "inference.segmentation",
     "load": "inference.segmenter",
     "train": "training.run",
+    "sweep": "sweeps.run",
     "evaluate": "training.evaluation",
     "box_attention": "functional.attention",
     "DasnetError": "errors",

@@ -163,8 +163,8 @@ def test_the_photographs_are_counted_alike_by_audit_and_training(
     document = json.loads((tmp_path / "data.json").read_text())
     config = RunConfig(str(root), str(tmp_path / "run"))
     dataset = open_dataset(root)
-    page = RunPage(config, dataset, (64, 64))
-    data = check_masks(config, dataset)
+    page = RunPage(config, dataset, (64, 64), ("all", 0))
+    data = check_masks(dataset, [("all", 0)])
     page.write(data)
     announce_data(data, page.problems)
     assert data.counts.splits == document["splits"]

@@ -19,7 +19,6 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.label_audit import audit_dataset
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.errors import DasnetError
-from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.data_check import check_masks
 
 CASES = ("01", "03", "05", "06", "07", "08", "10", "11", "12", "14", "15", "16", "17", "18", "19", "21")
@@ -72,7 +71,7 @@ def check_page(report: dict[str, Any], file: Path) -> None:
 
 def check_training(report: dict[str, Any], data: DataSet) -> None:
     try:
-        checked = check_masks(RunConfig(str(data.root)), data)
+        checked = check_masks(data, [("all", 0)])
     except DasnetError:
         assert any("training would stop" in note for note in report["notes"])
         return

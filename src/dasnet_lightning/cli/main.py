@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("demo", "the whole method in minutes on synthetic images, with a report page"),
     "train": Command("train", "train both stages on your data set, evaluate, write a report"),
+    "sweep": Command("sweep", "the learning curve over mask budgets: how many masks are worth drawing"),
     "segment": Command("segment", "segment images with a trained checkpoint: COCO JSON and, with --draw, pictures"),
     "data": Command("data", "check a data set: every label that is used or refused, and why"),
     "convert": Command("convert", "write a data set in another format: COCO, VOC, YOLO or labelme"),

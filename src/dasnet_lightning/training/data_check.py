@@ -14,7 +14,6 @@ from dasnet_lightning.data.sources.open import DataSet
 from dasnet_lightning.data.splits import Split, make_split, mask_labels
 from dasnet_lightning.distributed import run_on_rank_zero
 from dasnet_lightning.errors import BudgetError, DataError
-from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.data_tables import splits_table
 
 SHOWN = 5  # unused files in the first lines of a training
@@ -35,8 +34,12 @@ class CheckedData:
     counts: LabelCounts
 
 
-def check_labels(config: RunConfig, dataset: DataSet) -> None:
+def check_labels(dataset: DataSet, draws: Sequence[tuple[str, int]]) -> None:
     """Check what the annotation files alone show; opens no mask.
+
+    Args:
+        dataset: the data set.
+        draws: mask budgets and their split seeds.
 
     Raises:
         BudgetError: a mask budget is larger than the number of masks, or 0.
@@ -45,22 +48,22 @@ def check_labels(config: RunConfig, dataset: DataSet) -> None:
     obstacle = training_obstacle(dataset)
     if obstacle:
         raise DataError(f"{dataset.root}: {obstacle}")
-    for budget in config.mask_budgets:
-        if not draw_budget(config, dataset.train, budget).image_ids:
+    for budget, seed in draws:
+        if not draw_budget(dataset.train, budget, seed).image_ids:
             raise BudgetError(f"mask budget '{budget}' has no image, stage two needs masks; choose a larger budget")
 
 
-def draw_budget(config: RunConfig, source: Source, budget: str) -> Split:
+def draw_budget(source: Source, budget: str, seed: int) -> Split:
     """Draw the training images of one mask budget."""
-    return make_split(*mask_labels(source.records), budget, config.split_seed, len(source.class_names))
+    return make_split(*mask_labels(source.records), budget, seed, len(source.class_names))
 
 
-def check_masks(config: RunConfig, dataset: DataSet) -> CheckedData:
+def check_masks(dataset: DataSet, draws: Sequence[tuple[str, int]]) -> CheckedData:
     """Decode the training masks inside the budgets and all validation masks. Collective.
 
     Args:
-        config: the options of the run.
         dataset: the data set.
+        draws: mask budgets and their split seeds.
 
     Raises:
         BudgetError: a mask budget is larger than the number of usable masks.
@@ -68,7 +71,7 @@ def check_masks(config: RunConfig, dataset: DataSet) -> CheckedData:
     """
 
     def draw(source: Source) -> Collection[str]:
-        return {image for budget in config.mask_budgets for image in draw_budget(config, source, budget).image_ids}
+        return {image for budget, seed in draws for image in draw_budget(source, budget, seed).image_ids}
 
     def decode() -> CheckedMasks:
         with counter("checking masks") as move:

@@ -66,17 +66,18 @@ class RunPage:
         config: the options of the run.
         dataset: the data set.
         image_size: (H, W) of the network input.
+        draw: the mask budget of the pictures of stage two, and its split seed.
 
     Attributes:
         problems: all problems of the data set.
     """
 
-    def __init__(self, config: RunConfig, dataset: DataSet, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: RunConfig, dataset: DataSet, image_size: tuple[int, int], draw: tuple[str, int]) -> None:
         self.path = config.folder / PAGE
         self.image_size = image_size
         self.problems = list_problems(dataset)
-        budget = config.mask_budgets[-1]
-        drawn = frozenset(draw_budget(config, dataset.train, budget).image_ids)
+        budget, seed = draw
+        drawn = frozenset(draw_budget(dataset.train, budget, seed).image_ids)
         masked = [record for record in dataset.train.records if record.image_id in drawn]
         augmentation = config.detector_augmentation
         boxes = _training_set(dataset, dataset.train.records, augmentation, image_size, config.seed, masks=False)

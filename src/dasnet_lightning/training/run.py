@@ -5,10 +5,10 @@ The run folder holds `run.json` (its settings and its data), `dataset.html`, `de
 Starting a run again continues where it stopped, and refuses settings that differ.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import lightning as L
 
@@ -38,6 +38,8 @@ from dasnet_lightning.training.report import finish
 from dasnet_lightning.training.results import GIVEN_BOXES, BudgetResult, RunResult
 from dasnet_lightning.training.wandb_logs import log_budget, log_detector, log_labels
 from dasnet_lightning.training.wandb_run import wandb_run
+
+Outcome = TypeVar("Outcome")
 
 EPOCH_IMAGES = 800  # images in an epoch of stage two: a few masks are drawn several times, whatever the batch size
 
@@ -97,21 +99,42 @@ def execute(config: RunConfig) -> RunResult:
 
     With several devices, every process returns it.
     """
+
+    def stages(data: DataSet, detector: ResolvedDetector, notes: Sequence[str]) -> RunResult:
+        result = replace(run_stages(config, data, detector), notes=tuple(notes))
+        run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
+        return result
+
+    return run_on_data(config, stages, [(budget, config.split_seed) for budget in config.mask_budgets])
+
+
+def run_on_data(
+    config: RunConfig,
+    stages: Callable[[DataSet, ResolvedDetector, Sequence[str]], Outcome],
+    draws: Sequence[tuple[str, int]],
+) -> Outcome:
+    """Open and check the data set, start the processes, and call `stages` in each of them.
+
+    Args:
+        config: the options of the run; its folder is claimed.
+        stages: takes the checked data set, the detector, and what a reader of the metrics must know.
+        draws: the mask budgets and their split seeds, whose masks are checked.
+    """
     L.seed_everything(config.seed, verbose=False)
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
     check_logger(config.trainer)
     # errors of the data set and of the detector's options come once, before any process starts
     dataset = open_dataset(config.data, config.allow_missing, config.fix, config.crowd)
-    check_labels(config, dataset)
+    check_labels(dataset, draws)
     detector = resolve_detector(config, dataset.train.class_names)
     with processes(config.trainer), explained_failures():
         run_on_rank_zero(lambda: check_settings(config))
         prints = fingerprint(dataset) if is_rank_zero() else {}
         accepted = run_on_rank_zero(lambda: check_same_data(config, prints))
-        page = RunPage(config, dataset, detector.image_size) if is_rank_zero() else None
+        page = RunPage(config, dataset, detector.image_size, draws[-1]) if is_rank_zero() else None
         if page is not None:
             page.write(unchecked(dataset))
-        data = check_masks(config, dataset)
+        data = check_masks(dataset, draws)
         if page is not None:
             page.write(data)
             announce_data(data, page.problems)
@@ -119,10 +142,7 @@ def execute(config: RunConfig) -> RunResult:
         if detector.weights_note:
             console.info(detector.weights_note)
         with wandb_run(config, data.dataset):  # bad data has been refused before
-            result = run_stages(config, data.dataset, detector)
-        result = replace(result, notes=tuple(describe_accepted(accepted)))
-        run_on_rank_zero(lambda: write_json(config.folder / "results.json", result.as_dict()))
-    return result
+            return stages(data.dataset, detector, describe_accepted(accepted))
 
 
 def run_stages(config: RunConfig, dataset: DataSet, detector: ResolvedDetector) -> RunResult:
