@@ -120,7 +120,9 @@ class ShapeSource(Source):
             self._shapes[item.object_id] = (item, checked.shape)
         box = item.box if item.box is not None else extent(item.polygons, item.bitmaps)
         shown = item.shown or str([round(value, 2) for value in box or ()])
-        return RawObject(item.object_id, label, box, shown, checked.state, item.ignore, checked.reason)
+        return RawObject(
+            item.object_id, label, box, shown, checked.state, item.ignore, checked.reason, item.by_model
+        )
 
     def _describe_classes(self, file: Path, names: Sequence[str], images: Sequence[DrawnImage]) -> list[Problem]:
         notes = check_class_names(file, names)
