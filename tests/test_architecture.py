@@ -40,6 +40,7 @@ ALLOWED = {
     | {"functional", "nn", "detectors", "models", "feature_cache", "metrics", "data", "tasks", "callbacks"}
     | {"inference", "report", "console", "visualization"},
 }
+ALLOWED["annotation"] = BASE | {"options", "models", "data", "inference", "report", "console"}
 LIGHTNING_ALLOWED = {"tasks", "training", "cli", "callbacks", "data/datamodule.py"}
 
 

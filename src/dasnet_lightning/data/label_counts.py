@@ -17,7 +17,8 @@ class LabelCounts:
     """Counts of all labels.
 
     Boxes are all labels in the annotation files. Each has a mask (decoded), a mask that was not opened, a mask that a model
-    made and that is left out, an invalid mask, no mask, or was refused. Crowd and difficult labels are counted as ignored in addition.
+    made and that is left out, an invalid mask, no mask, or was refused. Crowd and difficult labels are counted as ignored in
+    addition.
 
     Attributes:
         splits: counts of "train", "val", "test" if there is such a split, and "all", with the keys "images", "with masks"
