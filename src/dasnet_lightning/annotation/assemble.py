@@ -79,7 +79,7 @@ def assemble(
         "images": images,
         "objects": kept.total(),
         "kept_as": dict(sorted(kept.items())),
-        "losses": {text: count for text, count in losses.items() if count},
+        "losses": {text: int(count) for text, count in losses.items() if count},
         "failures": failures,
         "agreement": agreement.by_class() if options.compare else [],
     }
