@@ -22,6 +22,7 @@ IGNORED = "ignored: crowd or difficult"
 OUTSIDE_BUDGET = "outside the budget"
 HELD_OUT = "held out: chooses the score threshold"
 BY_MODEL = "left out: made by a model"
+PSEUDO = "pseudo-label: made by a model"
 TEST_SPLIT = "test split"  # neither trained nor evaluated by a training
 USES = {"train": "trained", "val": "evaluated", "test": TEST_SPLIT}
 COLUMNS = ("boxes", "refused", "ignored", "masks", "trained", "outside budget", "evaluated", "absent", "invalid")
@@ -39,8 +40,8 @@ class LabelUse:
         class_name: name of its class.
         split: "train", "val" or "test".
         box: "trained", "held out: ...", "evaluated", "test split", "ignored: ..." or "refused: ...".
-        mask: "trained", "evaluated", "test split", "outside the budget", "ignored: ...", "left out: ...", "absent",
-            "invalid: ..." or, if the box is refused, "refused".
+        mask: "trained", "evaluated", "test split", "outside the budget", "ignored: ...", "left out: ...",
+            "pseudo-label: ...", "absent", "invalid: ..." or, if the box is refused, "refused".
     """
 
     image_id: str
@@ -138,6 +139,8 @@ def _row_of(item: ObjectRecord, image_id: str, class_names: Sequence[str], split
         mask = f"invalid: {item.reason}"
     elif item.ignore:
         mask = IGNORED
+    elif item.by_model:
+        mask = PSEUDO if in_budget and split == "train" else BY_MODEL
     else:
         mask = used if in_budget or split != "train" else OUTSIDE_BUDGET
     box = IGNORED if item.ignore else used

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dasnet_lightning.data.label_audit import BY_MODEL, IGNORED, USES, LabelUse, has_mask
+from dasnet_lightning.data.label_audit import BY_MODEL, IGNORED, PSEUDO, USES, LabelUse, has_mask
 from dasnet_lightning.data.mask_check import CheckedMasks
 from dasnet_lightning.data.sources.open import DataSet
 
@@ -62,7 +62,7 @@ def _count(rows: Iterable[LabelUse], opened: dict[str, frozenset[str]]) -> Count
         counts["boxes"] += 1
         counts["ignored"] += row.box == IGNORED
         counts["refused"] += row.box.startswith("refused")
-        counts["by a model"] += row.mask == BY_MODEL
+        counts["by a model"] += row.mask in (BY_MODEL, PSEUDO)
         counts["no mask"] += row.mask == "absent"
         counts["invalid mask"] += row.mask.startswith("invalid")
         if has_mask(row):

@@ -79,9 +79,13 @@ def leave_out_model_masks(source: Source) -> Source:
     return Selection(source, records, source.problems)
 
 
-def count_model_masks(source: Source) -> int:
-    """Return the number of masks that a model made, used or not."""
-    return sum(item.by_model for record in source.records for item in record.objects)
+def find_pseudo_labeled(source: Source) -> frozenset[str]:
+    """Return the ids of the images that have usable masks, all of them by a model."""
+    present = {
+        record.image_id: [item.by_model for item in record.objects if item.mask is MaskState.PRESENT]
+        for record in source.records
+    }
+    return frozenset(image_id for image_id, made in present.items() if made and all(made))
 
 
 def _without_mask(item: ObjectRecord) -> ObjectRecord:
