@@ -42,7 +42,7 @@ def assemble(
         progress: called with (images done, images).
 
     Returns:
-        Counts and losses as plain values, see `annotate`.
+        Counts and losses as plain values.
     """
     writer = WRITERS[options.format](out, class_names)
     names, renamed = name_images(splits, writer.flat_names)
@@ -63,26 +63,31 @@ def assemble(
                 merged, uses = _merge(labels, record, found, options)
                 writer.add(split, _relabel(merged, source.class_names, class_names))
                 transfer_image(record.path, writer.image_folder(split) / name, options.images)
-                for item, use in zip(merged.objects, uses, strict=True):
-                    quality = "" if use[1] is None else use[1]
-                    class_name = source.class_names[item.label]
-                    table.writerow((record.image_id, item.object_id, class_name, quality, use[0]))
-                    kept[use[0]] += 1
+                table.writerows(_describe(record, source.class_names, uses))
+                kept.update(use for use, _ in uses)
                 images += 1
-                if progress is not None:
+                if progress:
                     progress(images, total)
     writer.finish()
     if options.compare:
         agreement.write(out)
+    counts = {"images": images, "objects": kept.total(), "kept_as": dict(sorted(kept.items())), "failures": failures}
+    losses = _list_losses(writer, renamed)
+    return {**counts, "losses": losses, "agreement": agreement.by_class() if options.compare else []}
+
+
+def _list_losses(writer: Writer, renamed: int) -> dict[str, int]:
+    """Return what the format cannot hold, as a sentence with a count."""
     losses = writer.losses + Counter({RENAMED: renamed})
-    return {
-        "images": images,
-        "objects": kept.total(),
-        "kept_as": dict(sorted(kept.items())),
-        "losses": {text: int(count) for text, count in losses.items() if count},
-        "failures": failures,
-        "agreement": agreement.by_class() if options.compare else [],
-    }
+    return {text: int(count) for text, count in losses.items() if count}
+
+
+def _describe(
+    record: ImageRecord, class_names: tuple[str, ...], uses: list[tuple[str, float | None]]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of an image in `quality.csv`."""
+    for item, (use, quality) in zip(record.objects, uses, strict=True):
+        yield record.image_id, item.object_id, class_names[item.label], "" if quality is None else quality, use
 
 
 def _read(source: Source, record: ImageRecord, name: str, writer: Writer, compare: bool) -> ImageLabels:

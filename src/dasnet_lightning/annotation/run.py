@@ -81,16 +81,13 @@ def annotate(
         CheckpointError: the checkpoint cannot be used.
     """
     settings = replace_options(AnnotateOptions(), options, "annotate")
-    settings.__post_init__()
     opened = open_dataset(Path(data).expanduser(), settings.allow_missing, settings.fix)
     folder = Path(out).expanduser()
     check_places(opened, folder)
     settings = replace(settings, format=settings.format or (opened.format if opened.format in WRITERS else "coco"))
     splits = list_splits(opened)
     class_names = join_class_names(splits)
-    segmenter = load(checkpoint)
-    labels = map_labels(class_names, segmenter.class_names)
-    del segmenter
+    labels = map_labels(class_names, load(checkpoint).class_names)
     note = describe_unknown(iterate_jobs(splits, settings.compare), labels)
     journal = Journal(folder, _identify(opened, Path(checkpoint), settings))
     worker = WorkerSettings(Path(checkpoint), choose_device(settings.device), labels)
@@ -107,9 +104,8 @@ def annotate(
         if journal.stage == "move":
             journal.move()
     except OSError as error:
-        raise DataError(
-            f"{error.filename or folder}: cannot be written ({error.strerror or error}); run the command again to continue"
-        ) from error
+        text = f"cannot be written ({error.strerror or error}); run the command again to continue"
+        raise DataError(f"{error.filename or folder}: {text}") from error
     return _describe(folder, settings, journal.result, [note] if note else [], seconds, segmented)
 
 

@@ -71,7 +71,7 @@ class _Split:
         source: the data set.
         content: the COCO file whose rows are kept; None for other formats.
         images: id, file name and (height, width) of each image.
-        keys: image and object id of each annotation in the temporary file, if there is no content.
+        keys: image and object id of each annotation in the temporary file, without such content.
         spool: texts of the new annotations.
     """
 
