@@ -72,8 +72,11 @@ def assemble(
     if options.compare:
         agreement.write(out)
     counts = {"images": images, "objects": kept.total(), "kept_as": dict(sorted(kept.items())), "failures": failures}
-    losses = _list_losses(writer, renamed)
-    return {**counts, "losses": losses, "agreement": agreement.by_class() if options.compare else []}
+    return {
+        **counts,
+        "losses": _list_losses(writer, renamed),
+        "agreement": agreement.by_class() if options.compare else [],
+    }
 
 
 def _list_losses(writer: Writer, renamed: int) -> dict[str, int]:

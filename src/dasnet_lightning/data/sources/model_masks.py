@@ -12,7 +12,7 @@ Such a mask is not a label of a person: no budget, split or evaluation counts it
 """
 
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -77,15 +77,6 @@ def leave_out_model_masks(source: Source) -> Source:
         return source
     records = [replace(record, objects=tuple(map(_without_mask, record.objects))) for record in source.records]
     return Selection(source, records, source.problems)
-
-
-def find_masked(source: Source, drawn: Collection[str]) -> frozenset[str]:
-    """Return the ids of the images inside a budget, and of those that have usable masks, all of them by a model."""
-    present = {
-        record.image_id: [item.by_model for item in record.objects if item.mask is MaskState.PRESENT]
-        for record in source.records
-    }
-    return frozenset(image_id for image_id, made in present.items() if made and all(made)).union(drawn)
 
 
 def _without_mask(item: ObjectRecord) -> ObjectRecord:
