@@ -33,16 +33,8 @@ def assemble(
 ) -> dict[str, Any]:
     """Write the data set, `quality.csv` and, if asked for, the agreement with the masks of people.
 
-    Args:
-        splits: the data set.
-        class_names: the classes of all splits, background first.
-        masks: the masks of each image, in the order of the splits.
-        out: an empty folder.
-        options: the options, whose format is known.
-        progress: called with (images done, images).
-
-    Returns:
-        Counts and losses as plain values.
+    Args are those of `annotate` in parts: the splits, all class names, the masks of each image in the order of the splits,
+    an empty folder, the options, and a function of (images done, images).
     """
     writer = WRITERS[options.format](out, class_names)
     names, renamed = name_images(splits, writer.flat_names)
