@@ -33,8 +33,8 @@ def assemble(
 ) -> dict[str, Any]:
     """Write the data set, `quality.csv` and, if asked for, the agreement with the masks of people.
 
-    Args are those of `annotate` in parts: the splits, all class names, the masks of each image in the order of the splits,
-    an empty folder, the options, and a function of (images done, images).
+    The masks are in the order of the splits. The folder is empty.
+    `progress` is called with (images done, images).
     """
     writer = WRITERS[options.format](out, class_names)
     names, renamed = name_images(splits, writer.flat_names)
