@@ -41,6 +41,7 @@ ALLOWED = {
     | {"inference", "report", "console", "visualization"},
     "sweeps": BASE | {"training", "data", "detectors", "report", "console", "options"},
 }
+ALLOWED["annotation"] = BASE | {"options", "models", "data", "inference", "report", "console"}
 LIGHTNING_ALLOWED = {"tasks", "training", "cli", "callbacks", "data/datamodule.py"}
 
 

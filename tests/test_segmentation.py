@@ -1,6 +1,7 @@
 """The result record: shapes held, COCO results that pycocotools reads back exactly, pictures written."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as run_lengths
 
+from dasnet_lightning.data.sources.formats import open_splits
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.inference.segmentation import Segmentation
 
@@ -79,3 +81,59 @@ def test_the_drawing_is_enlarged_and_saved(tmp_path: Path) -> None:
         assert classes.height > 400  # with the legend
     with pytest.raises(ConfigError, match=r"'.pict' is not an image format"):
         segmentation.save(tmp_path / "objects.pict")
+
+
+def test_polygons_cover_the_masks_and_a_tolerance_leaves_corners_out() -> None:
+    masks = torch.zeros(1, 40, 50, dtype=torch.bool)
+    rows, columns = np.mgrid[:40, :50]
+    masks[0] = torch.from_numpy((rows - 20) ** 2 + (columns - 25) ** 2 < 150)
+    masks[0, 18:22, 23:27] = False  # a hole
+    masks[0, 2:5, 2:5] = True  # a second part
+    segmentation = replace(make_segmentation(1), masks=masks, semantic=masks[0].long())
+    sizes = []
+    for tolerance, least in ((0.0, 1.0), (1.0, 0.93)):
+        rings = segmentation.to_polygons(tolerance)[0]
+        assert len(rings) == 2
+        # pycocotools joins polygons by the even-odd rule within each of them
+        runs = run_lengths.merge(run_lengths.frPyObjects([ring.ravel().tolist() for ring in rings], 40, 50))
+        drawn = run_lengths.decode(runs).astype(bool)
+        mask = masks[0].numpy()
+        assert (drawn & mask).sum() / (drawn | mask).sum() >= least
+        sizes.append(sum(map(len, rings)))
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_labelme_and_yolo_are_read_back(tmp_path: Path) -> None:
+    segmentation = make_segmentation()
+    (tmp_path / "labelme").mkdir()
+    segmentation_file = tmp_path / "labelme/a.json"
+    Image.fromarray(segmentation.image).save(tmp_path / "labelme/a.png")
+    segmentation_file.write_text(json.dumps(segmentation.to_labelme(tmp_path / "labelme/a.png", 0)))
+    for split in ("train", "val"):
+        (tmp_path / "yolo/labels" / split).mkdir(parents=True)
+        (tmp_path / "yolo/images" / split).mkdir(parents=True)
+        Image.fromarray(segmentation.image).save(tmp_path / "yolo/images" / split / "a.png")
+        (tmp_path / "yolo/labels" / split / "a.txt").write_text("\n".join(segmentation.to_yolo(0)))
+    (tmp_path / "yolo/data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    sources = (
+        open_splits(tmp_path / "labelme", False, "error").train,
+        open_splits(tmp_path / "yolo", False, "error").train,
+    )
+    for source in sources:
+        record = source.records[0]
+        assert [source.class_names[item.label] for item in record.objects] == ["cat", "dog"]
+        assert np.array_equal(source.load_masks(record, [0, 1]).masks, segmentation.masks.numpy())
+    assert [item.by_model for item in sources[0].records[0].objects] == [True, True]
+
+
+def test_supervision_gets_the_same_objects() -> None:
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    detections = make_segmentation().to_supervision()
+    assert detections.class_id.tolist() == [1, 2]
+    assert np.array_equal(detections.mask, make_segmentation().masks.numpy())
+
+
+def test_a_missing_supervision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ConfigError, match="supervision is not installed"):
+        make_segmentation().to_supervision()

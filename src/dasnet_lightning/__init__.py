@@ -21,6 +21,7 @@ _PUBLIC = {
     "Segmenter": "inference.segmenter",
     "Segmentation": "inference.segmentation",
     "load": "inference.segmenter",
+    "annotate": "annotation.run",
     "train": "training.run",
     "sweep": "sweeps.run",
     "evaluate": "training.evaluation",

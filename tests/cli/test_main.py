@@ -36,7 +36,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert list(COMMANDS) == ["demo", "train", "segment", "data", "convert", "fit", "validate", "test"]
+    assert list(COMMANDS) == ["demo", "train", "segment", "data", "convert", "annotate", "fit", "validate", "test"]
     for name, command in COMMANDS.items():
         assert f"  {name} " in text
         assert command.help in text

@@ -36,7 +36,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Segmentation
             image["file_name"] = f"{split}_{image['file_name']}"
         make_coco(root / "in", content, f"annotations/instances_{split}.json", split)
     data = open_dataset(root / "in")
-    for to in WRITERS:
+    for to in (to for to in WRITERS if to != "cvat"):  # masks as run lengths below
         convert_dataset(data, to, root / to)
     write_cvat(data, root / "cvat")
     return {name: build_set(open_dataset(root / name)) for name in OPENERS}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-FORMATS = ("coco", "voc", "yolo", "labelme")
+FORMATS = ("coco", "voc", "yolo", "labelme", "cvat")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from dasnet_lightning.data.writers.convert import check_out, convert_dataset
 
     check_out(args.out)
-    data = open_dataset(args.data, allow_missing=args.allow_missing, fix=args.fix or "error")
+    data = open_dataset(args.data, allow_missing=args.allow_missing, fix=args.fix or "error", model_masks="keep")
     with console.counter("convert") as move:
         result = convert_dataset(data, args.to, args.out, args.images, progress=move)
     images = ", ".join(f"{count:,} {split} images" for split, count in result.images.items())

@@ -104,32 +104,17 @@ def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
 def _load(args: argparse.Namespace, changes: Mapping[str, Any]) -> "Segmenter":
     """Load the checkpoint and override its options."""
     from dasnet_lightning.inference import segmenter as inference
+    from dasnet_lightning.inference.device import choose_device
 
     segmenter = inference.load(
         args.checkpoint,
-        device=_device(args.device),
+        device=choose_device(args.device),
         feature_cache=args.feature_cache,
         feature_cache_gb=args.feature_cache_gb,
     )
     if changes:
         segmenter.options = replace_options(segmenter.options, changes, "--inference-option")
     return segmenter
-
-
-def _device(name: str) -> str:
-    """Return the device to use. Raises ConfigError if it does not exist."""
-    import torch
-
-    from dasnet_lightning.errors import ConfigError
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name}: cannot be used ({reason}); try --device cpu") from error
-    return name
 
 
 def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":

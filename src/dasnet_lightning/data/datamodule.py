@@ -24,7 +24,7 @@ from dasnet_lightning.data.sampler import EpochSampler
 from dasnet_lightning.data.sources.class_mapping import map_classes
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.data.splits import Split, check_same_split, describe_short, split_state, write_split
-from dasnet_lightning.data.supervision import OpenedData, Supervision, choose_split, training_records
+from dasnet_lightning.data.supervision import OpenedData, Supervision, choose_split, find_masked, training_records
 from dasnet_lightning.data.validation_split import hold_out
 from dasnet_lightning.errors import ConfigError, DataError
 
@@ -147,8 +147,8 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     @property
     def mask_ids(self) -> frozenset[str]:
-        """Ids of the training images whose masks may be opened."""
-        return frozenset() if self.split is None else frozenset(self.split.image_ids)
+        """Ids of the training images whose masks may be opened: those of the budget, and those with masks by a model alone."""
+        return frozenset() if self.split is None else find_masked(self.opened().dataset.train, self.split.image_ids)
 
     @cached_property
     def held_out_ids(self) -> frozenset[str]:

@@ -21,6 +21,8 @@ from dasnet_lightning.storage.atomic import write_text
 IGNORED = "ignored: crowd or difficult"
 OUTSIDE_BUDGET = "outside the budget"
 HELD_OUT = "held out: chooses the score threshold"
+BY_MODEL = "left out: made by a model"
+PSEUDO = "pseudo-label: made by a model"
 TEST_SPLIT = "test split"  # neither trained nor evaluated by a training
 USES = {"train": "trained", "val": "evaluated", "test": TEST_SPLIT}
 COLUMNS = ("boxes", "refused", "ignored", "masks", "trained", "outside budget", "evaluated", "absent", "invalid")
@@ -38,8 +40,8 @@ class LabelUse:
         class_name: name of its class.
         split: "train", "val" or "test".
         box: "trained", "held out: ...", "evaluated", "test split", "ignored: ..." or "refused: ...".
-        mask: "trained", "evaluated", "test split", "outside the budget", "ignored: ...", "absent", "invalid: ..." or, if
-            the box is refused, "refused".
+        mask: "trained", "evaluated", "test split", "outside the budget", "ignored: ...", "left out: ...",
+            "pseudo-label: ...", "absent", "invalid: ..." or, if the box is refused, "refused".
     """
 
     image_id: str
@@ -132,11 +134,13 @@ def has_mask(row: LabelUse) -> bool:
 def _row_of(item: ObjectRecord, image_id: str, class_names: Sequence[str], split: str, in_budget: bool) -> LabelUse:
     used = USES[split]
     if item.mask is MaskState.ABSENT:
-        mask = "absent"
+        mask = BY_MODEL if item.by_model else "absent"
     elif item.mask is MaskState.INVALID:
         mask = f"invalid: {item.reason}"
     elif item.ignore:
         mask = IGNORED
+    elif item.by_model:
+        mask = PSEUDO if in_budget and split == "train" else BY_MODEL
     else:
         mask = used if in_budget or split != "train" else OUTSIDE_BUDGET
     box = IGNORED if item.ignore else used

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dasnet_lightning.data.label_audit import IGNORED, USES, LabelUse, has_mask
+from dasnet_lightning.data.label_audit import BY_MODEL, IGNORED, PSEUDO, USES, LabelUse, has_mask
 from dasnet_lightning.data.mask_check import CheckedMasks
 from dasnet_lightning.data.sources.open import DataSet
 
-COUNTED = ("boxes", "masks", "not opened", "no mask", "invalid mask", "ignored", "refused")
+COUNTED = ("boxes", "masks", "not opened", "by a model", "no mask", "invalid mask", "ignored", "refused")
 
 Counts = dict[str, int]
 
@@ -16,8 +16,9 @@ Counts = dict[str, int]
 class LabelCounts:
     """Counts of all labels.
 
-    Boxes are all labels in the annotation files. Each has a mask (decoded), a mask that was not opened, an invalid mask, no
-    mask, or was refused. Crowd and difficult labels are counted as ignored in addition.
+    Boxes are all labels in the annotation files. Each has a mask (decoded), a mask that was not opened, a mask that a model
+    made and that is left out, an invalid mask, no mask, or was refused. Crowd and difficult labels are counted as ignored in
+    addition.
 
     Attributes:
         splits: counts of "train", "val", "test" if there is such a split, and "all", with the keys "images", "with masks"
@@ -61,6 +62,7 @@ def _count(rows: Iterable[LabelUse], opened: dict[str, frozenset[str]]) -> Count
         counts["boxes"] += 1
         counts["ignored"] += row.box == IGNORED
         counts["refused"] += row.box.startswith("refused")
+        counts["by a model"] += row.mask in (BY_MODEL, PSEUDO)
         counts["no mask"] += row.mask == "absent"
         counts["invalid mask"] += row.mask.startswith("invalid")
         if has_mask(row):

@@ -37,6 +37,7 @@ class ObjectRecord:
         mask: state of the mask.
         ignore: True for crowd and difficult objects.
         reason: why the mask is invalid; empty otherwise.
+        by_model: whether a model made the mask. Such a mask is ABSENT unless it is asked for (see `open_dataset`).
     """
 
     object_id: str
@@ -45,6 +46,7 @@ class ObjectRecord:
     mask: MaskState
     ignore: bool = False
     reason: str = ""
+    by_model: bool = False
 
 
 @dataclass(frozen=True, eq=False)

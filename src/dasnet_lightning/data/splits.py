@@ -76,11 +76,12 @@ def parse_budget(text: str | int) -> Budget:
 
 
 def mask_labels(records: Sequence[ImageRecord]) -> tuple[tuple[str, ...], tuple[frozenset[int], ...]]:
-    """Return the image ids and the labels that have a mask in each image, the input of `make_split`; opens no file."""
-    labels = tuple(
-        frozenset(item.label for item in record.objects if item.mask is MaskState.PRESENT and not item.ignore)
+    """Return the image ids and the labels with a mask by a person in each image, for `make_split`; opens no file."""
+    usable = [
+        [item for item in record.objects if item.mask is MaskState.PRESENT and not (item.ignore or item.by_model)]
         for record in records
-    )
+    ]
+    labels = tuple(frozenset(item.label for item in items) for items in usable)
     return tuple(record.image_id for record in records), labels
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dasnet_lightning.data.records import ImageRecord, Source
+from dasnet_lightning.data.records import ImageRecord, MaskState, Source
 from dasnet_lightning.data.sources.open import DataSet
 from dasnet_lightning.data.splits import Split, make_split, mask_labels, parse_budget, read_split_of
 
@@ -33,6 +33,15 @@ def choose_split(
     if split_file is not None:
         return read_split_of(split_file, source.records)
     return make_split(*mask_labels(source.records), parse_budget(mask_budget), split_seed, len(source.class_names))
+
+
+def find_masked(source: Source, drawn: Collection[str]) -> frozenset[str]:
+    """Return the ids of the images inside a budget, and of those that have usable masks, all of them by a model."""
+    present = {
+        record.image_id: [item.by_model for item in record.objects if item.mask is MaskState.PRESENT]
+        for record in source.records
+    }
+    return frozenset(image_id for image_id, made in present.items() if made and all(made)).union(drawn)
 
 
 def training_records(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -13,6 +13,9 @@ from dasnet_lightning import visualization
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.rle import encode_mask
+
+if TYPE_CHECKING:
+    from dasnet_lightning.data.writers.base import ImageLabels
 
 
 class MaskField:
@@ -121,6 +124,76 @@ class Segmentation:
                 }
             )
         return results
+
+    def to_polygons(self, tolerance: float = 1.0) -> list[list[Float[np.ndarray, "v 2"]]]:
+        """Return the polygons of each object, one for each part of its mask, in pixels of the image.
+
+        Args:
+            tolerance: distance in pixels by which a polygon may leave the outline of the mask; 0 traces every pixel.
+        """
+        from dasnet_lightning.data.writers.outlines import trace_mask
+
+        return [trace_mask(mask, tolerance) for mask in self.windows]
+
+    def to_labelme(self, path: str | Path, tolerance: float = 1.0) -> dict[str, Any]:
+        """Return the content of the labelme file of an image, its masks marked as made by a model.
+
+        Args:
+            path: the image file.
+            tolerance: see `to_polygons`.
+        """
+        from dasnet_lightning.data.writers.labelme import labelme_content
+
+        return labelme_content(self._labels(Path(path).name, tolerance), self.class_names)
+
+    def to_yolo(self, tolerance: float = 1.0) -> list[str]:
+        """Return the row of each object in a YOLO label file; class 0 is the first one after the background.
+
+        Args:
+            tolerance: see `to_polygons`.
+        """
+        from dasnet_lightning.data.writers.yolo import yolo_row
+
+        labels = self._labels("image", tolerance)
+        return [yolo_row(labels, item) for item in labels.objects]
+
+    def to_supervision(self) -> Any:
+        """Return the objects as `supervision.Detections`, whose `class_id` is the label.
+
+        Raises:
+            ConfigError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ConfigError("supervision is not installed, run: pip install supervision") from error
+        names = np.array([self.class_names[label] for label in self.labels.tolist()], dtype=str)
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            mask=self.masks.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": names},
+        )
+
+    def _labels(self, name: str, tolerance: float) -> "ImageLabels":
+        """Return the objects as the writers of data sets take them; an empty mask is a missing one."""
+        from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel
+
+        boxes = zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), self.windows, strict=True)
+        objects = tuple(
+            ObjectLabel(
+                object_id=str(number),
+                box=(box[0], box[1], box[2], box[3]),
+                label=label,
+                mask=encode_mask(mask) if mask.any() else None,
+                by_model=bool(mask.any()),
+                quality=round(score, 4),
+                tolerance=tolerance,
+            )
+            for number, (box, label, score, mask) in enumerate(boxes)
+        )
+        return ImageLabels(name, name, (self.image.shape[0], self.image.shape[1]), objects)
 
     def save(self, path: str | Path, semantic: bool = False) -> None:
         """Save the drawing in the format of the suffix; raise ConfigError for an unknown suffix."""

@@ -138,6 +138,7 @@ class RunConfig:
     crowd: Literal["ignore", "object"] = option(
         "ignore", "crowd and difficult labels: ignore neither trains nor evaluates them, object treats them as others"
     )
+    use_model_masks: bool = option(False, "train masks that a model made too, as pseudo-labels outside the budget")
     accept_changes: bool = option(False, "continue a run although its data set changed since it began")
     feature_cache: str | None = option(
         None, "keep the frozen detector's features of the validation images there, for all budgets", metavar="DIR"
@@ -194,7 +195,9 @@ def default_folder(config: RunConfig) -> str:
 
 
 # what earlier runs did
-ADDED_LATER: dict[str, Any] = {"crowd": "ignore", "decoder_options": {}, "detector_ema": 0.0, "held_out": 0.0}
+ADDED_LATER: dict[str, Any] = {"crowd": "ignore", "decoder_options": {}, "detector_ema": 0.0, "held_out": 0.0} | {
+    "use_model_masks": False
+}
 # where and how fast a run computes, not what
 FREE_TO_CHANGE = ("out", "accept_changes", "num_workers", "feature_cache", "feature_cache_gb", "trainer")
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dasnet_lightning.data.label_counts import COUNTED, Counts, LabelCounts
 from dasnet_lightning.report import Table, Value
 
+RARE = ("not opened", "by a model")
+
 
 def splits_table(counts: LabelCounts) -> Table:
     """Return one row for each split, and one for both."""
@@ -18,8 +20,8 @@ def classes_table(counts: LabelCounts) -> Table:
 
 
 def _table(title: str, first: Sequence[str], rows: Iterable[tuple[str, Counts]]) -> Table:
-    """Return a table of counts; the column of masks that were not opened appears only if there are any."""
+    """Return a table of counts; columns of masks that were not opened or that a model made appear only if there are any."""
     counts = list(rows)
-    shown = [key for key in COUNTED if key != "not opened" or any(row[key] for _, row in counts)]
+    shown = [key for key in COUNTED if key not in RARE or any(row[key] for _, row in counts)]
     values: list[list[Value]] = [[name, *(row[key] for key in (*first[1:], *shown))] for name, row in counts]
     return Table(title, [*first, *shown], values)

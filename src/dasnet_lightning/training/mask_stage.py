@@ -114,7 +114,8 @@ def train_budget(
     stage = Stage(f"stage two: {budget} masks", budget_folder(config, data), steps, validations_of(steps, data))
     checkpoint = run_stage(stage, task, data, config.trainer)
     metrics = evaluate(stage, task, data, checkpoint, config.trainer)
-    return BudgetResult(budget, len(data.mask_ids), masks, metrics, str(checkpoint), _count_errors(stage))
+    drawn = 0 if data.split is None else len(data.split.image_ids)  # without images of pseudo-labels
+    return BudgetResult(budget, drawn, masks, metrics, str(checkpoint), _count_errors(stage))
 
 
 def _count_errors(stage: Stage) -> Mapping[str, Mapping[str, int]]:

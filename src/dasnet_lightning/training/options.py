@@ -41,6 +41,7 @@ class TrainOptions(TypedDict, total=False):
     allow_missing: bool
     fix: Literal["error", "drop"]
     crowd: Literal["ignore", "object"]
+    use_model_masks: bool
     accept_changes: bool
     feature_cache: str | None
     feature_cache_gb: float

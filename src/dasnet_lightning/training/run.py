@@ -15,6 +15,7 @@ import lightning as L
 from dasnet_lightning import console
 from dasnet_lightning.data.datamodule import MixedSupervisionDataModule, Supervision
 from dasnet_lightning.data.fingerprint import fingerprint
+from dasnet_lightning.data.sources.model_masks import ModelMasks
 from dasnet_lightning.data.sources.open import DataSet, open_dataset
 from dasnet_lightning.distributed import is_rank_zero, run_on_rank_zero
 from dasnet_lightning.feature_cache.cache import open_feature_cache
@@ -124,7 +125,8 @@ def run_on_data(
     open_feature_cache(config.feature_cache, config.feature_cache_gb)
     check_logger(config.trainer)
     # errors of the data set and of the detector's options come once, before any process starts
-    dataset = open_dataset(config.data, config.allow_missing, config.fix, config.crowd)
+    model_masks: ModelMasks = "train" if config.use_model_masks else "ignore"
+    dataset = open_dataset(config.data, config.allow_missing, config.fix, config.crowd, model_masks)
     check_labels(dataset, draws)
     detector = resolve_detector(config, dataset.train.class_names)
     with processes(config.trainer), explained_failures():

@@ -31,7 +31,7 @@ def map_classes(source: Source, class_names: Sequence[str], owner: str = "the ch
     """
     if tuple(source.class_names) == tuple(class_names):
         return source, ""
-    labels, renamed = _match(source.class_names, class_names)
+    labels, renamed = match_labels(source.class_names, class_names)
     counts = dict.fromkeys(range(1, len(source.class_names)), 0)
     for record in source.records:
         for item in record.objects:
@@ -60,7 +60,7 @@ def map_classes(source: Source, class_names: Sequence[str], owner: str = "the ch
     return mapped, f"{source.root}: {'; '.join(parts)}" if parts else ""
 
 
-def _match(names: Sequence[str], class_names: Sequence[str]) -> tuple[dict[int, int], list[tuple[str, str]]]:
+def match_labels(names: Sequence[str], class_names: Sequence[str]) -> tuple[dict[int, int], list[tuple[str, str]]]:
     """Return the new label of each old one that has one, and the names that were matched although they differ."""
     exact = {name: label for label, name in enumerate(class_names) if label}
     loose: dict[str, list[str]] = {}

@@ -30,6 +30,7 @@ from dasnet_lightning.data.sources.masks import (
     is_rectangle,
     pack_shapes,
 )
+from dasnet_lightning.data.sources.model_masks import is_model_row
 from dasnet_lightning.data.sources.raw import RawImage, RawObject, read_images
 from dasnet_lightning.errors import DataError
 
@@ -189,6 +190,7 @@ def _build_raw_images(
             mask=shapes[object_id].state,
             ignore=bool(row.get("iscrowd", 0)),
             reason=shapes[object_id].reason if boxes[object_id] is not None else _describe_unreadable_box(row),
+            by_model=is_model_row(row),
         )
         objects[row["image_id"]].append(raw)
     return [

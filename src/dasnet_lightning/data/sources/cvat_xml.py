@@ -1,12 +1,12 @@
 """CVAT XML 1.1 "for images": polygons, ellipses and masks are masks; a box is a box without a mask.
 
-Shapes with one label and one `group_id` are one object, as in CVAT's own COCO export. Attributes are not used, and shapes
-that overlap keep all their pixels whatever their `z_order`.
+Shapes with one label and one `group_id` are one object, as in CVAT's own COCO export. Attributes are not used, except those
+of masks that a model made. Shapes that overlap keep all their pixels whatever their `z_order`.
 """
 
 import xml.etree.ElementTree as ET
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import MAX_SIDE, RecordsError
 from dasnet_lightning.data.sources.drawing import Bitmap, DrawnImage, DrawnObject, ellipse, merge_group, rotate_box
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images
+from dasnet_lightning.data.sources.model_masks import is_model_element
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 from dasnet_lightning.errors import DataError
 
@@ -130,7 +131,7 @@ def _read_shapes(image_id: str, image: ET.Element) -> tuple[tuple[DrawnObject, .
     for number, element in enumerate(element for element in image if element.tag in USED_TAGS):
         object_id, name = f"{image_id}/{number}", element.get("label", "").strip()
         try:
-            item = _read_shape(object_id, name, element)
+            item = replace(_read_shape(object_id, name, element), by_model=is_model_element(element))
         except ValueError as error:
             item = DrawnObject(object_id, name, None, fault=str(error))
         group = element.get("group_id", "0")

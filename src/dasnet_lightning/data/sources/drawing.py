@@ -47,6 +47,7 @@ class DrawnObject:
         ignore: True for crowd objects.
         fault: why the object cannot be used at all; "" if it can.
         mask_fault: why its mask cannot be used; "" if it can or if there is none.
+        by_model: whether a model made the mask.
     """
 
     object_id: str
@@ -58,6 +59,7 @@ class DrawnObject:
     ignore: bool = False
     fault: str = ""
     mask_fault: str = ""
+    by_model: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +126,7 @@ def merge_group(parts: Sequence[DrawnObject]) -> DrawnObject:
     if len(parts) == 1:
         return parts[0]
     boxes = [part.box if part.box is not None else extent(part.polygons, part.bitmaps) for part in parts]
+    drawn = [part for part in parts if part.polygons or part.bitmaps]
     known = np.array([box for box in boxes if box is not None])
     hull = None if not len(known) else (*known[:, :2].min(axis=0).tolist(), *known[:, 2:].max(axis=0).tolist())
     return replace(
@@ -135,6 +138,7 @@ def merge_group(parts: Sequence[DrawnObject]) -> DrawnObject:
         ignore=any(part.ignore for part in parts),
         fault=next((part.fault for part in parts if part.fault), ""),
         mask_fault=next((part.mask_fault for part in parts if part.mask_fault), ""),
+        by_model=bool(drawn) and all(part.by_model for part in drawn),
     )
 
 

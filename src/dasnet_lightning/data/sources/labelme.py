@@ -1,6 +1,6 @@
 """labelme files: one JSON per image. Polygons, circles and masks are masks; a rectangle is a box without a mask.
 
-The flag "ignore" of a shape marks a crowd or difficult object.
+The flag "ignore" of a shape marks a crowd or difficult object, "model" a mask that a model made.
 """
 
 import base64
@@ -22,6 +22,7 @@ from dasnet_lightning.data.sources.checks import MAX_SIDE
 from dasnet_lightning.data.sources.coco_json import is_instances, read_json
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, ellipse, encode_bitmap, merge_group
 from dasnet_lightning.data.sources.image_index import ImageIndex, index_images, list_files
+from dasnet_lightning.data.sources.model_masks import is_model_shape
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent, split_name
 
 HEAD_BYTES = 4096
@@ -101,7 +102,7 @@ def _read_shapes(image_id: str, shapes: Sequence[Any]) -> tuple[tuple[DrawnObjec
         if kind in IGNORED_TYPES:
             ignored[kind] += 1
             continue
-        item = replace(_read_shape(object_id, kind, shape), ignore=_is_ignored(shape))
+        item = replace(_read_shape(object_id, kind, shape), ignore=_is_ignored(shape), by_model=is_model_shape(shape))
         group = shape.get("group_id")
         key = (item.class_name, object_id if group is None else f"group {group}")
         groups.setdefault(key, []).append(item)

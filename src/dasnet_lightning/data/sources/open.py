@@ -1,7 +1,7 @@
 """Opening of a data set with a training, a validation and, if its files name one, a test split."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from dasnet_lightning.data.pixels import ImageRange, find_image_range
 from dasnet_lightning.data.records import Problem, Source
 from dasnet_lightning.data.sources.checks import Fix, RecordsError, join_names, parse_object
 from dasnet_lightning.data.sources.formats import NamedSplits, open_splits
+from dasnet_lightning.data.sources.model_masks import ModelMasks, leave_out_model_masks
 from dasnet_lightning.data.sources.selection import Selection, count_crowd
 from dasnet_lightning.data.validation_split import choose_validation
 from dasnet_lightning.errors import ConfigError, DataError
@@ -56,7 +57,13 @@ class DataSet:
         return find_image_range([record.path for split in (self.train, self.val) for record in split.records])
 
 
-def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "error", crowd: Crowd = "ignore") -> DataSet:
+def open_dataset(
+    path: Path | str,
+    allow_missing: bool = False,
+    fix: Fix = "error",
+    crowd: Crowd = "ignore",
+    model_masks: ModelMasks = "ignore",
+) -> DataSet:
     """Detect the format of a data set and read its records.
 
     If the data set has no validation split, a fifth of its images becomes one (see `choose_validation`); a problem reports
@@ -67,13 +74,16 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
         allow_missing: leave out images whose file is missing and report them as problems.
         fix: "drop" leaves out objects that cannot be used and reports them as problems.
         crowd: "ignore" neither trains nor evaluates crowd and difficult objects, "object" treats them as ordinary objects.
+        model_masks: what to do with masks that a model made (see `model_masks`). "ignore" leaves them out, "train" leaves
+            them in the training split, "keep" in every split.
 
     Raises:
         ConfigError: `crowd` has another value.
         DataError: the format is unknown, or something cannot be used and no option accepts it.
     """
-    splits = open_named_splits(path, allow_missing, fix, crowd)
+    splits = open_named_splits(path, allow_missing, fix, crowd, model_masks)
     train, val = (splits.train, splits.val) if splits.val is not None else split_by_hash(splits)
+    val = val if model_masks == "keep" else leave_out_model_masks(val)
     problems = splits.problems
     if splits.val is None:
         problems = (*problems, _describe_drawn_split(splits.file, train, val))
@@ -81,7 +91,9 @@ def open_dataset(path: Path | str, allow_missing: bool = False, fix: Fix = "erro
     return replace(data, problems=(*data.problems, *_find_overlaps(data), *_find_repeated(data)))
 
 
-def open_named_splits(path: Path | str, allow_missing: bool, fix: Fix, crowd: Crowd) -> NamedSplits:
+def open_named_splits(
+    path: Path | str, allow_missing: bool, fix: Fix, crowd: Crowd, model_masks: ModelMasks = "ignore"
+) -> NamedSplits:
     """Read the splits that the files of a data set name; arguments and errors as in `open_dataset`."""
     if crowd not in get_args(Crowd):
         raise ConfigError(f"crowd is '{crowd}', expected one of {', '.join(get_args(Crowd))}")
@@ -92,10 +104,18 @@ def open_named_splits(path: Path | str, allow_missing: bool, fix: Fix, crowd: Cr
     _require_images(splits.train, splits.file)
     if splits.val is not None:
         _require_images(splits.val, root)
-    if crowd == "ignore":
+    if crowd == "object":
+        splits = _map_splits(splits, count_crowd)
+    if model_masks == "keep":
         return splits
-    val, test = (None if source is None else count_crowd(source) for source in (splits.val, splits.test))
-    return replace(splits, train=count_crowd(splits.train), val=val, test=test)
+    train = splits.train
+    splits = _map_splits(splits, leave_out_model_masks)
+    return replace(splits, train=train) if model_masks == "train" else splits
+
+
+def _map_splits(splits: NamedSplits, change: Callable[[Source], Source]) -> NamedSplits:
+    val, test = (None if source is None else change(source) for source in (splits.val, splits.test))
+    return replace(splits, train=change(splits.train), val=val, test=test)
 
 
 def split_by_hash(splits: NamedSplits) -> tuple[Selection, Selection]:

@@ -22,6 +22,7 @@ class RawObject:
         mask: state of the mask.
         ignore: True for crowd and difficult objects.
         reason: why the mask is invalid or, if the box is derived from the mask, why the box is missing.
+        by_model: whether a model made the mask.
     """
 
     object_id: str
@@ -31,6 +32,7 @@ class RawObject:
     mask: MaskState
     ignore: bool
     reason: str = ""
+    by_model: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +105,9 @@ def _check_object(
         problems.append(
             _object_problem(image, item, class_names, noun, f"{item.reason}; its box is used", "mask_invalid")
         )
-    return ObjectRecord(item.object_id, checked.box, item.label, item.mask, item.ignore, item.reason), problems
+    by_model = item.by_model and item.mask is MaskState.PRESENT
+    record = ObjectRecord(item.object_id, checked.box, item.label, item.mask, item.ignore, item.reason, by_model)
+    return record, problems
 
 
 def _object_problem(

@@ -144,7 +144,14 @@ def build_source(
         raise DataError(f"{data.file}: has no image that can be used, expected images beside their labels")
     problems = (*content.missing, *content.problems, *content.describe_shapes(data.file))
     source = ShapeSource(
-        data.root, data.file, content.images, data.names, class_names=class_names, fix=fix, problems=problems
+        data.root,
+        data.file,
+        content.images,
+        data.names,
+        class_names=class_names,
+        fix=fix,
+        problems=problems,
+        format=data.format,
     )
     source.files = tuple(dict.fromkeys((*data.files, *(image.file for image in content.images))))
     if data.category_ids and class_names is None:

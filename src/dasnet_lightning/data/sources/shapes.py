@@ -50,6 +50,7 @@ class ShapeSource(Source):
         class_names: class names to map to, background first. Default: `names`.
         fix: "drop" leaves out objects that cannot be used and reports them as problems.
         problems: what the reader reports beside objects.
+        format: name of the format.
 
     Raises:
         RecordsError: an object cannot be used and `fix` is "error".
@@ -66,8 +67,10 @@ class ShapeSource(Source):
         class_names: Sequence[str] | None = None,
         fix: Fix = "error",
         problems: Sequence[Problem] = (),
+        format: str = "",
     ) -> None:
         check_fix(fix)
+        self.format = format
         self.root = root
         renamed = [rename_class(name) for name in names]
         self.class_names: tuple[str, ...] = (BACKGROUND, *renamed) if class_names is None else tuple(class_names)
@@ -120,7 +123,7 @@ class ShapeSource(Source):
             self._shapes[item.object_id] = (item, checked.shape)
         box = item.box if item.box is not None else extent(item.polygons, item.bitmaps)
         shown = item.shown or str([round(value, 2) for value in box or ()])
-        return RawObject(item.object_id, label, box, shown, checked.state, item.ignore, checked.reason)
+        return RawObject(item.object_id, label, box, shown, checked.state, item.ignore, checked.reason, item.by_model)
 
     def _describe_classes(self, file: Path, names: Sequence[str], images: Sequence[DrawnImage]) -> list[Problem]:
         notes = check_class_names(file, names)

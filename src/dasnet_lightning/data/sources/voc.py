@@ -145,7 +145,11 @@ def _build_raw_images(
                 unknown.append(Problem(file, f"object {number}", _unknown_class(item.name, class_names), "refused"))
             label = labels.get(item.name, 0)
             state = MaskState.PRESENT if image_id in masked_ids and item.segmented else MaskState.ABSENT
-            objects.append(RawObject(f"{image_id}/{number}", label, item.box, item.shown, state, item.difficult))
+            objects.append(
+                RawObject(
+                    f"{image_id}/{number}", label, item.box, item.shown, state, item.difficult, by_model=item.by_model
+                )
+            )
         images.append(RawImage(image_id, path.name if path else f"{image_id}.jpg", path, size, file, tuple(objects)))
     if unknown:
         raise RecordsError(unknown, f"{len(unknown)} objects have unknown classes; correct them, or name the classes.")

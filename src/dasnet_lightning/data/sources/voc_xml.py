@@ -14,6 +14,7 @@ from dasnet_lightning.data.images import IMAGE_SUFFIXES
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.checks import BACKGROUND, Box, describe_renamed, join_names, rename_class
 from dasnet_lightning.data.sources.coco_values import to_flag, to_side
+from dasnet_lightning.data.sources.model_masks import MASK_SOURCE, MODEL
 from dasnet_lightning.data.sources.voc_lists import find_xml_files
 from dasnet_lightning.data.sources.voc_masks import find_mask_files
 from dasnet_lightning.errors import DataError
@@ -41,6 +42,7 @@ class XmlObject:
         difficult: whether it is marked as difficult.
         written_name: name of its class as written in the file.
         segmented: False if the file says that the object has no mask, although others of its image may have one.
+        by_model: whether the file says that a model made the mask.
     """
 
     name: str
@@ -49,6 +51,7 @@ class XmlObject:
     difficult: bool
     written_name: str
     segmented: bool = True
+    by_model: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,4 +242,5 @@ def _read_object(file: Path, number: int, item: ET.Element) -> XmlObject:
         difficult=bool(difficult),
         written_name=name,
         segmented=item.findtext("segmented", "1").strip() != "0",
+        by_model=item.findtext(MASK_SOURCE, "").strip() == MODEL,
     )

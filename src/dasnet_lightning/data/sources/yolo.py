@@ -5,13 +5,14 @@ Coordinates are shares of the width and height of the upright image. Image heade
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dasnet_lightning.data.images import upright_size
 from dasnet_lightning.data.records import Problem
 from dasnet_lightning.data.sources.drawing import DrawnImage, DrawnObject, to_pixels
 from dasnet_lightning.data.sources.image_index import assign_ids
+from dasnet_lightning.data.sources.model_masks import read_yolo_marks, yolo_mark
 from dasnet_lightning.data.sources.shape_data import ShapeData, SplitContent
 from dasnet_lightning.data.sources.yolo_files import LabelFolders, YoloFiles, find_yolo_config, read_yolo_files
 from dasnet_lightning.errors import DataError
@@ -22,10 +23,12 @@ SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rules for the rows of a data set: class names by index, and how many key point numbers follow a box."""
+    """Rules for the rows of a data set: class names, key point numbers behind a box, and marks of masks by a model."""
 
     names: Mapping[int, str]
     keypoint_numbers: int
+    root: Path
+    model_masks: frozenset[str]
 
 
 def find_yolo(root: Path) -> ShapeData | None:
@@ -42,7 +45,8 @@ def read_yolo(files: YoloFiles) -> ShapeData:
     """Read all label files of a data set, each once."""
     # gaps between the indices keep a placeholder, so that an index stays the position of its name
     names = tuple(files.names.get(index, f"class_{index}") for index in range(max(files.names, default=-1) + 1))
-    rules = _Rows(dict(enumerate(names)), files.keypoint_numbers)
+    root = files.config.parent
+    rules = _Rows(dict(enumerate(names)), files.keypoint_numbers, root, read_yolo_marks(root))
     labels = LabelFolders()
     ids = assign_ids(files.base, [path for paths in files.splits.values() for path in paths])
     parsed: dict[Path, DrawnImage] = {}
@@ -73,6 +77,10 @@ def _read_image(base: Path, image: Path, image_id: str, file: Path | None, rules
     size = upright_size(image)
     rows = [] if file is None else _read_rows(file)
     objects = tuple(_read_row(f"{image_id}/{number}", row, size, rules) for number, row in rows)
+    if rules.model_masks and file is not None and file.is_relative_to(rules.root):
+        name = file.relative_to(rules.root).as_posix()
+        marks = [yolo_mark(name, row) in rules.model_masks for _, row in rows]
+        objects = tuple(replace(item, by_model=mark) for item, mark in zip(objects, marks, strict=True))
     return DrawnImage(image_id, image.relative_to(base).as_posix(), image, size, file or image, objects)
 
 

@@ -33,7 +33,10 @@ class ObjectLabel:
         polygons: corners of the mask if it was read as polygons; empty otherwise.
         ignore: whether it is a crowd or a difficult object.
         changed: whether it differs from its file; a file that is edited keeps all other objects as they are.
-        extra: fields to add in formats that allow them, such as the quality of a predicted mask.
+        extra: fields to add to the annotation in COCO files.
+        by_model: whether a model made the mask; every format marks it (see `data.sources.model_masks`).
+        quality: estimated IoU of a mask by a model with the true one, 0 to 1; None if it is unknown.
+        tolerance: distance in pixels by which traced polygons may leave the mask's outline; 0 traces every pixel.
     """
 
     object_id: str
@@ -44,6 +47,9 @@ class ObjectLabel:
     ignore: bool = False
     changed: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+    by_model: bool = False
+    quality: float | None = None
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +81,8 @@ class ImageLabels:
         return list(item.polygons) if item.polygons and inside else self.traced(item)
 
     def traced(self, item: ObjectLabel) -> list[Ring]:
-        """Return polygons along the pixels of an object's mask; they do not overlap."""
-        return trace_mask(self.mask(item))
+        """Return polygons along the pixels of an object's mask; they do not overlap if they are exact."""
+        return trace_mask(self.mask(item), item.tolerance)
 
 
 class Writer(ABC):
@@ -165,6 +171,7 @@ def read_labels(
             mask=counts.get(index),
             polygons=origin.polygons(item.object_id) if isinstance(origin, COCOSource) and index in counts else (),
             ignore=item.ignore,
+            by_model=item.by_model and index in counts,
         )
         for index, item in enumerate(record.objects)
     )

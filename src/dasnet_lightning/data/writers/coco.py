@@ -4,7 +4,7 @@ Rows of a COCO file are kept: ids, order, unknown fields and the digits of their
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from dasnet_lightning.data.sources.checks import check_box
 from dasnet_lightning.data.sources.coco import COCOSource
 from dasnet_lightning.data.sources.coco_json import read_coco, read_json
 from dasnet_lightning.data.sources.coco_values import to_box
+from dasnet_lightning.data.sources.model_masks import MODEL
 from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, original_source
+from dasnet_lightning.data.writers.spool import TextSpool, write_json_parts, write_parts
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.rle import areas
 from dasnet_lightning.storage.atomic import replace_text, write_text
@@ -24,77 +26,103 @@ VOID_LOST = "images have void pixels, which become background, because COCO has 
 class CocoWriter(Writer):
     """Writer of COCO instances files, one for each split.
 
-    Ids of other formats are kept if they are whole numbers; otherwise images and objects are numbered from 1.
+    Ids of other formats are kept if they are whole numbers; otherwise images and objects are numbered from 1. Annotations
+    go to a temporary file at once, so that memory holds ids and no masks.
     """
 
     flat_names = False
 
     def __init__(self, root: Path, class_names: Sequence[str]) -> None:
         super().__init__(root, class_names)
-        self._sources: dict[str, Source] = {}
-        self._labels: dict[str, list[ImageLabels]] = {}
+        self._splits: dict[str, _Split] = {}
 
     def image_folder(self, split: str) -> Path:
         return self.root / split
 
     def begin(self, split: str, source: Source) -> None:
-        self._sources[split] = source
-        self._labels[split] = []
+        file = _file_of(source)
+        content = None if file is None else _read_content(file)
+        self._splits[split] = _Split(source, content)
 
     def keeps_masks(self, source: Source) -> bool:
         return _file_of(source) is not None
 
     def add(self, split: str, labels: ImageLabels) -> None:
-        self._labels[split].append(labels)
+        self._splits[split].add(labels)
         self.count_loss(VOID_LOST, labels.void is not None)
 
     def finish(self) -> None:
-        others = [self._labels[split] for split, source in self._sources.items() if not self.keeps_masks(source)]
-        image_keys = list(dict.fromkeys(item.image_id for images in others for item in images))
-        object_keys = list(
-            dict.fromkeys(_key(item, label) for images in others for item in images for label in item.objects)
-        )
+        others = [split for split in self._splits.values() if split.content is None]
+        image_keys = list(dict.fromkeys(image_id for split in others for image_id, _, _ in split.images))
+        object_keys = list(dict.fromkeys(key for split in others for key in split.keys))
         image_ids = dict(zip(image_keys, _number(image_keys), strict=True))
         object_ids = dict(zip(object_keys, _number([key[1] for key in object_keys]), strict=True))
-        for split, source in self._sources.items():
-            file = _file_of(source)
-            if file is not None:
-                content = _select_rows(_read_content(file), self._labels[split])
-            else:
-                content = self._build(source, self._labels[split], image_ids, object_ids)
-            write_text(self.root / "annotations" / f"instances_{split}.json", dump_json(content))
+        for name, split in self._splits.items():
+            rows = split.build_rows(image_ids, object_ids)
+            parts = write_json_parts(split.build_content(image_ids, self.class_names), "annotations", rows)
+            write_parts(self.root / "annotations" / f"instances_{name}.json", parts)
+            split.spool.close()
 
-    def _build(
-        self,
-        source: Source,
-        images: list[ImageLabels],
-        image_ids: Mapping[str, int],
-        object_ids: Mapping[tuple[str, str], int],
-    ) -> dict[str, Any]:
-        categories = {label: source.category_ids.get(label, label) for label in range(1, len(self.class_names))}
-        return {
-            "images": [
-                {
-                    "id": image_ids[item.image_id],
-                    "file_name": item.file_name,
-                    "height": item.size[0],
-                    "width": item.size[1],
-                }
-                for item in images
-            ],
-            "annotations": [
-                new_row(
-                    label,
-                    object_ids[_key(item, label)],
-                    image_ids[item.image_id],
-                    categories[label.label],
-                    item.size,
-                )
-                for item in images
-                for label in item.objects
-            ],
-            "categories": [{"id": key, "name": self.class_names[label]} for label, key in categories.items()],
-        }
+
+class _Split:
+    """Images and annotations of one split while they are collected.
+
+    Attributes:
+        source: the data set.
+        content: the COCO file whose rows are kept; None for other formats.
+        images: id, file name and (height, width) of each image.
+        keys: image and object id of each annotation in the temporary file, without such content.
+        spool: texts of the new annotations.
+    """
+
+    def __init__(self, source: Source, content: dict[str, Any] | None) -> None:
+        self.source, self.content = source, content
+        self.images: list[tuple[str, str, tuple[int, int]]] = []
+        self.keys: list[tuple[str, str]] = []
+        self.spool = TextSpool()
+        rows = [] if content is None else content["annotations"]
+        self._rows = {str(row["id"]): index for index, row in enumerate(rows)}
+        self._kept: dict[str, int] = {}  # place of the new text of each object; -1 keeps its row
+
+    def add(self, labels: ImageLabels) -> None:
+        self.images.append((labels.image_id, labels.file_name, labels.size))
+        for item in labels.objects:
+            if self.content is None:
+                self.keys.append((labels.image_id, item.object_id))
+                category = self.source.category_ids.get(item.label, item.label)
+                row = new_row(item, 0, 0, category, labels.size)
+                self.spool.add(json.dumps(dict(list(row.items())[2:]), ensure_ascii=False)[1:])
+            elif item.changed:
+                row = updated_row(self.content["annotations"][self._rows[item.object_id]], item, labels.size)
+                self._kept[item.object_id] = self.spool.add(json.dumps(row, ensure_ascii=False))
+            else:
+                self._kept[item.object_id] = -1
+
+    def build_rows(self, image_ids: Mapping[str, int], object_ids: Mapping[tuple[str, str], int]) -> Iterator[str]:
+        """Yield the annotations as JSON texts, those of a kept file in its order."""
+        if self.content is None:
+            for number, key in enumerate(self.keys):
+                yield f'{{"id": {object_ids[key]}, "image_id": {image_ids[key[0]]}, {self.spool.get(number)}'
+            return
+        for row in self.content["annotations"]:
+            place = self._kept.get(str(row["id"]))
+            if place is not None:
+                yield json.dumps(row, ensure_ascii=False) if place < 0 else self.spool.get(place)
+
+    def build_content(self, image_ids: Mapping[str, int], class_names: Sequence[str]) -> dict[str, Any]:
+        """Return the file without its annotations."""
+        if self.content is not None:
+            names = {image_id: name for image_id, name, _ in self.images}
+            rows = [row for row in self.content["images"] if str(row["id"]) in names]
+            images = [{**row, "file_name": names[str(row["id"])]} for row in rows]
+            return {**self.content, "images": images, "annotations": []}
+        images = [
+            {"id": image_ids[image_id], "file_name": name, "height": size[0], "width": size[1]}
+            for image_id, name, size in self.images
+        ]
+        categories = {label: self.source.category_ids.get(label, label) for label in range(1, len(class_names))}
+        table = [{"id": key, "name": class_names[label]} for label, key in categories.items()]
+        return {"images": images, "annotations": [], "categories": table}
 
 
 class CocoEditor:
@@ -143,6 +171,7 @@ def new_row(
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "iscrowd": int(item.ignore),
         **_segmentation(item, size),
+        **_marks(item),
         **item.extra,
     }
 
@@ -154,7 +183,15 @@ def updated_row(row: Mapping[str, Any], item: ObjectLabel, size: tuple[int, int]
     edges = None if numbers is None else (numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3])
     same = edges is not None and item.box in (edges, check_box(edges, size, "").box)
     box = {} if same else {"bbox": [x0, y0, x1 - x0, y1 - y0]}
-    return {**row, **box, **_segmentation(item, size), **item.extra}
+    kept = {key: value for key, value in row.items() if row.get("source") != MODEL or key not in ("source", "score")}
+    return {**kept, **box, **_segmentation(item, size), **_marks(item), **item.extra}
+
+
+def _marks(item: ObjectLabel) -> dict[str, Any]:
+    """Return the fields of a mask that a model made."""
+    if not item.by_model or item.mask is None:
+        return {}
+    return {"source": MODEL} if item.quality is None else {"source": MODEL, "score": item.quality}
 
 
 def dump_json(content: Any) -> str:
@@ -181,21 +218,6 @@ def _read_content(file: Path) -> dict[str, Any]:
     rows = read_coco(file)
     tables = {"images": rows.images, "annotations": rows.annotations, "categories": rows.categories}
     return {**read_json(file), **tables}
-
-
-def _select_rows(content: dict[str, Any], images: list[ImageLabels]) -> dict[str, Any]:
-    """Return a COCO file with only the rows of these images and objects, in the order of the file."""
-    names = {item.image_id: item.file_name for item in images}
-    object_ids = {label.object_id for item in images for label in item.objects}
-    return {
-        **content,
-        "images": [{**row, "file_name": names[str(row["id"])]} for row in content["images"] if str(row["id"]) in names],
-        "annotations": [row for row in content["annotations"] if str(row["id"]) in object_ids],
-    }
-
-
-def _key(labels: ImageLabels, item: ObjectLabel) -> tuple[str, str]:
-    return labels.image_id, item.object_id
 
 
 def _number(ids: list[str]) -> list[int]:

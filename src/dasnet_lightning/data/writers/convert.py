@@ -66,7 +66,7 @@ def convert_dataset(
     splits = whole_splits(data)
     writer = WRITERS[to](out, data.train.class_names)
     total = sum(len(source.records) for source in splits.values())
-    names, renamed = _name_images(splits, writer.flat_names)
+    names, renamed = name_images(splits, writer.flat_names)
     losses = Counter({RENAMED: renamed})
     objects, masks, done = 0, 0, 0
     for split, source in splits.items():
@@ -75,7 +75,7 @@ def convert_dataset(
         for record, name in zip(source.records, names[split], strict=True):
             labels, invalid = read_labels(source, record, name, open_masks=not copied)
             writer.add(split, labels)
-            _transfer(record.path, writer.image_folder(split) / name, images)
+            transfer_image(record.path, writer.image_folder(split) / name, images)
             losses[INVALID] += 0 if copied else invalid
             objects += len(labels.objects)
             present = sum(item.mask is MaskState.PRESENT for item in record.objects)
@@ -104,7 +104,7 @@ def whole_splits(data: DataSet) -> dict[str, Source]:
     return {"train": data.train, "val": data.val}
 
 
-def _name_images(splits: Mapping[str, Source], flat: bool) -> tuple[dict[str, list[str]], int]:
+def name_images(splits: Mapping[str, Source], flat: bool) -> tuple[dict[str, list[str]], int]:
     """Return the file names to write for each split, and the number of images that are renamed."""
     names = {split: _relative_names(source) for split, source in splits.items()}
     if not flat:
@@ -144,7 +144,8 @@ def _free_name(name: str, taken: set[str]) -> str:
     return stem + path.suffix
 
 
-def _transfer(source: Path, target: Path, images: ImageTransfer) -> None:
+def transfer_image(source: Path, target: Path, images: ImageTransfer) -> None:
+    """Copy or hard-link an image. Raises DataError if it cannot be written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         if images == "link":

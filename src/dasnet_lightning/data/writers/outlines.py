@@ -13,8 +13,14 @@ from scipy.spatial import cKDTree
 Ring = Float[np.ndarray, "v 2"]  # the corners (x, y) of a closed polygon; the first is not repeated
 
 
-def trace_mask(mask: Bool[np.ndarray, "H W"]) -> list[Ring]:
-    """Return a polygon for each connected part of a mask; a bridge of zero width joins it to its holes."""
+def trace_mask(mask: Bool[np.ndarray, "H W"], tolerance: float = 0.0) -> list[Ring]:
+    """Return a polygon for each connected part of a mask; a bridge of zero width joins it to its holes.
+
+    Args:
+        mask: the mask.
+        tolerance: largest distance in pixels of the polygon from the outline of the mask (Douglas and Peucker); 0 keeps
+            every corner. A part that would have less than three corners keeps all.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return []
@@ -23,7 +29,9 @@ def trace_mask(mask: Bool[np.ndarray, "H W"]) -> list[Ring]:
     # at twice the size, even coordinates are the first pixel of a cell and odd ones its last
     doubled = crop.repeat(2, axis=0).repeat(2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    rings = [_to_corners((contour[:, 0] + 1) // 2) + np.array([left, top]) for contour in contours]
+    rings = [
+        _simplify(_to_corners((contour[:, 0] + 1) // 2), tolerance) + np.array([left, top]) for contour in contours
+    ]
     parents = hierarchy[0, :, 3]
     outer = [index for index, parent in enumerate(parents) if parent < 0]
     return [
@@ -56,3 +64,11 @@ def _to_corners(path: np.ndarray) -> Ring:
     turns = ahead[:, 0] * behind[:, 1] != ahead[:, 1] * behind[:, 0]
     reverses = (ahead * behind).sum(axis=1) < 0
     return path[turns | reverses].astype(np.float64)
+
+
+def _simplify(ring: Ring, tolerance: float) -> Ring:
+    """Leave out corners that are closer than the tolerance to the simplified outline."""
+    if tolerance <= 0:
+        return ring
+    fewer = cv2.approxPolyDP(ring.astype(np.float32)[:, None], tolerance, closed=True)[:, 0].astype(np.float64)
+    return fewer if len(fewer) >= 3 and cv2.contourArea(fewer.astype(np.float32)) > 0 else ring

@@ -18,6 +18,7 @@ from PIL import Image
 from dasnet_lightning.data.records import Source
 from dasnet_lightning.data.sources.checks import BACKGROUND, Box
 from dasnet_lightning.data.sources.masks import VOID_INDEX
+from dasnet_lightning.data.sources.model_masks import MASK_SOURCE, MODEL
 from dasnet_lightning.data.sources.voc import VOCSource
 from dasnet_lightning.data.sources.voc_masks import FOLDER, find_mask_files
 from dasnet_lightning.data.sources.voc_xml import parse_xml
@@ -26,6 +27,7 @@ from dasnet_lightning.rle import areas, decode
 from dasnet_lightning.storage.atomic import replace_bytes, write_text
 from dasnet_lightning.visualization.colors import voc_palette
 
+MASK_QUALITY = "mask_quality"  # element of an object
 MAX_OBJECTS = VOID_INDEX - 1
 MIN_VISIBLE = 0.99  # share of a mask's pixels; less counts as a loss
 OVERLAP_LOST = "masks are covered by smaller ones by more than 1 %, because a pixel of VOC belongs to one object"
@@ -115,7 +117,7 @@ def edited_xml(file: Path, labels: ImageLabels, new_numbers: Sequence[int] | Non
     for number in elements.keys() - set(numbers) if new_numbers is not None else ():
         tree.remove(elements[number])
     for item, number in zip(labels.objects, numbers, strict=True):
-        if item.changed:
+        if item.changed and _box_of(elements[number]) != item.box:
             _set_box(elements[number], item.box)
     _mark_masks(tree, labels.objects, new_numbers or numbers, [elements[number] for number in numbers])
     return tree
@@ -132,7 +134,9 @@ def build_index_map(labels: ImageLabels, numbers: Sequence[int]) -> UInt8[np.nda
             index_map[_window(item.box)] = VOID_INDEX
     masked = [(item, number) for item, number in pairs if item.mask is not None and number <= MAX_OBJECTS]
     sizes = areas([item.mask for item, _ in masked if item.mask is not None], labels.size)
-    for order in np.argsort(-sizes, kind="stable"):
+    # masks by a model never cover those that people drew
+    human = np.array([not item.by_model for item, _ in masked], bool)
+    for order in np.lexsort((-sizes, human)):
         item, number = masked[order]
         index_map[labels.mask(item)] = number
     return index_map
@@ -172,6 +176,19 @@ def _mark_masks(
                 _set(element, "segmented", "1")
         elif any_mask or marked:
             _set(element, "segmented", "0")
+        _mark_model(element, item, number)
+
+
+def _mark_model(element: ET.Element, item: ObjectLabel, number: int) -> None:
+    """Mark a mask that a model made, with its quality, and remove the mark from others."""
+    made = item.by_model and item.mask is not None and number <= MAX_OBJECTS
+    values = {MASK_SOURCE: MODEL if made else None, MASK_QUALITY: item.quality if made else None}
+    for name, value in values.items():
+        child = element.find(name)
+        if value is not None:
+            _set(element, name, str(value))
+        elif child is not None and (made or item.changed or element.findtext(MASK_SOURCE) == MODEL):
+            element.remove(child)
 
 
 def _set_box(element: ET.Element, box: Box) -> None:
@@ -181,6 +198,15 @@ def _set_box(element: ET.Element, box: Box) -> None:
     x0, y0, x1, y1 = box
     for name, value in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
         _set(child, name, str(int(value)) if value == int(value) else repr(value))
+
+
+def _box_of(element: ET.Element) -> Box | None:
+    """Return the box as it is read, clipped to nothing; None if it cannot be read."""
+    try:
+        x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        return None
+    return x0 - 1, y0 - 1, x1, y1
 
 
 def _set(parent: ET.Element, name: str, text: str) -> None:

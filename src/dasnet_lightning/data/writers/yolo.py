@@ -1,6 +1,7 @@
 """Writer of YOLO data sets: `data.yaml`, `images/SPLIT/` and `labels/SPLIT/NAME.txt`.
 
 The row of an object with a mask is its class and a polygon. Without a mask it has five numbers, class and box.
+`model_masks.txt` lists the rows that a model made.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from dasnet_lightning.data.sources.model_masks import YOLO_FILE, yolo_mark
 from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel, Writer, differs_from_box, write_new
 from dasnet_lightning.data.writers.outlines import join_rings
 from dasnet_lightning.storage.atomic import write_text
@@ -23,6 +25,7 @@ class YoloWriter(Writer):
     def __init__(self, root: Path, class_names: Sequence[str]) -> None:
         super().__init__(root, class_names)
         self._splits: list[str] = []
+        self._marks: list[str] = []
 
     def image_folder(self, split: str) -> Path:
         return self.root / "images" / split
@@ -33,6 +36,9 @@ class YoloWriter(Writer):
         file = (self.root / "labels" / split / labels.file_name).with_suffix(".txt")
         rows = [yolo_row(labels, item) for item in labels.objects]
         write_new(file, "".join(f"{row}\n" for row in rows).encode())
+        name = file.relative_to(self.root).as_posix()
+        pairs = zip(rows, labels.objects, strict=True)
+        self._marks += [yolo_mark(name, row) for row, item in pairs if item.by_model and item.mask is not None]
         self.count_loss(IGNORE_LOST, sum(item.ignore for item in labels.objects))
         self.count_loss(VOID_LOST, labels.void is not None)
         masked = [item for item in labels.objects if item.mask is not None]
@@ -44,6 +50,8 @@ class YoloWriter(Writer):
         names = list(self.class_names[1:])
         text = yaml.safe_dump({**content, "nc": len(names), "names": names}, sort_keys=False, allow_unicode=True)
         write_text(self.root / "data.yaml", text)
+        if self._marks:
+            write_text(self.root / YOLO_FILE, "".join(f"{mark}\n" for mark in self._marks))
 
 
 def yolo_row(labels: ImageLabels, item: ObjectLabel) -> str:

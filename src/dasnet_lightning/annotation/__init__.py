@@ -1,0 +1,1 @@
+"""Annotation of data sets: masks for given boxes, with their quality."""
