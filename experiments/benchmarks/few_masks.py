@@ -1,7 +1,7 @@
 """The masks of few labels, ours against every rival: same images, masks, frozen features and training time.
 
 uv run python experiments/benchmarks/few_masks.py PHOTOS/voc12_animals --backbone-weights mobilenet_v2_in1k.pth \
-    --main cat dog horse cow sheep person --budgets 5/class all --seeds 0
+    --main cat dog horse cow sheep person --cache runs/few_masks --plan
 uv run python experiments/benchmarks/few_masks.py --table
 
 Each point is one training and its rows; finished rows are never run again. With true boxes masks end at the box. With
@@ -9,6 +9,7 @@ boxes that were jittered to an IoU of 0.7 to 0.8 they may leave it, where a meth
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from few_masks_parts import budgets, results
 from few_masks_parts.data import DetectorChoice, Study, open_study
 from few_masks_parts.learner import train
 from few_masks_parts.measure import KINDS, measure, measure_cost
-from few_masks_parts.methods import METHODS, NO_BUDGET, Method
+from few_masks_parts.methods import METHODS, NO_BUDGET, PLAN, Method
 from few_masks_parts.table import write_tables
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "few_masks"
@@ -38,10 +39,10 @@ def main() -> None:
         args.image_size, args.main, args.cache,
     )  # fmt: skip
     path = args.out / f"{study.name}.csv"
-    for seed in args.seeds:
-        for budget in args.budgets:
-            for name in args.methods:
-                run_point(study, path, name, budget, seed, args.seconds, args.steps)
+    stages = PLAN if args.plan else [(args.methods, args.budgets, args.seeds)]
+    for methods, drawn, seeds in stages:
+        for seed, budget, name in itertools.product(seeds, drawn, methods):
+            run_point(study, path, name, budget, seed, args.seconds, args.steps)
 
 
 def parse() -> argparse.Namespace:
@@ -63,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[each for each in METHODS if each != "paper"])
     parser.add_argument("--budgets", nargs="+", default=["5/class", "all"], help="as dasnet train, or Nobjects")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--plan", action="store_true", help="run all rows, budgets and seeds of the docs instead")
     parser.add_argument("--seconds", type=float, default=45.0, help="CPU seconds of a training (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=0, help="train so many steps instead; for tests")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")

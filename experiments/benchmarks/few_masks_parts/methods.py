@@ -82,3 +82,16 @@ METHODS: dict[str, Method] = {
 }
 
 TITLES = {name: title for method in METHODS.values() for name, (title, _) in method.rows.items()}
+
+# The whole benchmark, in an order that gives a useful table early: (methods, budgets, seeds).
+LEADING = ("zoom", "crop_ours", "crop", "maskrcnn_agnostic", "light")
+EVERY = (
+    *("rectangle", "ellipse", "grabcut"),
+    *LEADING,
+    *(name for name, method in METHODS.items() if method.trained and name not in (*LEADING, "paper")),
+)
+PLAN = (
+    (EVERY, ("5/class", "all"), (0,)),
+    (EVERY, ("5/class",), (1, 2)),
+    (LEADING, ("all", "1/class", "25/class", "5objects", "2/class", "10/class", "1objects", "25objects"), (0, 1, 2)),
+)

@@ -19,7 +19,7 @@ from .results import Row, read_rows
 CURVES = ("zoom_flip_filter", "zoom", "crop_ours", "crop", "maskrcnn_agnostic", "light")
 COLUMNS = (
     ("true/main/iou", "IoU"), ("true/main/share50", "≥ 0.5"), ("true/main/share75", "≥ 0.75"), ("true/main/biou", "bIoU"),
-    ("true/main/ap", "COCO AP"), ("true/main/apr50", "mAP^r 0.5"), ("true/main/apr75", "mAP^r 0.75"),
+    ("true/main/ap", "COCO AP"), ("true/main/ap_scored", "COCO AP, own scores"), ("true/main/apr50", "mAP^r 0.5"), ("true/main/apr75", "mAP^r 0.75"),
     ("true/main/miou", "mIoU"), ("true/all/ap", "AP, all classes"), ("jittered/main/iou", "IoU, jittered"),
     ("jittered/main/share75", "≥ 0.75, jittered"), ("jittered/main/ap", "AP, jittered"), ("detected/main/ap", "AP, detected"),
 )  # fmt: skip
