@@ -17,12 +17,22 @@ from .methods import NO_BUDGET, TITLES
 from .results import Row, read_rows
 
 CURVES = ("zoom_flip_filter", "zoom", "crop_ours", "crop", "maskrcnn_agnostic", "light")
-COLUMNS = (
-    ("true/main/iou", "IoU"), ("true/main/share50", "≥ 0.5"), ("true/main/share75", "≥ 0.75"), ("true/main/biou", "bIoU"),
-    ("true/main/ap", "COCO AP"), ("true/main/ap_scored", "COCO AP, own scores"), ("true/main/apr50", "mAP^r 0.5"), ("true/main/apr75", "mAP^r 0.75"),
-    ("true/main/miou", "mIoU"), ("true/all/ap", "AP, all classes"), ("jittered/main/iou", "IoU, jittered"),
-    ("jittered/main/share75", "≥ 0.75, jittered"), ("jittered/main/ap", "AP, jittered"), ("detected/main/ap", "AP, detected"),
-)  # fmt: skip
+COLUMNS = {
+    "true/main/iou": "IoU",
+    "true/main/share50": "≥ 0.5",
+    "true/main/share75": "≥ 0.75",
+    "true/main/biou": "bIoU",
+    "true/main/ap": "COCO AP",
+    "true/main/ap_scored": "AP, own scores",
+    "true/main/apr50": "mAP^r 0.5",
+    "true/main/apr75": "mAP^r 0.75",
+    "true/main/miou": "mIoU",
+    "true/all/ap": "AP, all classes",
+    "jittered/main/iou": "IoU, jittered",
+    "jittered/main/share75": "≥ 0.75, jittered",
+    "jittered/main/ap": "AP, jittered",
+    "detected/main/ap": "AP, detected",
+}
 STYLE = (
     "text{font:12px sans-serif;fill:#444}.rule{stroke:#ddd;fill:none}.axis{stroke:#888;fill:none}"
     ".line{fill:none;stroke:currentColor;stroke-width:2}circle{fill:currentColor}"
@@ -87,7 +97,7 @@ def _describe(rows: Rows) -> str:
 
 
 def _table(rows: Rows, budget: str, differences: PairedDifferences) -> str:
-    used = [(key, title) for key, title in COLUMNS if any(row[key] for row in rows)]
+    used = [(key, title) for key, title in COLUMNS.items() if any(row[key] for row in rows)]
     header = [
         "method",
         "seeds",
