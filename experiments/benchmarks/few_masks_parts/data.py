@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dasnet_lightning import MixedSupervisionDataModule
@@ -18,6 +19,7 @@ from dasnet_lightning.detectors.frozen import FrozenDetector
 from dasnet_lightning.feature_cache.fingerprint import fingerprint
 from dasnet_lightning.functional.boxes import scale_boxes
 from dasnet_lightning.functional.regions import ground_truth_detections
+from dasnet_lightning.storage.reading import read_safetensors
 from dasnet_lightning.tasks.checkpoints import load_detector
 from dasnet_lightning.types import Batch, Detections, Pyramid, Target
 
@@ -110,12 +112,14 @@ class Photographs:
             return self._keep(self._encode())
         ids = "\n".join(record.image_id for record in self.records)
         key = hashlib.sha256(f"{fingerprint(self.detector)} {self.input_size} {ids}".encode()).hexdigest()[:16]
-        path = self.cache / f"features_{key}.pt"
+        path = self.cache / f"features_{key}.safetensors"
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            torch.save(self._encode(), path.with_suffix(".part"))
+            save_file(
+                {f"level_{number}": level for number, level in enumerate(self._encode())}, path.with_suffix(".part")
+            )
             path.with_suffix(".part").replace(path)
-        return self._keep(torch.load(path, mmap=True, weights_only=True))
+        return self._keep([level for _, level in sorted(read_safetensors(path, "file of features").items())])
 
     def _keep(self, levels: Sequence[Tensor]) -> KeptFeatures:
         return KeptFeatures(levels, self.detector.strides, self.input_size)
