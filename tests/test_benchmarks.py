@@ -6,10 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from dasnet_lightning.data.sources.voc import VOCSource
+from dasnet_lightning.data.synthetic.dataset import write_synthetic
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
 LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn + masks"
@@ -174,3 +177,129 @@ def test_evaluation(tmp_path, script, monkeypatch):
     assert content["largest_ap_difference"] < 1e-6
     assert all(0.2 < side["ap"] < 0.9 and side["update_s"] > 0 for side in content["sides"].values())
     assert (tmp_path / "evaluation.md").read_text().count("\n") == 2 + len(content["sides"])
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_synthetic(tmp_path_factory.mktemp("shapes") / "data", 40, 6)
+
+
+def few_masks_options(data, out):
+    network = ["--detector", "ssd_tiny", "--image-size", "64", "--main", "disc", "star"]
+    methods = ["--methods", "ellipse", "crop", "zoom", "--budgets", "2objects", "--steps", "2"]
+    return [data, "--name", "shapes", "--out", out, *network, *methods]
+
+
+def test_few_masks(tmp_path, script, shapes, monkeypatch):
+    out, page = tmp_path / "results", tmp_path / "page.md"
+    few_masks = script("few_masks", *few_masks_options(shapes, out))
+    results = importlib.import_module("few_masks_parts.results")
+    rows = {row["method"]: row for row in results.read_rows(out / "shapes.csv").values()}
+    assert set(rows) == {"ellipse", "crop", "zoom", "zoom_flip", "zoom_filter", "zoom_flip_filter"}
+    assert rows["zoom"]["objects_by_class"].count("/2") == 2
+    assert (rows["crop"]["masks"], rows["crop"]["steps"], rows["ellipse"]["masks"]) == ("4", "2", "")
+    assert float(rows["zoom_flip"]["gmac_box"]) == pytest.approx(2 * float(rows["zoom"]["gmac_box"]), rel=1e-3)
+    assert 0.4 < float(rows["ellipse"]["true/main/iou"]) < 0.8
+    assert float(rows["ellipse"]["jittered/all/iou"]) < float(rows["ellipse"]["true/all/iou"])
+    assert str(tmp_path) not in (out / "shapes.csv").read_text()
+
+    def forbidden(*arguments):
+        raise AssertionError("a finished point was run again")
+
+    monkeypatch.setattr(few_masks, "_train", forbidden)
+    written = (out / "shapes.csv").read_bytes()
+    script("few_masks", *few_masks_options(shapes, out))
+    assert (out / "shapes.csv").read_bytes() == written
+
+    page.write_text("before\n<!-- few masks: begin -->\nold\n<!-- few masks: end -->\nafter\n")
+    script("few_masks", "--table", "--out", out, "--docs", page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert [line[0] for line in table[2:]] == [
+        "| filled ellipse",
+        "| crop at 128 pixels, plain",
+        *(f"| ours, zoom{extra}" for extra in ("", " + flip", " + guided filter", " + flip + guided filter")),
+    ]
+    ellipse, zoom = table[2], table[4]
+    column = table[0].index("IoU")
+    percent = [float(line[column].split()[0]) for line in (ellipse, zoom)]
+    difference = float(ellipse[-1].split()[0])
+    assert difference == pytest.approx(percent[1] - percent[0], abs=0.15)
+
+
+def test_a_line_that_was_cut_off_is_run_again(tmp_path, script):
+    results = importlib.import_module("few_masks_parts.results")
+    path, first = tmp_path / "r.csv", dict.fromkeys(results.KEY, "a")
+    results.append_row(path, first)
+    with path.open("a") as file:
+        file.write("a,b,half")
+    assert list(results.read_rows(path)) == [results.make_key(first)]
+    results.append_row(path, first | {"method": "b", "true/main/iou": 0.5})
+    assert [row["method"] for row in results.read_rows(path).values()] == ["a", "b"]
+    path.write_text("other,columns\n")
+    with pytest.raises(SystemExit, match="columns"):
+        results.read_rows(path)
+
+
+def test_boundary_iou(script):
+    measure = importlib.import_module("few_masks_parts.measure")
+    true = np.zeros((300, 400), dtype=bool)  # 2 % of the diagonal are 10 pixels
+    true[100:200, 100:200] = True
+    mask = true.copy()
+    mask[110:190, 110:190] = False  # the outline is kept
+    assert measure.mask_ious(true, true) == (1.0, 1.0)
+    assert measure.mask_ious(mask, true) == (pytest.approx(0.36), 1.0)
+    mask = np.roll(true, 10, axis=1)
+    assert measure.mask_ious(mask, true)[0] == pytest.approx(9000 / 11000)
+    # outlines of 3,600 pixels; both share 80 in each of two sides of 10 rows, and four corners of 10 x 10
+    shared = 2 * 10 * 90 + 0
+    assert measure.mask_ious(mask, true)[1] == pytest.approx(shared / (7200 - shared))
+    assert measure.mask_ious(~true & False, true) == (0.0, 0.0)
+
+
+def test_rivals_see_the_same_objects(tmp_path, script, shapes):
+    data = importlib.import_module("few_masks_parts.data")
+    budgets = importlib.import_module("few_masks_parts.budgets")
+    choice = data.DetectorChoice("ssd_tiny", {"image_size": 64})
+    study = data.open_study(shapes, "shapes", "none", choice, 64, ["disc", "star"], tmp_path)
+    kept = study.train.features
+    images = torch.stack([study.train.dataset[(0, index)].image for index in (3, 5)]).float() / 255
+    images[1] = images[1].flip(2)
+    levels, expected_levels = kept.pyramid([3, 5], [False, True]).levels, study.detector.features(images).levels
+    for level, expected in zip(levels, expected_levels, strict=True):
+        assert torch.allclose(level, expected, atol=1e-3, rtol=1e-2)
+    few, more = (budgets.draw_masks(study, f"{number}objects", 1) for number in (1, 3))
+    assert {name: objects for name, (_, objects) in more.counts.items()} == {"disc": 3, "star": 3}
+    assert all(set(objects) <= set(more.objects[index]) for index, objects in few.objects.items())
+    limited = more.limit(study.train.targets)
+    assert sum(int(target.has_mask.sum()) for target in limited) == 6
+    for index in range(len(study.val)):
+        overlap = box_iou(study.val.annotated(index).boxes, study.val.jittered(index).boxes).diagonal()
+        assert ((overlap > 0.699) & (overlap < 0.801)).all()
+
+
+def test_crops_are_those_of_the_mirrored_image(script, shapes):
+    data, rivals = (importlib.import_module(f"few_masks_parts.{name}") for name in ("data", "rivals"))
+    study = data.open_study(shapes, "s", "", data.DetectorChoice("ssd_tiny", {"image_size": 64}), 64, [], None)
+    pixels = torch.arange(80 * 60).reshape(60, 80, 1).expand(-1, -1, 3) % 251
+    windows = torch.tensor([[10.0, 5.0, 74.0, 55.0]])
+    crop = rivals.cut(pixels.to(torch.uint8).numpy(), windows)
+    assert crop.shape == (1, 3, 128, 128)
+    (corner,) = rivals.cut(pixels.to(torch.uint8).numpy(), torch.tensor([[-64.0, -64.0, 64.0, 64.0]]))
+    assert torch.allclose(corner[:, :60, :60], torch.tensor(rivals.IMAGENET_MEAN)[:, None, None].expand(-1, 60, 60))
+    assert torch.allclose(corner[:, 64:124, 64:], pixels.permute(2, 0, 1)[:, :60, :64] / 255, atol=1e-3)
+    learner, train = rivals.CropNet(study), study.train
+    straight = learner.encode(train, 0, train.targets[0].boxes, False)
+    mirrored = learner.encode(train, 0, train.mirrored_targets[0].boxes, True)
+    assert straight[0].shape[-1] == 32
+    assert not torch.equal(straight[0], mirrored[0])
+    seen = []
+    study.detector.features = lambda images: (
+        seen.append(images) or data.Pyramid((images,) * 4, (4, 8, 16, 32), (128, 128))
+    )
+    learner.encode(train, 0, train.targets[0].boxes, False)
+    learner.encode(train, 0, train.mirrored_targets[0].boxes, True)
+    assert torch.allclose(seen[0], seen[1].flip(3), atol=1e-4)
