@@ -21,6 +21,7 @@ _PUBLIC = {
     "Segmenter": "inference.segmenter",
     "Segmentation": "inference.segmentation",
     "load": "inference.segmenter",
+    "export": "inference.export.write",
     "train": "training.run",
     "evaluate": "training.evaluation",
     "box_attention": "functional.attention",

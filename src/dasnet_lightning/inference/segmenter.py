@@ -1,9 +1,10 @@
 """Inference without a trainer: `load(checkpoint).segment(image)` returns masks in the image's own pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from dasnet_lightning.detectors.fold_batchnorm import fold_norms
 from dasnet_lightning.errors import CheckpointError, ConfigError
 from dasnet_lightning.feature_cache.cache import FeatureCache, open_feature_cache
 from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
+from dasnet_lightning.inference.folder import ModelCard, describe_network, is_folder, read_folder, write_folder
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.models.box_scores import Refinement
@@ -45,7 +47,8 @@ def load(
     """Load a checkpoint of stage two for inference. No other file is needed.
 
     Args:
-        checkpoint: a checkpoint of SemanticTask or InstanceTask.
+        checkpoint: a checkpoint of SemanticTask or InstanceTask, a folder of `Segmenter.save`, or "hf://owner/name", such
+            a folder on the Hugging Face Hub (needs dasnet-lightning[hub]).
         device: where the network runs.
         options: thresholds and limits, SemanticOptions or InstanceOptions as the task; default: those of its training.
         feature_cache: folder that keeps the detector's features of images that are segmented again, also by other
@@ -56,9 +59,9 @@ def load(
 
     Raises:
         CheckpointError: the file is damaged, of another program, or holds a detector alone.
-        ConfigError: the options are those of the other task.
+        ConfigError: the options are those of the other task, or `fold` is False for a folder with folded layers.
     """
-    content = read_checkpoint(checkpoint)
+    content = read_folder(checkpoint) if is_folder(checkpoint) else read_checkpoint(checkpoint)
     saved = content["hyper_parameters"]
     state = sub_state(content["state_dict"], "model.")
     if not state:
@@ -68,8 +71,13 @@ def load(
     network = replace(network, detector_options=without_weights(network.detector_options))
     head = partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead
     model = build_dasnet(saved["num_classes"], **vars(network), head=head)
+    folded = bool(content.get("folded"))
+    if folded and not fold:
+        raise ConfigError(f"{checkpoint}: its layers are folded, save it again from load(..., fold=False)")
+    if folded:
+        fold_norms(model.eval().detector)
     load_network(model, state, checkpoint, content)
-    if fold:
+    if fold and not folded:
         fold_norms(model.detector)
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
     options_class = InstanceOptions if instances else SemanticOptions
@@ -82,6 +90,7 @@ def load(
         saved.get("category_ids") or None,
         open_feature_cache(feature_cache, feature_cache_gb),
         ImageRange(*saved["image_range"]) if saved.get("image_range") else None,
+        {**describe_network(saved, network), "folded": fold, "source": str(checkpoint)},
     )
 
 
@@ -96,6 +105,7 @@ class Segmenter:
         feature_cache: cache of the detector's features, None without one.
         image_range: range of images of more than 8 bits that the network was trained with; None for that of their type.
         image_size: input size (H, W) of the network.
+        description: from what `save` and `export` rebuild the network; empty for a network that `load` did not make.
     """
 
     def __init__(
@@ -106,7 +116,9 @@ class Segmenter:
         category_ids: Sequence[int | str] | None = None,
         feature_cache: FeatureCache | None = None,
         image_range: ImageRange | None = None,
+        description: Mapping[str, Any] | None = None,
     ) -> None:
+        self.description = dict(description or {})
         self.model = model.eval()
         self.image_range = image_range
         self.feature_cache = feature_cache
@@ -114,6 +126,22 @@ class Segmenter:
         self.category_ids = None if category_ids is None else tuple(category_ids)
         self.options = options
         self.image_size = model.detector.image_size
+
+    def save(self, folder: str | Path, card: ModelCard | None = None) -> Path:
+        """Write the model as a folder that `load` reads: safetensors, JSON and a model card.
+
+        Args:
+            folder: the folder; its files of an earlier `save` are replaced.
+            card: what the README.md says; default: what the run folder of the checkpoint says, if there is one.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: `load` did not make this segmenter, or the folder is a file.
+        """
+        options, names = vars(self.options), {"class_names": self.class_names, "category_ids": self.category_ids}
+        return write_folder(Path(folder), self.model, {**self.description, **names, "inference": options}, card)
 
     @torch.inference_mode()
     def segment(
