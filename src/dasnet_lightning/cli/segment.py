@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders (searched recursively) or glob patterns"
     )
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two, or a model folder"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("segmented"), help="default: %(default)s")
     parser.add_argument(
         "--draw", action=argparse.BooleanOptionalAction, default=False, help="also draw each image with its objects"

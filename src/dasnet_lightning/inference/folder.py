@@ -83,7 +83,8 @@ def write_folder(folder: Path, model: nn.Module, description: Mapping[str, Any],
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, expected a folder for the model")
     hyper_parameters = {name: description[name] for name in NEEDED if description.get(name) is not None}
-    card = card or ModelCard(**description["card"]) if description["card"] else card or find_card(description["source"])
+    if card is None:
+        card = ModelCard(**description["card"]) if description["card"] else find_card(description["source"])
     weights = save({name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()})
     info = describe(hyper_parameters, model.detector.image_size)  # type: ignore[union-attr, arg-type]
     config = {

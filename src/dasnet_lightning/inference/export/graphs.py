@@ -80,7 +80,7 @@ class BoxMaskGraph(nn.Module):
         self.levels, self.strides = read_levels(model), model.detector.strides
         self.size = model.detector.image_size
 
-    def forward(self, boxes: Float[Tensor, "n 4"], *levels: Tensor) -> Tensor:
+    def forward(self, boxes: Float[Tensor, "n 4"], *levels: Tensor) -> tuple[Tensor]:
         """Compute the logits."""
         number = boxes.shape[0]
         zeros = torch.zeros(number, dtype=torch.int64, device=boxes.device)
@@ -88,7 +88,7 @@ class BoxMaskGraph(nn.Module):
         for index, level in zip(self.levels, levels, strict=True):
             every[index] = level
         regions = Regions(boxes, torch.arange(number, device=boxes.device), zeros, zeros)
-        return self.head(self.decoder(Pyramid(tuple(every), self.strides, self.size), regions, self.rounding))
+        return (self.head(self.decoder(Pyramid(tuple(every), self.strides, self.size), regions, self.rounding)),)
 
 
 class MapMaskGraph(nn.Module):
@@ -103,15 +103,15 @@ class MapMaskGraph(nn.Module):
         self.decoder, self.head, self.rounding = model.decoder, model.head, model.rounding
         self.strides, self.size = model.detector.strides, model.detector.image_size
 
-    def forward(self, boxes: Float[Tensor, "n 4"], members: Float[Tensor, "r n"], *levels: Tensor) -> Tensor:
+    def forward(self, boxes: Float[Tensor, "n 4"], members: Float[Tensor, "r n"], *levels: Tensor) -> tuple[Tensor]:
         """Compute the maps."""
         maps, switches = levels[: len(self.strides)], levels[len(self.strides) :]
         attended = tuple(level * self._attention(boxes, members, level) for level in maps)
         codes = tuple(code.expand(members.shape[0], -1, -1, -1) for code in switches)
         scores = self.head(self.decoder(Pyramid(attended, self.strides, self.size, codes or None)))
         if isinstance(self.head, SemanticHead):
-            return to_pixels(scores, self.size).softmax(dim=1)[:, 1:2]
-        return scores
+            scores = to_pixels(scores, self.size).softmax(dim=1)[:, 1:2]
+        return (scores,)
 
     def _attention(self, boxes: Tensor, members: Tensor, level: Tensor) -> Float[Tensor, "r 1 h w"]:
         """Return the union of the boxes of each region, as `functional.attention.box_attention`."""

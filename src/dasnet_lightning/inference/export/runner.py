@@ -1,6 +1,6 @@
 """Runs an exported network with numpy, Pillow and onnxruntime alone: `python run.py IMAGES --out DIR`.
 
-For each image it writes DIR/NAME.npz with boxes (xyxy in pixels of the image), labels, scores, masks and the class map.
+DIR/NAME.npz holds boxes (xyxy in pixels of the image), labels, scores, masks and the class map of an image.
 """
 
 import argparse
@@ -22,7 +22,9 @@ class Model:
         self.about = json.loads((folder / "model.json").read_text())
         self.size = tuple(self.about["input"]["size"])
         self.options, self.masks = self.about["inference"], self.about["masks"]
-        self.image_graph, self.mask_graph = (open_graph(folder / name, self.about) for name in self.about["graphs"])
+        self.image_graph, self.mask_graph = (
+            open_graph(folder / file, self.about["names"][Path(file).stem]) for file in self.about["graphs"]
+        )
 
     def segment(self, image: Array, boxes: Any = None, labels: Any = None) -> dict[str, Array]:
         """Segment an RGB image [H, W, 3] of 8 bits: its detections, or given boxes in its pixels with their labels."""
@@ -97,13 +99,12 @@ class Model:
         """Yield the index of each box, its pixels, their probabilities, and the score of the mask."""
         grids = self.masks["kind"] == "grids"
         kinds, region_of_box = np.unique(regions, return_inverse=True)
-        members = (region_of_box == np.arange(len(kinds))[:, None]).astype(np.float32)
+        members = (kinds[:, None] == regions).astype(np.float32)
         logits = self.mask_graph({"boxes": boxes, "members": members, **levels})["masks"]
         for index, box in enumerate(snap(scale(boxes, self.size, size))):
-            window, outer = box, box
-            if grids:
-                outer = box + np.tile(box[2:] - box[:2], 2) * np.float32(self.masks["margin"]) * [-1, -1, 1, 1]
-                window = box if clip else outer
+            margin = np.float32(self.masks.get("margin", 0)) * np.array([-1, -1, 1, 1], np.float32)
+            outer = box + np.tile(box[2:] - box[:2], 2) * margin
+            window = box if clip else outer
             x0, y0 = np.floor(window[:2]).clip(0).astype(int)
             x1, y1 = np.maximum(np.minimum(np.ceil(window[2:]), size[::-1]).astype(int), (x0, y0))
             ys, xs = np.arange(y0, y1), np.arange(x0, x1)
@@ -131,38 +132,30 @@ class Model:
             yield from (rows @ values[0] @ columns.T for values in maps)
 
 
-def open_graph(path: Path, about: dict[str, Any]) -> Any:
+def open_graph(path: Path, names: dict[str, Any]) -> Any:
     """Return a function from named inputs to named outputs; inputs that the graph does not have are ignored."""
     if path.suffix == ".onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-        names = {each.name for each in session.get_inputs()}
-        outputs = [each.name for each in session.get_outputs()]
-        return lambda feed: dict(zip(outputs, session.run(None, {k: feed[k] for k in feed if k in names}), strict=True))
-    import torch  # only for folders that were exported with --to torch-export
+        call = lambda values: session.run(None, values)  # noqa: E731
+    else:
+        import torch  # only for --to torch-export
 
-    module = torch.export.load(path).module()
-    inputs, outputs = about["names"][path.stem]["inputs"], about["names"][path.stem]["outputs"]
-
-    def run(feed: dict[str, Array]) -> dict[str, Array]:
-        with torch.no_grad():
-            results = module(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in inputs))
-        results = results if isinstance(results, tuple | list) else (results,)
-        return {name: result.numpy() for name, result in zip(outputs, results, strict=True)}
-
-    return run
+        module = torch.export.load(path).module()
+        call = lambda values: [each.numpy() for each in module(*map(torch.from_numpy, values.values()))]  # noqa: E731
+    return lambda feed: dict(zip(names["outputs"], call({name: feed[name] for name in names["inputs"]}), strict=True))
 
 
 def resize(image: Array, size: tuple[int, int]) -> Array:
-    """Resize an 8-bit image as training and `segment` do: OpenCV's INTER_LINEAR in its fixed-point arithmetic."""
+    """Resize an 8-bit image as `Segmenter.segment` does: OpenCV's INTER_LINEAR in its fixed-point arithmetic."""
     axes = []
     for length, new in zip(image.shape[:2], size, strict=True):
-        position = ((np.arange(new) + 0.5) * (length / new) - 0.5).clip(0, length - 1)
+        position = ((np.arange(new) + 0.5) * (length / new) - 0.5).astype(np.float32)
         low = np.floor(position).astype(np.int64)
-        share = (position - low).astype(np.float32)
+        share = position - low.astype(np.float32)
         weights = (np.rint(each * 2048).astype(np.int64)[:, None] for each in (1 - share, share))
-        axes.append((low, np.minimum(low + 1, length - 1), *weights))
+        axes.append((low.clip(0, length - 1), (low + 1).clip(0, length - 1), *weights))
     (top, bottom, up, down), (left, right, west, east) = axes
     pixels = image.astype(np.int64)
     lines = (pixels[:, left] * west + pixels[:, right] * east) >> 4
@@ -208,12 +201,10 @@ def snap(boxes: Array) -> Array:
 def inside_boxes(boxes: Array, image: Sequence[int], size: Sequence[int]) -> Array:
     """Return which of `size` cells each box of an image touches, at least one: [n, h, w]."""
     axes = []
-    for axis in (0, 1):
-        low, high = (boxes[:, 1 - axis + side] * size[axis] / image[axis] for side in (0, 2))
-        first = np.floor(low).clip(0, size[axis] - 1)
-        last = np.maximum(np.ceil(high).clip(max=size[axis]), first + 1)
-        cells = np.arange(size[axis])
-        axes.append((cells >= first[:, None]) & (cells < last[:, None]))
+    for axis, length in enumerate(size):
+        low, high = (boxes[:, 1 - axis + side] * length / image[axis] for side in (0, 2))
+        first, cells = np.floor(low).clip(0, length - 1)[:, None], np.arange(length)
+        axes.append((cells >= first) & (cells < np.maximum(np.ceil(high).clip(max=length)[:, None], first + 1)))
     return axes[0][:, :, None] & axes[1][:, None, :]
 
 

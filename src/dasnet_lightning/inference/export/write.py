@@ -1,5 +1,6 @@
 """`dasnet_lightning.export`: writes a trained network as two graphs, their description, and a runner."""
 
+import copy
 import json
 import logging
 import shutil
@@ -35,7 +36,7 @@ TRACED_BOXES, TRACED_REGIONS = 3, 2  # numbers in the example inputs; the graphs
 
 @torch.no_grad()
 def export(
-    checkpoint: str | Path, out: str | Path, target: str = "onnx", options: InferenceOptions | None = None
+    checkpoint: str | Path | Segmenter, out: str | Path, target: str = "onnx", options: InferenceOptions | None = None
 ) -> Path:
     """Export a checkpoint of stage two for a runtime without this library.
 
@@ -43,7 +44,7 @@ def export(
     sizes, normalization, thresholds, versions) and run.py, which needs numpy, Pillow and onnxruntime.
 
     Args:
-        checkpoint: a checkpoint of SemanticTask or InstanceTask, or a folder of `Segmenter.save`.
+        checkpoint: a checkpoint of SemanticTask or InstanceTask, a folder of `Segmenter.save`, or what `load` returned.
         out: the folder; its files of an earlier export are replaced.
         target: "onnx", or "torch-export" for the files of `torch.export.save`.
         options: thresholds and limits that run.py uses; default: those of the checkpoint.
@@ -55,9 +56,9 @@ def export(
         ConfigError: the network or its options cannot be exported, the target is unknown, or a package is missing.
         CheckpointError: see `load`.
     """
-    segmenter = load(checkpoint, options=options)
-    name = segmenter.description["network"]["detector"]
-    check_support(checkpoint, segmenter.model, name, segmenter.options, target)
+    segmenter = checkpoint if isinstance(checkpoint, Segmenter) else load(checkpoint)
+    source = segmenter.description.get("source", "the network")
+    check_support(source, segmenter.model, _name(segmenter, "detector"), options or segmenter.options, target)
     missing = [package for package in NEEDED[target] if find_spec(package) is None]
     if missing:
         raise ConfigError(f"--to {target} needs {' and '.join(missing)}: install dasnet-lightning[export]")
@@ -65,8 +66,9 @@ def export(
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, expected a folder for the export")
     folder.mkdir(parents=True, exist_ok=True)
-    segmenter.model.to(memory_format=torch.contiguous_format)
-    image_graph, mask_graph = build_graphs(segmenter.model)
+    # a copy: the segmenter may go on segmenting, on its device and in its memory format
+    model = copy.deepcopy(segmenter.model).cpu().to(memory_format=torch.contiguous_format)
+    image_graph, mask_graph = build_graphs(model)
     image = torch.zeros(1, 3, *segmenter.image_size)
     levels = [
         value.contiguous()
@@ -81,15 +83,17 @@ def export(
     _write_graph(
         folder / f"masks{SUFFIX[target]}", mask_graph, (*inputs.values(), *levels), free, names["masks"], target
     )
-    about = describe_export(segmenter, image_graph, target) | {"names": names}
+    about = describe_export(segmenter, image_graph, options or segmenter.options, target) | {"names": names}
     write_text(folder / "model.json", json.dumps(about, indent=1) + "\n")
     shutil.copyfile(runner.__file__, folder / "run.py")
     return folder
 
 
-def describe_export(segmenter: Segmenter, image_graph: ImageGraph, target: str) -> dict[str, Any]:
-    """Return the content of model.json."""
-    model, detector, description = segmenter.model, image_graph.detector, segmenter.description
+def describe_export(
+    segmenter: Segmenter, image_graph: ImageGraph, options: InferenceOptions, target: str
+) -> dict[str, Any]:
+    """Return the content of model.json, but for the names of the graphs' inputs and outputs."""
+    model, detector = segmenter.model, image_graph.detector
     by_box = isinstance(model.decoder, BoxDecoder)
     masks: dict[str, Any] = {"kind": "grids" if by_box else "maps"}
     if isinstance(model.decoder, BoxDecoder):
@@ -98,16 +102,16 @@ def describe_export(segmenter: Segmenter, image_graph: ImageGraph, target: str) 
     if isinstance(model.head, PositionSensitiveHead):
         masks["cells"] = model.head.cells
         masks["quality"] = "the instance score of the maps multiplies the score"
-    inference = vars(segmenter.options)
-    if by_box and isinstance(segmenter.options, InstanceOptions):
+    inference = vars(options)
+    if by_box and isinstance(options, InstanceOptions):
         inference = inference | {"grouping": "instance"}
     return {
         "format": FORMAT,
         "target": target,
         "versions": _versions(target),
-        "task": "instance" if isinstance(segmenter.options, InstanceOptions) else "semantic",
-        "detector": description["network"]["detector"],
-        "decoder": description["network"]["decoder"],
+        "task": "instance" if isinstance(options, InstanceOptions) else "semantic",
+        "detector": _name(segmenter, "detector"),
+        "decoder": _name(segmenter, "decoder"),
         "classes": list(segmenter.class_names),
         "category_ids": None if segmenter.category_ids is None else list(segmenter.category_ids),
         "graphs": [f"image{SUFFIX[target]}", f"masks{SUFFIX[target]}"],
@@ -122,6 +126,10 @@ def describe_export(segmenter: Segmenter, image_graph: ImageGraph, target: str) 
         "inference": inference,
         "masks": masks,
     }
+
+
+def _name(segmenter: Segmenter, part: str) -> str:
+    return str(segmenter.description.get("network", {}).get(part, "of your own"))
 
 
 def _detection(detector: nn.Module) -> dict[str, Any] | None:
