@@ -11,13 +11,14 @@ from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
 from dasnet_lightning.storage.writing import write_tensors
 from dasnet_lightning.tasks.checkpoints import write_info
-from task_builders import NAMES, build_task
+from task_builders import build_task
 
 OPTIONS: dict[str, Any] = {
     "instance": InstanceOptions(score_threshold=0.3, max_detections=20, regions_at_once=4),
     "semantic": SemanticOptions(score_threshold=0.3, regions_at_once=4),
 }
-SPREAD = 40.0  # of the scores of an untrained network, so that masks have boundaries and detections differ
+# factors of the last layer's weights: masks of an untrained network need boundaries, and must not be certain everywhere
+SPREAD = {"zoom": 40.0, "light": 4.0, "paper": 40.0}
 
 
 def write_checkpoint(
@@ -34,7 +35,7 @@ def write_checkpoint(
         for norm in () if spread == 1 else (layer for layer in task.modules() if isinstance(layer, nn.BatchNorm2d)):
             norm.running_mean.uniform_(-0.1, 0.1)
             norm.running_var.uniform_(0.5, 1.5)
-        task.model.head.score.weight.mul_(SPREAD)
+        task.model.head.score.weight.mul_(SPREAD[decoder])
         for head in getattr(task.model.detector.detector, "heads", ()):
             for layer in (each for each in head.modules() if isinstance(each, nn.Conv2d)):
                 layer.weight.mul_(spread)
@@ -52,7 +53,3 @@ def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     rows, columns = np.arange(height) * 6 // height, np.arange(width) * 7 // width
     noise = random.integers(-20, 21, (height, width, 3))
     return np.clip(blocks[rows][:, columns] + noise, 0, 255).astype(np.uint8)
-
-
-BLANK = np.full((90, 120, 3), 127, np.uint8)
-__all__ = ["BLANK", "NAMES", "OPTIONS", "make_image", "write_checkpoint"]

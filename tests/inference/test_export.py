@@ -23,13 +23,13 @@ from dasnet_lightning.inference.export.write import export
 from dasnet_lightning.inference.segmenter import Segmenter, load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
-from saved_networks import BLANK, make_image, write_checkpoint
+from saved_networks import make_image, write_checkpoint
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"
-IMAGES = [make_image(97, 151), make_image(128, 128, seed=1), make_image(260, 180, seed=2), BLANK]
+IMAGES = [make_image(97, 151), make_image(128, 128, seed=1), make_image(260, 180, seed=2)]
 CASES = [("instance", "zoom"), ("semantic", "zoom"), ("instance", "light"), ("semantic", "light")]
 
 
@@ -74,8 +74,7 @@ def assert_alike(expected, found, semantic: float = 0.999) -> None:
     np.testing.assert_allclose(found["scores"], expected.scores.numpy(), atol=2e-3)
     assert found["masks"].shape == tuple(expected.masks.shape)
     for ours, theirs in zip(expected.masks.numpy(), found["masks"], strict=True):
-        union = (ours | theirs).sum()
-        assert union == (ours & theirs).sum() or (ours & theirs).sum() / union >= 0.999
+        assert (ours ^ theirs).sum() <= max(1, 0.001 * (ours | theirs).sum())  # a pixel may lie on the threshold
     assert (found["semantic"] == expected.semantic.numpy()).mean() >= semantic
 
 
@@ -97,8 +96,7 @@ def test_given_boxes_of_any_number(exported, kind, decoder, number):
     boxes, labels = draw_boxes(number, IMAGES[2])
     expected = segmenter.segment(IMAGES[2], boxes, labels)
     assert_alike(expected, model.segment(IMAGES[2], boxes, labels))
-    assert number == 0 or expected.masks.any()
-    assert number == 0 or not expected.masks.all()
+    assert number < 50 or 0.01 < expected.masks.float().mean() < 0.5
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 50])
@@ -119,6 +117,7 @@ def test_a_box_that_leaves_the_image_or_touches_its_border(exported):
 @pytest.mark.parametrize(
     "options",
     [
+        InstanceOptions(score_threshold=1.0),  # an image without objects
         InstanceOptions(score_threshold=0.1, max_detections=3),
         InstanceOptions(score_threshold=0.2, clip_to_boxes=True, weight_by_instance_score=False),
         InstanceOptions(score_threshold=0.2, foreground_threshold=0.7),
@@ -206,6 +205,7 @@ def test_the_runner_resizes_as_segment_does(shape, size):
     assert np.array_equal(runner.resize(image, size), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["instance", "semantic"])
 def test_photographs(kind, shared, tmp_path):
     """The COCO-trained SSD300 on 20 photographs; the decoder is not trained."""

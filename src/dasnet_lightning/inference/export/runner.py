@@ -68,8 +68,7 @@ class Model:
         regions = labels if self.options["grouping"] == "class" else np.arange(len(boxes))
         clip = given or self.options["clip_to_boxes"]
         for index, (rows, columns), inside, score in self.read(levels, boxes, regions, size, clip):
-            masks[index, rows, columns] = inside > threshold
-            quality[index] = score
+            masks[index, rows, columns], quality[index] = inside > threshold, score
             weighted = np.where(inside > threshold, inside * scores[index], 0)
             wins = weighted > best[rows, columns]
             if scores[index] >= lowest:
@@ -143,7 +142,7 @@ def open_graph(path: Path, names: dict[str, Any]) -> Any:
         import torch  # only for --to torch-export
 
         module = torch.export.load(path).module()
-        call = lambda values: [each.numpy() for each in module(*map(torch.from_numpy, values.values()))]  # noqa: E731
+        call = lambda values: [each.detach().numpy() for each in module(*map(torch.from_numpy, values.values()))]  # noqa: E731
     return lambda feed: dict(zip(names["outputs"], call({name: feed[name] for name in names["inputs"]}), strict=True))
 
 
