@@ -16,6 +16,7 @@ from PIL import Image
 import dasnet_lightning
 from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.resize import resize_image
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.inference.export import runner, support
@@ -196,13 +197,12 @@ def test_the_runner_needs_no_torch(exported, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(320, 320), (128, 96), (31, 45)])
-@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 200), (31, 45), (1, 7)])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 200), (31, 45), (640, 640), (256, 192), (1, 7)])
 def test_the_runner_resizes_as_segment_does(shape, size):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    import cv2
-
-    expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    assert np.array_equal(runner.resize(image, size), expected)
+    difference = np.abs(runner.resize(image, size).astype(int) - resize_image(image, size))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.1
 
 
 @pytest.mark.slow

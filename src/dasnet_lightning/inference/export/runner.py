@@ -1,7 +1,4 @@
-"""Runs an exported network with numpy, Pillow and onnxruntime alone: `python run.py IMAGES --out DIR`.
-
-DIR/NAME.npz holds boxes (xyxy in pixels of the image), labels, scores, masks and the class map of an image.
-"""
+"""Runs an exported network with numpy, Pillow and onnxruntime: `python run.py IMAGES` writes DIR/NAME.npz for each."""
 
 import argparse
 import json
@@ -22,9 +19,8 @@ class Model:
         self.about = json.loads((folder / "model.json").read_text())
         self.size = tuple(self.about["input"]["size"])
         self.options, self.masks = self.about["inference"], self.about["masks"]
-        self.image_graph, self.mask_graph = (
-            open_graph(folder / file, self.about["names"][Path(file).stem]) for file in self.about["graphs"]
-        )
+        names = self.about["names"]
+        self.image_graph, self.mask_graph = (open_graph(folder / file, names) for file in self.about["graphs"])
 
     def segment(self, image: Array, boxes: Any = None, labels: Any = None) -> dict[str, Array]:
         """Segment an RGB image [H, W, 3] of 8 bits: its detections, or given boxes in its pixels with their labels."""
@@ -50,11 +46,10 @@ class Model:
     def select(self, boxes: Array, labels: Array, scores: Array) -> tuple[Array, Array, Array]:
         """Return the detections that get a mask."""
         keep = np.flatnonzero(scores >= np.float32(self.options["score_threshold"]))
-        if self.about["task"] == "instance":
-            keep = keep[: self.options["max_detections"]]
-        else:
+        if "max_classes" in self.options:
             classes = list(dict.fromkeys(labels[keep].tolist()))[: self.options["max_classes"]]
             keep = keep[np.isin(labels[keep], classes)]
+        keep = keep[: self.options.get("max_detections")]
         return boxes[keep], labels[keep], scores[keep]
 
     def segment_instances(
@@ -62,7 +57,6 @@ class Model:
     ) -> tuple[Array, Array, Array]:
         """Return the scores and the mask of each box, and the class map."""
         threshold = np.float32(self.options["foreground_threshold"])
-        lowest = 0.0 if given else self.options["score_threshold"]
         masks, semantic = np.zeros((len(boxes), *size), bool), np.zeros(size, np.int64)
         best, quality = np.zeros(size, np.float32), np.ones(len(boxes), np.float32)
         regions = labels if self.options["grouping"] == "class" else np.arange(len(boxes))
@@ -71,7 +65,7 @@ class Model:
             masks[index, rows, columns], quality[index] = inside > threshold, score
             weighted = np.where(inside > threshold, inside * scores[index], 0)
             wins = weighted > best[rows, columns]
-            if scores[index] >= lowest:
+            if given or scores[index] >= self.options["score_threshold"]:
                 best[rows, columns][wins], semantic[rows, columns][wins] = weighted[wins], labels[index]
         return scores * quality if self.options["weight_by_instance_score"] else scores, masks, semantic
 
@@ -89,8 +83,8 @@ class Model:
             weighted = np.where(foreground < np.float32(self.options["foreground_threshold"]), 0, foreground * weight)
             wins = weighted > best
             best[wins], semantic[wins] = weighted[wins], label
-        in_box = inside_boxes(snap(scale(boxes, self.size, size)), size, size)
-        return scores, in_box & (semantic == labels[:, None, None]), semantic
+        masks = inside_boxes(snap(scale(boxes, self.size, size)), size, size) & (semantic == labels[:, None, None])
+        return scores, masks, semantic
 
     def read(
         self, levels: dict[str, Array], boxes: Array, regions: Array, size: tuple[int, int], clip: bool
@@ -127,12 +121,13 @@ class Model:
         else:
             members = (labels == classes[:, None]).astype(np.float32)
             maps = self.mask_graph({"boxes": boxes, "members": members, **levels})["masks"]
-            rows, columns = (stretch(self.size[axis], size[axis]) for axis in (0, 1))
+            rows, columns = map(stretch, self.size, size)
             yield from (rows @ values[0] @ columns.T for values in maps)
 
 
 def open_graph(path: Path, names: dict[str, Any]) -> Any:
     """Return a function from named inputs to named outputs; inputs that the graph does not have are ignored."""
+    names = names[path.stem]
     if path.suffix == ".onnx":
         import onnxruntime
 
@@ -147,18 +142,23 @@ def open_graph(path: Path, names: dict[str, Any]) -> Any:
 
 
 def resize(image: Array, size: tuple[int, int]) -> Array:
-    """Resize an 8-bit image as `Segmenter.segment` does: OpenCV's INTER_LINEAR in its fixed-point arithmetic."""
-    axes = []
-    for length, new in zip(image.shape[:2], size, strict=True):
-        position = ((np.arange(new) + 0.5) * (length / new) - 0.5).astype(np.float32)
-        low = np.floor(position).astype(np.int64)
-        share = position - low.astype(np.float32)
-        weights = (np.rint(each * 2048).astype(np.int64)[:, None] for each in (1 - share, share))
-        axes.append((low.clip(0, length - 1), (low + 1).clip(0, length - 1), *weights))
-    (top, bottom, up, down), (left, right, west, east) = axes
-    pixels = image.astype(np.int64)
-    lines = (pixels[:, left] * west + pixels[:, right] * east) >> 4
-    return (((lines[top] * up[..., None] >> 16) + (lines[bottom] * down[..., None] >> 16) + 2) >> 2).astype(np.uint8)
+    """Resize an 8-bit image as training and `segment` do: average where it shrinks, then interpolate where it grows."""
+    shape = [min(int(np.ceil(length * (new / length))), length) for length, new in zip(image.shape, size, strict=False)]
+    halved = image.shape[:2] == (2 * shape[0], 2 * shape[1])  # OpenCV then rounds halves up, else to even numbers
+    for matrix, target in ((average, shape), (stretch, size)):
+        if image.shape[:2] != tuple(target):
+            rows, columns = map(matrix, image.shape, target)
+            lines = (rows @ image.reshape(len(image), -1).astype(np.float32)).reshape(len(rows), -1, 3)
+            values = columns @ lines
+            image = (np.floor(values + np.float32(0.5)) if halved else np.rint(values)).clip(0, 255).astype(np.uint8)
+    return image
+
+
+def average(pixels: int, cells: int) -> Array:
+    """Return the weights [cells, pixels] of the mean over each cell, along one axis."""
+    edges, pixel = np.arange(cells + 1)[:, None] * (pixels / cells), np.arange(pixels)
+    overlap = np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)
+    return (overlap.clip(0) * (cells / pixels)).astype(np.float32)
 
 
 def detect(boxes: Array, scores: Array, settings: dict[str, Any]) -> tuple[Array, Array, Array]:
@@ -179,8 +179,8 @@ def suppress(boxes: Array, order: Array, threshold: float) -> list[int]:
     kept = []
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     while len(order):
-        first, order = order[0], order[1:]
-        kept.append(int(first))
+        first, order = int(order[0]), order[1:]
+        kept.append(first)
         low, high = np.maximum(boxes[first, :2], boxes[order, :2]), np.minimum(boxes[first, 2:], boxes[order, 2:])
         overlap = (high - low).clip(0).prod(axis=1)
         order = order[overlap / (areas[first] + areas[order] - overlap) <= threshold]
@@ -220,8 +220,8 @@ def stretch(cells: int, pixels: int) -> Array:
 def read_grid(logits: Array, window: Array, ys: Array, xs: Array) -> Array:
     """Interpolate the grid of a window at these rows and columns of the image."""
     cells, extent = logits.shape[0], np.maximum(window[2:] - window[:2], 1e-3)
-    rows, columns = ((p + 0.5 - window[a]) / extent[a] * cells - 0.5 for p, a in ((ys, 1), (xs, 0)))
-    return linear(rows, cells) @ logits @ linear(columns, cells).T
+    rows, columns = (linear((p + 0.5 - window[a]) / extent[a] * cells - 0.5, cells) for p, a in ((ys, 1), (xs, 0)))
+    return rows @ logits @ columns.T
 
 
 def expected_iou(probs: Array) -> float:
@@ -239,11 +239,10 @@ def read_maps(maps: Array, box: Array, ys: Array, xs: Array, size: Sequence[int]
     row_cell, column_cell = (
         np.floor(k * (p + np.float32(0.5) - box[a]) / extent[a]).clip(0, k - 1) for p, a in ((ys, 1), (xs, 0))
     )
-    for row in range(k):
-        for column in range(k):
-            of_rows, of_columns = np.flatnonzero(row_cell == row), np.flatnonzero(column_cell == column)
-            pair = maps[2 * (row * k + column) :][:2]
-            scores[:, of_rows[:, None], of_columns] = rows[of_rows] @ pair @ columns[of_columns].T
+    for cell in range(k * k):
+        of_rows, of_columns = np.flatnonzero(row_cell == cell // k), np.flatnonzero(column_cell == cell % k)
+        pair = rows[of_rows] @ maps[2 * cell : 2 * cell + 2] @ columns[of_columns].T
+        scores[:, of_rows[:, None], of_columns] = pair
     best = scores.max(axis=0).mean() if scores.size else 0.0
     return sigmoid(scores[0] - scores[1]), float(sigmoid(np.float32(best)))
 
@@ -268,7 +267,7 @@ def main() -> None:
     for path in args.images:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
-                raise SystemExit(f"{path}: has more than 8 bits, expected an 8-bit image")
+                raise SystemExit(f"{path}: expected an 8-bit image")
             image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
         result = model.segment(image, **given.get(path.name, {}))
         np.savez_compressed(args.out / f"{path.stem}.npz", allow_pickle=False, **result)

@@ -120,7 +120,7 @@ def describe_export(
             "values": "RGB, 0..1; the graph normalizes them",
             "mean": _floats(detector.mean),
             "std": _floats(detector.std),
-            "resize": "OpenCV INTER_LINEAR on 8 bits",
+            "resize": "average where the image shrinks, interpolate bilinearly where it grows",
         },
         "detection": _detection(detector),
         "inference": inference,
