@@ -193,7 +193,7 @@ def test_on_gpu_in_its_short_form(script, capsys):
     assert not [document[name] for name in parts if "error" in document[name]]
     assert document["exactness"]["box-local against whole maps"] < 1e-4
     assert document["exactness"]["zoom, bf16 against fp32: IoU of masks"] > 0.9
-    assert document["compilation"]["graphs"] <= 3  # any number of boxes, one, none
+    assert document["compilation"]["graphs"] <= 4  # few boxes, many, one, none
     assert document["processes"]["sum is right"]
     assert document["processes"]["gradient difference"] < 1e-6
     assert document["data"]["masks, ssd images/s"] > 0

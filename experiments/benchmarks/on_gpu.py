@@ -162,8 +162,8 @@ def measure_exactness(args: argparse.Namespace, device: torch.device, late: Call
     images = torch.rand(1, 3, args.size, args.size, device=device)
     result: dict[str, Any] = {}
     light, zoom = build(args, device, "light"), build(args, device)
-    for model in (light, zoom):  # certain masks, as after a training
-        model.head.score.weight.mul_(50 / max(1.0, float(model.score(*inputs(model, images, found)).std())))
+    for model in (light, zoom):  # logits as wide as after a training, but not certain everywhere
+        model.head.score.weight.mul_(2 / float(model.score(*inputs(model, images, found)).float().std()))
     pyramid, regions = light.detector.features(images), regions_by_class([found])
     windows = box_windows(found.boxes, pyramid.size)
     inside = torch.zeros(args.size, args.size, dtype=torch.bool, device=device)
@@ -234,7 +234,8 @@ def run_process(rank: int, count: int, port: int, kind: str, numbers: int, out: 
     layer(data).square().mean().backward()
     alone = layer.weight.grad.clone()
     layer.zero_grad()
-    nn.parallel.DistributedDataParallel(layer)(data[rank : rank + 1]).square().mean().backward()
+    together = nn.parallel.DistributedDataParallel(layer)  # must live until the gradients are averaged
+    together(data[rank : rank + 1]).square().mean().backward()
     difference = float((layer.weight.grad - alone).abs().max())
     values = torch.ones(numbers, device=device)
     torch.distributed.all_reduce(values)

@@ -63,21 +63,11 @@ def load(
     state = sub_state(content["state_dict"], "model.")
     if not state:
         raise CheckpointError(f"{checkpoint}: holds a detector without a decoder; train stage two with it first")
-    instances = saved.get("task") == "instance"
     network = restore_options(NetworkConfig, saved["network"])
     network = replace(network, detector_options=without_weights(network.detector_options))
-    head = partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead
-    model = build_dasnet(saved["num_classes"], **vars(network), head=head)
-    folded = bool(content.get("folded"))
-    if folded and not fold:
-        raise ConfigError(f"{checkpoint}: its layers are folded, save it again from load(..., fold=False)")
-    if folded:
-        fold_norms(model.eval().detector)
-    load_network(model, state, checkpoint, content)
-    if fold and not folded:
-        fold_norms(model.detector)
+    model = _build(content, network, state, checkpoint, fold)
+    options_class = InstanceOptions if saved.get("task") == "instance" else SemanticOptions
     class_names = tuple(saved["class_names"]) or tuple(f"class {label}" for label in range(saved["num_classes"]))
-    options_class = InstanceOptions if instances else SemanticOptions
     if options is not None and not isinstance(options, options_class):
         raise ConfigError(f"{checkpoint}: its task takes {options_class.__name__}, given: {type(options).__name__}")
     return Segmenter(
@@ -89,6 +79,28 @@ def load(
         ImageRange(*saved["image_range"]) if saved.get("image_range") else None,
         {**describe_network(saved, network), "folded": fold, "source": str(checkpoint)},
     )
+
+
+def _build(
+    content: Mapping[str, Any],
+    network: NetworkConfig,
+    state: Mapping[str, torch.Tensor],
+    checkpoint: str | Path,
+    fold: bool,
+) -> DASNet:
+    """Build and fill the network, with folded normalization layers if `fold` is true."""
+    saved, folded = content["hyper_parameters"], bool(content.get("folded"))
+    instances = saved.get("task") == "instance"
+    head = partial(PositionSensitiveHead, cells=saved["cells"]) if instances else SemanticHead
+    model = build_dasnet(saved["num_classes"], **vars(network), head=head)
+    if folded and not fold:
+        raise ConfigError(f"{checkpoint}: its layers are folded, save it again from load(..., fold=False)")
+    if folded:
+        fold_norms(model.eval().detector)
+    load_network(model, state, checkpoint, content)
+    if fold and not folded:
+        fold_norms(model.detector)
+    return model
 
 
 class Segmenter:

@@ -94,8 +94,8 @@ class BoxMaskGraph(nn.Module):
 class MapMaskGraph(nn.Module):
     """Boxes [n, 4] in input pixels, members [r, n] and levels to whole maps of each region.
 
-    `members` is 1 where a box belongs to a region. The result is the foreground probability [r, 1, H, W] in input pixels
-    of a semantic network, and the position-sensitive maps [r, 2 k k, h, w] of an instance network.
+    `members` is 1 where a box belongs to a region. A semantic network returns the foreground probability [r, 1, H, W] in
+    input pixels, an instance network its position-sensitive maps [r, 2 k k, h, w].
     """
 
     def __init__(self, model: DASNet) -> None:

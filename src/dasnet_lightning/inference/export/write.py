@@ -57,15 +57,8 @@ def export(
         CheckpointError: see `load`.
     """
     segmenter = checkpoint if isinstance(checkpoint, Segmenter) else load(checkpoint)
-    source = segmenter.description.get("source", "the network")
-    check_support(source, segmenter.model, _name(segmenter, "detector"), options or segmenter.options, target)
-    missing = [package for package in NEEDED[target] if find_spec(package) is None]
-    if missing:
-        raise ConfigError(f"--to {target} needs {' and '.join(missing)}: install dasnet-lightning[export]")
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file, expected a folder for the export")
-    folder.mkdir(parents=True, exist_ok=True)
+    _check(segmenter, options or segmenter.options, target, folder)
     # a copy: the segmenter may go on segmenting, on its device and in its memory format
     model = copy.deepcopy(segmenter.model).cpu().to(memory_format=torch.contiguous_format)
     image_graph, mask_graph = build_graphs(model)
@@ -87,6 +80,18 @@ def export(
     write_text(folder / "model.json", json.dumps(about, indent=1) + "\n")
     shutil.copyfile(runner.__file__, folder / "run.py")
     return folder
+
+
+def _check(segmenter: Segmenter, options: InferenceOptions, target: str, folder: Path) -> None:
+    """Check that the export is possible, and make its folder. Raises ConfigError if it is not."""
+    source = segmenter.description.get("source", "the network")
+    check_support(source, segmenter.model, _name(segmenter, "detector"), options, target)
+    missing = [package for package in NEEDED[target] if find_spec(package) is None]
+    if missing:
+        raise ConfigError(f"--to {target} needs {' and '.join(missing)}: install dasnet-lightning[export]")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, expected a folder for the export")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def describe_export(
