@@ -303,3 +303,47 @@ def test_crops_are_those_of_the_mirrored_image(script, shapes):
     learner.encode(train, 0, train.targets[0].boxes, False)
     learner.encode(train, 0, train.mirrored_targets[0].boxes, True)
     assert torch.allclose(seen[0], seen[1].flip(3), atol=1e-4)
+
+
+def test_export(tmp_path, script, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", onnxruntime.InferenceSession)  # the script gives it one thread
+    options = "--detectors ssd_tiny --decoders zoom --size 96 --boxes 1 5 --repetitions 1"
+    script("export", *options.split(), "--out", tmp_path)
+    few, many = read_lines(tmp_path, "export")
+    assert (few["boxes"], many["boxes"]) == (1, 5)
+    assert many["ratio"] == pytest.approx(many["ours ms"] / many["run.py ms"], rel=0.05)
+
+
+def test_on_gpu_in_its_short_form(script, capsys):
+    script("on_gpu", "--smoke")
+    document = json.loads(capsys.readouterr().out)
+    parts = ("exactness", "compilation", "processes", "data", "inference", "training")
+    assert not [document[name] for name in parts if "error" in document[name]]
+    assert document["exactness"]["box-local against whole maps"] < 1e-4
+    assert document["exactness"]["zoom, bf16 against fp32: IoU of masks"] > 0.9
+    assert document["compilation"]["graphs"] <= 4  # few boxes, many, one, none
+    assert document["processes"]["sum is right"]
+    assert document["processes"]["gradient difference"] < 1e-6
+    assert document["data"]["masks, ssd images/s"] > 0
+    combinations = {(line["precision"], line["batch"], line["boxes"]) for line in document["inference"]}
+    assert len(combinations) == 3 * 2 * 2
+    assert all(
+        line["ours ms"] > 0 and line["rival ms"] > 0 and line["ours peak_mb"] > 0 for line in document["inference"]
+    )
+    assert {line["precision"] for line in document["training"]} == {"fp32", "bf16", "compiled"}
+    assert all(line["ours, stage two ms"] > 0 for line in document["training"])
+
+
+def test_on_gpu_keeps_the_other_parts_if_one_fails(script, capsys, monkeypatch):
+    on_gpu = importlib.import_module("on_gpu")
+
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(on_gpu.PARTS, "compilation", fail)
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--smoke", "--parts", "compilation", "data"])
+    assert on_gpu.main() == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["compilation"] == {"error": "RuntimeError: out of memory"}
+    assert document["data"]["masks, ssd images/s"] > 0

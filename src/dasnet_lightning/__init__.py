@@ -22,6 +22,7 @@ _PUBLIC = {
     "Segmentation": "inference.segmentation",
     "load": "inference.segmenter",
     "annotate": "annotation.run",
+    "export": "inference.export.write",
     "train": "training.run",
     "sweep": "sweeps.run",
     "evaluate": "training.evaluation",

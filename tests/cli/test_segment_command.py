@@ -1,6 +1,7 @@
 """`dasnet segment` with a made-up network: what is found, written and reported."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dasnet_lightning.data.sources.open import open_dataset
 from dasnet_lightning.errors import DataError
 from dasnet_lightning.inference import segmenter as inference
 from dasnet_lightning.inference.segmentation import Segmentation
+from dasnet_lightning.inference.stream import SegmentationStream
 from dasnet_lightning.models.instance import InstanceOptions
 
 
@@ -29,6 +31,17 @@ class Squares:
 
     def __init__(self) -> None:
         self.options = InstanceOptions(score_threshold=0.17, max_detections=9)
+
+    def segment_many(self, paths: Sequence[Path], batch_size: int, workers: int) -> SegmentationStream:
+        return SegmentationStream(self.outcomes(paths))
+
+    def outcomes(self, paths: Sequence[Path]) -> Iterator[Segmentation | BaseException]:
+        for path in paths:
+            try:
+                outcome: Segmentation | BaseException = self.segment(path)
+            except DataError as error:
+                outcome = error
+            yield outcome
 
     def segment(self, path: Path) -> Segmentation:
         image = read_image(path)

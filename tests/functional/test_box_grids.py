@@ -107,3 +107,10 @@ def test_priors_tell_the_place_in_the_box():
     assert torch.allclose(x[0], y[:, 0])
     assert x[0, 0] == pytest.approx(-1.1)
     assert (inside.sum(), inside[0].sum(), inside[1, 1]) == (100, 0, 1)
+
+
+def test_reading_a_grid_is_exact_under_autocast():
+    scores, window = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 1.0, 20.0, 30.0])
+    plain = read_grid(scores, window, (0, 0, 20, 30))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(read_grid(scores, window, (0, 0, 20, 30)), plain)

@@ -215,3 +215,12 @@ def test_head_and_decoder_must_fit():
         DASNet(FrozenDetector(ToyDetector(4)), decoder, SemanticHead(1))
     with pytest.raises(ConfigError, match="ShapeHead does not fit LightDecoder"):
         DASNet(FrozenDetector(ToyDetector(4)), build_decoder("light", (8, 12), (4, 8)), ShapeHead(48))
+
+
+@pytest.mark.parametrize("options", [EVERYTHING, SemanticOptions(score_threshold=0.0)], ids=["instance", "semantic"])
+def test_masks_under_bf16_autocast(options):
+    plain = segment(build(left_half()), found(BOXES), options=options)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = segment(build(left_half()), found(BOXES), options=options)
+    assert plain.masks.any()
+    assert (plain.masks != rough.masks).float().mean() < 0.01

@@ -56,7 +56,14 @@ def test_every_budget_and_seed_is_a_row(finished):
 
 def test_the_page_has_curve_cost_and_advice(finished):
     page = (finished / "sweep.html").read_text()
-    for text in ("Learning curve", "share of all masks", "gain of a doubling", "masks worth drawing", "box AP50", "<svg"):
+    for text in (
+        "Learning curve",
+        "share of all masks",
+        "gain of a doubling",
+        "masks worth drawing",
+        "box AP50",
+        "<svg",
+    ):
         assert text in page
 
 

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command("data", "check a data set: every label that is used or refused, and why"),
     "convert": Command("convert", "write a data set in another format: COCO, VOC, YOLO, labelme or CVAT"),
     "annotate": Command("annotate", "boxes in, the same data set with masks and their quality out"),
+    "export": Command("export", "export a checkpoint to ONNX or torch.export with a runner, or to a model folder"),
     "fit": Command("fit", "train one stage from a YAML file (LightningCLI)"),
     "validate": Command("fit", "validate one stage from a YAML file (LightningCLI)"),
     "test": Command("test", "measure a checkpoint on a test split or another data set"),

@@ -7,7 +7,8 @@ pycocotools and other readers of COCO files expect; `info.image_folder` says whe
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders (searched recursively) or glob patterns"
     )
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", type=Path, required=True, help="a checkpoint of stage two, or a model folder"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("segmented"), help="default: %(default)s")
     parser.add_argument(
         "--draw", action=argparse.BooleanOptionalAction, default=False, help="also draw each image with its objects"
@@ -51,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         help="also write VOC result files (comp6, comp4) to DIR/results; use a low --score-threshold for detections",
+    )
+    parser.add_argument(
+        "--batch-size", metavar="N", type=_positive, default=8, help="images in one pass of the network (default: 8)"
+    )
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=2, help="threads that decode images ahead (default: 2)"
     )
     add_feature_cache_arguments(parser, "of the images, to segment them again with other decoders or options,")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
@@ -86,7 +95,9 @@ def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     document |= {"out": args.out, "predictions": predictions, "images": content["images"], "failures": failures}
     document |= {"image_folder": root, "skipped": dict(skipped)}
     try:
-        _segment_all(segmenter, paths, root, args.out if args.draw else None, content, voc, failures)
+        stream = segmenter.segment_many(paths, batch_size=args.batch_size, workers=args.workers)
+        with closing(stream):
+            _segment_all(stream, paths, root, args.out if args.draw else None, content, voc, failures)
     finally:  # keep the results before Ctrl-C too
         if voc is not None:
             voc.write()
@@ -134,7 +145,7 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
 
 
 def _segment_all(
-    segmenter: "Segmenter",
+    stream: Iterator["Segmentation"],
     paths: Sequence[Path],
     root: Path,
     out: Path | None,
@@ -151,7 +162,7 @@ def _segment_all(
     pairs = list(zip(paths, pictures, strict=True))
     for image_id, (path, picture) in enumerate(progress(pairs, "segment"), start=1):
         try:
-            segmentation = segmenter.segment(path)
+            segmentation = next(stream)
         except DataError as error:
             failures[str(path)] = str(error)
             console.error(f"dasnet: {error}")
@@ -193,4 +204,11 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return value

@@ -48,7 +48,7 @@ class Refinement:
     """
 
     mirrored: Pyramid | None = None
-    guides: Sequence[UInt8[Tensor, "H0 W0 3"]] | None = None
+    guides: Sequence[UInt8[Tensor, "_ _ 3"]] | None = None
 
 
 NO_REFINEMENT = Refinement()

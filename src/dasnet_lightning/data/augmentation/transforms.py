@@ -35,6 +35,7 @@ from dasnet_lightning.data.augmentation.ssd_crop import (
     view_mask,
 )
 from dasnet_lightning.data.packed_masks import FILLED_BIT, PackedMasks
+from dasnet_lightning.data.resize import MEAN_COLOR
 from dasnet_lightning.errors import ConfigError, DataError
 from dasnet_lightning.registry import Registry
 
@@ -55,8 +56,6 @@ def _installed(name: str) -> tuple[str, ...]:
 
 
 refuse_albumentationsx(_installed("albumentationsx"))
-
-MEAN_COLOR = (124, 116, 104)  # ImageNet's mean in RGB, fills the area around an expanded image
 
 
 class SSDWindow(A.DualTransform):

@@ -104,17 +104,28 @@ class SSD(Detector):
 
     def predict(self, pyramid: Pyramid) -> tuple[Float[Tensor, "b a c"], Float[Tensor, "b a 4"], Float[Tensor, "a 4"]]:
         """Run the heads and return class logits, offsets (both float32) and anchors."""
+        logits, offsets, cells = self.run_heads(pyramid)
+        return logits, offsets, make_anchors(self.anchors, pyramid.size, cells, offsets.device)
+
+    def run_heads(
+        self, pyramid: Pyramid
+    ) -> tuple[Float[Tensor, "b a c"], Float[Tensor, "b a 4"], tuple[tuple[int, int], ...]]:
+        """Return class logits and offsets (both float32) of all anchors, and the (rows, columns) of each head level."""
         outputs = [head(pyramid.levels[level]) for head, level in zip(self.heads, self.head_levels, strict=True)]
         cells = tuple((output.shape[-2], output.shape[-1]) for output in outputs)
         rows = [output.permute(0, 2, 3, 1).reshape(len(output), -1, self.num_classes + 4) for output in outputs]
         logits, offsets = torch.cat(rows, dim=1).float().split([self.num_classes, 4], dim=2)
-        return logits, offsets, make_anchors(self.anchors, pyramid.size, cells, offsets.device)
+        return logits, offsets, cells
+
+    def class_scores(self, logits: Float[Tensor, "b a c"]) -> Float[Tensor, "b a c2"]:
+        """Return the scores of the foreground classes, 0..1."""
+        return (logits.sigmoid() if self.sigmoid else logits.softmax(dim=2))[..., 1:]
 
     @torch.no_grad()
     def detect(self, pyramid: Pyramid) -> tuple[Detections, ...]:
         """See `Detector.detect`."""
         logits, offsets, anchors = self.predict(pyramid)
-        scores = (logits.sigmoid() if self.sigmoid else logits.softmax(dim=2))[..., 1:].transpose(1, 2)
+        scores = self.class_scores(logits).transpose(1, 2)
         best, index = scores.topk(min(self.top_k, len(anchors)), dim=2)
         return tuple(self._select(*image, anchors, pyramid.size) for image in zip(best, index, offsets, strict=True))
 
