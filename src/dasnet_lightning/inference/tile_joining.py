@@ -8,6 +8,7 @@ tile gives the pixels of the mask that lie nearest to its center. The class map 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from jaxtyping import Bool, UInt8
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.mask_windows import MaskWindows, Window
+
+Number = TypeVar("Number", int, float)
 
 SAME_OBJECT = 0.5  # IoU of two masks where their tiles overlap
 BORDER_SHARE = 0.02  # an object that comes nearer to a border than this share of the tile may be cut by it
@@ -137,6 +140,12 @@ def intersect(one: Window, other: Window) -> Window:
     return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
+def enclose(boxes: Sequence[tuple[Number, Number, Number, Number]]) -> tuple[Number, Number, Number, Number]:
+    """Return the smallest box that contains all boxes."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
 def move_masks(masks: MaskWindows, window: Window, size: tuple[int, int]) -> MaskWindows:
     """Return the masks of a tile in the image of this size; what lies outside of the image is cut off."""
     moved, (x, y) = MaskWindows(size, len(masks)), window[:2]
@@ -196,8 +205,7 @@ def _join(group: Sequence[_Part], size: tuple[int, int]) -> _Part:
     if whole or len(group) == 1:
         best = whole[0] if whole else group[0]
         return _Part(best.tile, best.box, best.label, group[0].score, best.area, best.mask)
-    boxes, areas = np.array([part.box for part in group]), np.array([part.area for part in group])
-    x0, y0, x1, y1 = (*np.min(areas[:, :2], axis=0).tolist(), *np.max(areas[:, 2:], axis=0).tolist())
+    x0, y0, x1, y1 = enclose([part.area for part in group])
     mask = np.zeros((y1 - y0, x1 - x0), bool)
     for part in group:
         seen = part.pixels((x0, y0, x1, y1))
@@ -206,6 +214,6 @@ def _join(group: Sequence[_Part], size: tuple[int, int]) -> _Part:
                 left, top, right, bottom = intersect(other.tile.owned, (x0, y0, x1, y1))
                 if right > left and bottom > top:
                     seen[top - y0 : bottom - y0, left - x0 : right - x0] = False
-        mask |= seen
-    left, top, right, bottom = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
-    return _Part(group[0].tile, (left, top, right, bottom), group[0].label, group[0].score, (x0, y0, x1, y1), mask)
+        mask = mask | seen
+    box = enclose([part.box for part in group])
+    return _Part(group[0].tile, box, group[0].label, group[0].score, (x0, y0, x1, y1), mask)
