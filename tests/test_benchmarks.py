@@ -174,3 +174,12 @@ def test_evaluation(tmp_path, script, monkeypatch):
     assert content["largest_ap_difference"] < 1e-6
     assert all(0.2 < side["ap"] < 0.9 and side["update_s"] > 0 for side in content["sides"].values())
     assert (tmp_path / "evaluation.md").read_text().count("\n") == 2 + len(content["sides"])
+
+
+def test_batched_inference(tmp_path, script):
+    options = "--networks ssd_tiny --images 3 --size 96 --objects 2 --batch-size 2 --rounds 1"
+    script("batched_inference", *options.split(), "--out", tmp_path)
+    (line,) = read_lines(tmp_path, "batched_inference")
+    assert (line["network"], line["images"], line["objects"]) == ("ssd_tiny", 3, 2.0)
+    assert line["many_1_ms"] > 0
+    assert line["many_2_best"] > 0
