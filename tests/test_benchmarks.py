@@ -347,3 +347,12 @@ def test_on_gpu_keeps_the_other_parts_if_one_fails(script, capsys, monkeypatch):
     document = json.loads(capsys.readouterr().out)
     assert document["compilation"] == {"error": "RuntimeError: out of memory"}
     assert document["data"]["masks, ssd images/s"] > 0
+
+
+def test_batched_inference(tmp_path, script):
+    options = "--networks ssd_tiny --images 3 --size 96 --objects 2 --batch-size 2 --rounds 1"
+    script("batched_inference", *options.split(), "--out", tmp_path)
+    (line,) = read_lines(tmp_path, "batched_inference")
+    assert (line["network"], line["images"], line["objects"]) == ("ssd_tiny", 3, 2.0)
+    assert line["many_1_ms"] > 0
+    assert line["many_2_best"] > 0

@@ -4,10 +4,12 @@ Files on disk are segmented in rounds, all ways taking turns in one process:
 
 * loop: `segment` image after image, with one thread of torch;
 * many_1: `segment_many` with one thread of torch and no thread that decodes;
+* many_ahead: `segment_many` with one thread of torch and two threads that decode;
 * many_2: `segment_many` with two threads of torch and two threads that decode.
 
 Ratios are of the seconds of the wall clock in one round, the loop's over the other's. Best and median of all rounds are
-given, because other work on the machine disturbs single rounds. `equal` says whether the results are those of the loop:
+given, because other work on the machine disturbs single rounds: two threads of torch wait for each other, and on a machine
+whose processors are busy they are slower than one. `equal` says whether the results are those of the loop:
 labels and masks the same, boxes and scores within 1e-5 of the image's longer side and of 1.
 
 The network is untrained, with as many detections as a score threshold lets through; a checkpoint may be given. Without
@@ -78,6 +80,7 @@ def make_ways(segmenter: Segmenter, paths: Sequence[Path], batch_size: int) -> d
     return {
         "loop": run(1, lambda: [segmenter.segment(path) for path in paths]),
         "many_1": run(1, many(0)),
+        "many_ahead": run(1, many(2)),
         "many_2": run(2, many(2)),
     }
 
@@ -111,7 +114,7 @@ def measure(network: str, paths: Sequence[Path], args: argparse.Namespace) -> di
             seconds[name].append(time.perf_counter() - started)
     line: dict[str, Any] = {"network": Path(network).name, "images": len(paths), "objects": round(objects, 1)}
     line |= {f"{name}_ms": round(1e3 * min(spent) / len(paths), 1) for name, spent in seconds.items()}
-    for name in ("many_1", "many_2"):
+    for name in ("many_1", "many_ahead", "many_2"):
         ratios = [loop / other for loop, other in zip(seconds["loop"], seconds[name], strict=True)]
         line |= {f"{name}_best": round(max(ratios), 2), f"{name}_median": round(statistics.median(ratios), 2)}
         line[f"{name}_equal"] = f"{equal[name]} of {len(paths)}"

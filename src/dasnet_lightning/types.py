@@ -91,12 +91,14 @@ class Batch:
         images: RGB in 0..1, not normalized.
         targets: one target for each image.
         seeds: one seed for each image, from which all its random draws come.
+        sizes: (height, width) of each image before it was resized; empty if unknown.
     """
 
     image_ids: tuple[str, ...]
     images: Float[Tensor, "b 3 H W"]
     targets: tuple[Target, ...]
     seeds: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -112,6 +114,7 @@ class Batch:
             images=self.images[list(indices)],
             targets=tuple(self.targets[index] for index in indices),
             seeds=tuple(self.seeds[index] for index in indices),
+            sizes=tuple(self.sizes[index] for index in indices) if self.sizes else (),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -127,7 +130,7 @@ class Batch:
         """
         if self.images.device.type == "cpu" and get_spawning_popen() is None:
             return unpack, pack(self)
-        return Batch, (self.image_ids, self.images, self.targets, self.seeds)
+        return Batch, (self.image_ids, self.images, self.targets, self.seeds, self.sizes)
 
 
 @dataclass(frozen=True, eq=False)

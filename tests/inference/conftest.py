@@ -25,7 +25,8 @@ def make_segmenter() -> MakeSegmenter:
         instances = task == "instance"
         head = partial(PositionSensitiveHead, cells=3) if instances else SemanticHead
         model = build_dasnet(len(NAMES), detector="ssd_tiny", decoder=decoder, head=head).eval()
-        chosen = {"score_threshold": 0.26} | options
+        limit = {"max_detections": 4} if instances else {"max_classes": 2}
+        chosen = {"score_threshold": 0.26} | limit | options
         return Segmenter(model, NAMES, InstanceOptions(**chosen) if instances else SemanticOptions(**chosen))
 
     return make

@@ -36,18 +36,16 @@ def assert_equal(one: Segmentation, other: Segmentation) -> None:
         ("instance", "zoom", {}),
         ("instance", "light", {"flip": True, "guided_filter": True}),
         ("semantic", "light", {"flip": True}),
-        ("semantic", "zoom", {"guided_filter": True}),
     ],
 )
 def test_batches_answer_as_single_calls_do(make_segmenter, task: str, decoder: str, options: dict) -> None:
     segmenter, images = make_segmenter(task, decoder, **options), make_images()
     alone = [segmenter.segment(image) for image in images]
     assert sum(map(len, alone)) > len(images)
-    for batch_size, workers in ((3, 2), (16, 0)):
-        together = list(segmenter.segment_many(images, batch_size=batch_size, workers=workers))
-        assert len(together) == len(images)
-        for one, other in zip(alone, together, strict=True):
-            assert_equal(one, other)
+    together = list(segmenter.segment_many(images, batch_size=5, workers=2))
+    assert len(together) == len(images)
+    for one, other in zip(alone, together, strict=True):
+        assert_equal(one, other)
 
 
 def test_given_boxes_of_each_image(make_segmenter) -> None:

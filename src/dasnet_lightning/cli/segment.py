@@ -20,6 +20,7 @@ from dasnet_lightning.options import replace_options
 if TYPE_CHECKING:
     from dasnet_lightning.inference.segmentation import Segmentation
     from dasnet_lightning.inference.segmenter import Segmenter
+    from dasnet_lightning.inference.stream import SegmentationStream
     from dasnet_lightning.inference.voc_results import VocResults
 
 
@@ -61,6 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", metavar="N", type=int, default=2, help="threads that decode images ahead (default: 2)"
     )
+    parser.add_argument(
+        "--tile", metavar="PX", type=_positive, help="segment large images in tiles of this side, in their own pixels"
+    )
+    parser.add_argument(
+        "--overlap",
+        metavar="S",
+        type=_fraction,
+        default=0.2,
+        help="share that neighboring tiles both see (default: 0.2)",
+    )
     add_feature_cache_arguments(parser, "of the images, to segment them again with other decoders or options,")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add_json_argument(parser)
@@ -95,8 +106,7 @@ def _run(args: argparse.Namespace, document: dict[str, Any]) -> int:
     document |= {"out": args.out, "predictions": predictions, "images": content["images"], "failures": failures}
     document |= {"image_folder": root, "skipped": dict(skipped)}
     try:
-        stream = segmenter.segment_many(paths, batch_size=args.batch_size, workers=args.workers)
-        with closing(stream):
+        with closing(_open_stream(segmenter, paths, args)) as stream:
             _segment_all(stream, paths, root, args.out if args.draw else None, content, voc, failures)
     finally:  # keep the results before Ctrl-C too
         if voc is not None:
@@ -142,6 +152,15 @@ def _voc_results(root: Path, paths: Sequence[Path]) -> "VocResults":
                 f"--voc-results: {other} and {path} would both be image '{path.stem}': segment them separately"
             )
     return VocResults(root, VOC_CLASSES)
+
+
+def _open_stream(segmenter: "Segmenter", paths: Sequence[Path], args: argparse.Namespace) -> "SegmentationStream":
+    """Return the results of all images, of whole images or of tiles."""
+    if args.tile is None:
+        return segmenter.segment_many(paths, batch_size=args.batch_size, workers=args.workers)
+    from dasnet_lightning.inference.tiles import stream_tiled
+
+    return stream_tiled(segmenter, paths, tile=args.tile, overlap=args.overlap, batch_size=args.batch_size)
 
 
 def _segment_all(

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from dasnet_lightning import distributed
 from dasnet_lightning.data.augmentation.transforms import build_transform
 from dasnet_lightning.data.dataset import SegmentationDataset
+from dasnet_lightning.data.image_folder import prediction_set
 from dasnet_lightning.data.loader import ResumableLoader, Sample, collate, start_worker
 from dasnet_lightning.data.mask_check import image_ids
 from dasnet_lightning.data.pixels import announce_range
@@ -51,6 +52,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         allow_missing: leave out images whose file does not exist instead of refusing the data set.
         fix: "error" refuses a data set with unusable annotations, "drop" leaves them out.
         crowd: "ignore" or "object" (see `open_dataset`).
+        predict_on: what `Trainer.predict` sees: "val", "test" or a folder of images.
         held_out: share of the training images that supervision "boxes" leaves out, to choose a score threshold on them.
     """
 
@@ -71,6 +73,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         fix: Literal["error", "drop"] = "error",
         crowd: Literal["ignore", "object"] = "ignore",
         held_out: float = 0.0,
+        predict_on: str = "val",
     ) -> None:
         super().__init__()
         # Lightning refuses to log hyperparameters of the same name of both the model and the data module
@@ -82,15 +85,13 @@ class MixedSupervisionDataModule(LightningDataModule):
         self.data_root = Path(data_root)
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.supervision, self.mask_budget = supervision, mask_budget
-        self.split_seed, self.seed = split_seed, seed
+        self.supervision, self.mask_budget, self.split_seed, self.seed = supervision, mask_budget, split_seed, seed
         self.split_file = None if split_file is None else Path(split_file)
         self.allow_missing, self.samples_per_epoch = allow_missing, samples_per_epoch
-        self.fix: Literal["error", "drop"] = fix
-        self.crowd: Literal["ignore", "object"] = crowd
+        self.fix, self.crowd = fix, crowd
         if not 0 <= held_out <= 0.5:
             raise ConfigError(f"held_out is {held_out}, expected 0 to 0.5")
-        self.held_out = held_out
+        self.held_out, self.predict_on = held_out, predict_on
         self.train_transform = build_transform(augmentation, self.image_size)
         self.eval_transform = build_transform("none", self.image_size)
         self._opened: OpenedData | None = None
@@ -98,8 +99,9 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data set and draw the split, both only once. Raises DataError or BudgetError."""
-        if stage == "fit":
-            self._resumed_from = (0, 0)  # Lightning loads the state of a checkpoint after this
+        self._resumed_from = (
+            (0, 0) if stage == "fit" else self._resumed_from
+        )  # the state of a checkpoint is loaded later
         self.opened()
 
     def opened(self) -> OpenedData:
@@ -183,17 +185,13 @@ class MixedSupervisionDataModule(LightningDataModule):
         return self._unaugmented_set(source, source.records, image_ids(source), with_truth=True)
 
     def calibration_dataloader(self, count: int) -> DataLoader[Sample]:
-        """Load at most `count` images over all processes: evenly spaced, not augmented, without masks.
-
-        They are the held-out images, or training images if none are held out.
-        """
+        """Load at most `count` held-out images, or else training images: evenly spaced, not augmented, without masks."""
         source, held_out = self.opened().dataset.train, self.held_out_ids
         records = [record for record in source.records if not held_out or record.image_id in held_out]
         records = records[:: -(-len(records) // count)]
         dataset = self._unaugmented_set(source, records, frozenset())
         rank, world_size = self._rank_and_world_size()
-        sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
-        return self._loader(dataset, sampler)
+        return self._loader(dataset, EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Load full batches only, in an order that depends only on the seed and on the draws taken before."""
@@ -207,9 +205,8 @@ class MixedSupervisionDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Sample]:
         """Load every validation image exactly once over all processes, in order.
 
-        A rank without a batch would skip the end of the validation loop, where metrics are reduced, and the other ranks
-        would wait for it forever. Such a rank therefore gets the first image again, without ground truth: it has no mask
-        to measure, and box metrics count an image id once.
+        A rank without a batch would skip the end of the loop, where metrics are reduced, and the others would wait for it.
+        It gets the first image again, without ground truth: no mask is measured, and box metrics count an image id once.
         """
         return self._evaluation_loader(self.val_set())
 
@@ -218,8 +215,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         if rank >= len(dataset):
             dataset = self._unaugmented_set(dataset.source, dataset.records[:1], frozenset())
             rank, world_size = 0, 1
-        sampler = EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size)
-        return self._loader(dataset, sampler)
+        return self._loader(dataset, EpochSampler(len(dataset), self.seed, False, rank=rank, world_size=world_size))
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Load the test split, with its labels matched by class name, or else the validation images."""
@@ -230,6 +226,10 @@ class MixedSupervisionDataModule(LightningDataModule):
         if mismatch:
             _logger.warning("%s", mismatch)
         return self._evaluation_loader(self._with_truth(source))
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Load the images of `predict_on` in order, without masks and ground truth."""
+        return self._evaluation_loader(prediction_set(self.opened().dataset, self.predict_on, self.eval_transform))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the stream of draws and the split, for checkpoints."""

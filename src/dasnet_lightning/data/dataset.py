@@ -92,7 +92,7 @@ class SegmentationDataset(Dataset[Sample]):
             raise DataError(f"{record.path}: {error}") from error
         pixels = torch.from_numpy(np.ascontiguousarray(augmented.image)).permute(2, 0, 1)
         truth = self._ground_truth(record, loaded, augmented.kept.tolist()) if self.with_truth else None
-        return Sample(record.image_id, pixels, build_target(record, augmented, loaded.opened, truth), seed)
+        return Sample(record.image_id, pixels, build_target(record, augmented, loaded.opened, truth), seed, record.size)
 
     def _ground_truth(self, record: ImageRecord, loaded: LoadedMasks, kept: Sequence[int]) -> GroundTruth | None:
         if record.objects and not len(loaded.index):

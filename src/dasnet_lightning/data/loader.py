@@ -24,12 +24,14 @@ class Sample:
         image: RGB pixels, in any memory order.
         target: boxes, labels and masks.
         seed: seed of all random draws for this sample.
+        size: (height, width) of the image before it was resized.
     """
 
     image_id: str
     image: UInt8[Tensor, "3 H W"]
     target: Target
     seed: int
+    size: tuple[int, int]
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -52,6 +54,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         images=images,
         targets=tuple(sample.target for sample in samples),
         seeds=tuple(sample.seed for sample in samples),
+        sizes=tuple(sample.size for sample in samples),
     )
 
 

@@ -1,7 +1,7 @@
 """Work on a stream of items in threads, ahead of the one who asks for the results, in order and in bounded memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ def map_ahead(
     ahead: int,
     cost: Callable[[Item], int] = lambda item: 0,
     budget: int = 0,
-) -> Iterator["Future[Result]"]:
+) -> Generator["Future[Result]"]:
     """Yield the finished future of each item, in order; its error, if there is one, is inside.
 
     An error of `items` itself is the last future. Closing the generator cancels what has not begun.

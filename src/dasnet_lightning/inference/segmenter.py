@@ -19,11 +19,10 @@ from dasnet_lightning.inference.folder import ModelCard, describe_network, is_fo
 from dasnet_lightning.inference.prepare import ImageLike, PreparedImage, Request, make_requests, prepare
 from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.stream import SegmentationStream, run_batches
-from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.models.box_scores import Refinement
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
 from dasnet_lightning.models.instance import InstanceOptions, WindowPrediction, segment_windows
-from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic
+from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic_windows
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.config import NetworkConfig, restore_options
@@ -267,10 +266,7 @@ class Segmenter:
         if isinstance(options, InstanceOptions):
             options = replace(options, lowest_score=options.score_threshold)
             return segment_windows(self.model, pyramid, detections, sizes, options, given, refinement)
-        predictions = segment_semantic(self.model, pyramid, detections, sizes, options, given, refinement)
-        return tuple(
-            WindowPrediction(item.detections, MaskWindows.of(item.masks), item.semantic) for item in predictions
-        )
+        return segment_semantic_windows(self.model, pyramid, detections, sizes, options, given, refinement)
 
     def _to_detections(self, image: PreparedImage) -> Detections:
         """Return the given boxes of an image as detections of score 1 in input pixels."""

@@ -9,20 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.functional.attention import box_attention, box_scores
-from dasnet_lightning.functional.boxes import restore_boxes, scale_boxes
+from dasnet_lightning.functional.attention import box_scores
+from dasnet_lightning.functional.boxes import pixel_windows, restore_boxes, scale_boxes
 from dasnet_lightning.functional.losses import LossSum
 from dasnet_lightning.functional.patches import Patches, paste, resize
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows, resize_input_window
+from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.models.box_decoding import decode_boxes, decodes_boxes
 from dasnet_lightning.models.box_scores import NO_REFINEMENT, Refinement, filter_map, mirror_detections
 from dasnet_lightning.models.dasnet import DASNet
+from dasnet_lightning.models.instance import WindowPrediction
 from dasnet_lightning.models.local_decoding import DecodedWindows, decode_windows
 from dasnet_lightning.nn.decoder.layers import convolve_patches
 from dasnet_lightning.nn.heads import Head, SemanticHead
@@ -84,6 +86,22 @@ def segment_semantic(
         given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
         refinement: what `flip` and `guided_filter` read.
     """
+    return tuple(
+        Prediction(item.detections, item.masks.dense().to(item.semantic.device), item.semantic)
+        for item in segment_semantic_windows(model, pyramid, detections, sizes, options, given, refinement)
+    )
+
+
+def segment_semantic_windows(
+    model: DASNet,
+    pyramid: Pyramid,
+    detections: Sequence[Detections],
+    sizes: Sequence[tuple[int, int]],
+    options: SemanticOptions,
+    given: bool = False,
+    refinement: Refinement = NO_REFINEMENT,
+) -> tuple[WindowPrediction, ...]:
+    """Do the work of `segment_semantic`, whose arguments it takes, at a memory of a bit for each pixel of a box."""
     selected = list(detections)
     if not given:
         selected = [confident_detections(item, options.score_threshold, options.max_classes) for item in detections]
@@ -102,8 +120,8 @@ def segment_semantic(
             for region_map, side in zip(maps, sides, strict=True):
                 region_map.copy_(filter_map(region_map, refinement.guides[image], side))
         semantic = _class_map(maps, regions.select(start, stop), image_detections.scores, pyramid.size, size, options)
-        masks = _masks_from_class_map(semantic, image_detections, pyramid.size)
-        predictions.append(Prediction(image_detections, masks, semantic))
+        masks = _windows_from_class_map(semantic, image_detections, pyramid.size)
+        predictions.append(WindowPrediction(image_detections, masks, semantic))
         start = stop
     return tuple(predictions)
 
@@ -211,14 +229,17 @@ def merge_regions(
     return torch.where(best > 0, labels[winner], torch.zeros_like(winner))
 
 
-def _masks_from_class_map(
+def _windows_from_class_map(
     semantic: Int64[Tensor, "H0 W0"], detections: Detections, input_size: tuple[int, int]
-) -> Bool[Tensor, "n H0 W0"]:
+) -> MaskWindows:
+    """Return for each detection the pixels of its class that its box touches."""
     size = (semantic.shape[0], semantic.shape[1])
-    boxes = restore_boxes(detections.boxes, input_size, size)
-    index = torch.arange(len(boxes), device=semantic.device)
-    in_box = box_attention(boxes, index, len(boxes), size, size) > 0
-    return in_box & (semantic == detections.labels[:, None, None])
+    boxes, masks = restore_boxes(detections.boxes, input_size, size), MaskWindows(size, len(detections.labels))
+    for number, (x0, y0, x1, y1) in enumerate(pixel_windows(boxes, size).tolist()):
+        if x1 > x0 and y1 > y0:
+            mask = semantic[y0:y1, x0:x1] == detections.labels[number]
+            masks.put(number, (x0, y0, x1, y1), mask.cpu().numpy())
+    return masks
 
 
 def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> LossSum:

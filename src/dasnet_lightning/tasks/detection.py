@@ -15,6 +15,7 @@ from dasnet_lightning.metrics.coco_evaluators import Evaluator
 from dasnet_lightning.tasks.checkpoint_info import CheckpointInfo, describe
 from dasnet_lightning.tasks.checkpoints import check_loaded, write_info
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.prediction import ImagePrediction, collect_predictions
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
     seed_global_draws,
@@ -105,6 +106,12 @@ class DetectionTask(L.LightningModule):
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_index: int) -> list[ImagePrediction]:
+        """Return the detections of each image in its own pixels."""
+        return collect_predictions(
+            batch, self.detector.detect(self.detector.features(batch.images)), None, self.class_names
+        )
 
     def checkpoint_info(self) -> CheckpointInfo:
         """Return the description that the task's checkpoints carry."""

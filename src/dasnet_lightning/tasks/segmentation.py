@@ -39,6 +39,7 @@ from dasnet_lightning.tasks.checkpoints import (
 from dasnet_lightning.tasks.config import EvaluationConfig, NetworkConfig, RecipeConfig, restore_options
 from dasnet_lightning.tasks.evaluation import ValidationMetrics
 from dasnet_lightning.tasks.optimization import OptimizerConfig, build_optimizers
+from dasnet_lightning.tasks.prediction import predict_images
 from dasnet_lightning.tasks.step_helpers import (
     average_values,
     build_refinement,
@@ -255,13 +256,9 @@ class SegmentationTask(L.LightningModule, ABC):
         self.log_dict(select_logged(self.metrics if fits else self.metrics | floors))
         self.metrics |= floors
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        """Measure as in validation."""
-        self.validation_step(batch, batch_index)
-
-    def on_test_epoch_end(self) -> None:
-        """See `on_validation_epoch_end`."""
-        self.on_validation_epoch_end()
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+    predict_step = predict_images
 
     def checkpoint_info(self) -> CheckpointInfo:
         """Return the description that the task's checkpoints carry."""
