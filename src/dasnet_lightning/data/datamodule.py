@@ -45,7 +45,7 @@ class MixedSupervisionDataModule(LightningDataModule):
         mask_budget: how many masks may be used: "all", a number of images, "5/class", or a name such as "seg100".
         split_seed: seed that draws the images inside the budget.
         seed: seed of the order of the images and of their augmentation.
-        augmentation: "ssd", "segment", "flip" or "none" (see `data.augmentation.transforms`).
+        augmentation: "ssd", "segment", "flip", "d4" or "none" (see `data.augmentation.transforms`).
         split_file: read the split from this file instead of drawing it.
         samples_per_epoch: images drawn per epoch over all processes. None draws each image once, or one full batch if
             there are fewer images.

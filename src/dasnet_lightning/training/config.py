@@ -91,7 +91,7 @@ class RunConfig:
         None, "instead of --weights: torchvision's name of weights, or a file", metavar="W"
     )
     detector_checkpoint: str | None = option(None, "trained detector; skips stage one", metavar="FILE")
-    decoder: str = option("light", "light, paper or zoom")
+    decoder: str = option("zoom", "zoom, light or paper")
     decoder_options: Mapping[str, Any] = option(
         {}, "option of the decoder's builder, such as grid=24; repeatable", flag="decoder-option"
     )
@@ -108,8 +108,10 @@ class RunConfig:
     joint_steps: int = option(0, "fine-tune detector and decoder jointly for N steps after stage two", metavar="N")
     detector_batch_size: int = option(16, "images per batch and process in stage one", metavar="B")
     batch_size: int = option(8, "images per batch and process in stage two", metavar="B")
-    detector_augmentation: Literal["ssd", "segment", "flip", "none"] = option(
-        "ssd", "of stage one: ssd zooms out up to 4 times, segment up to 2 (for short training)"
+    detector_augmentation: Literal["ssd", "segment", "flip", "d4", "none"] = option(
+        "ssd",
+        "of stage one: ssd zooms out up to 4 times, segment up to 2 (for short training), d4 flips and turns images that "
+        "have no upward direction",
     )
     detector_lr: float | None = option(
         None,

@@ -28,7 +28,7 @@ class TrainOptions(TypedDict, total=False):
     joint_steps: int
     detector_batch_size: int
     batch_size: int
-    detector_augmentation: Literal["ssd", "segment", "flip", "none"]
+    detector_augmentation: Literal["ssd", "segment", "flip", "d4", "none"]
     detector_lr: float | None
     detector_ema: float | None
     held_out: float | None

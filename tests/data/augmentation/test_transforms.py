@@ -21,7 +21,7 @@ from dasnet_lightning.data.packed_masks import pack_masks
 from dasnet_lightning.errors import ConfigError, DataError, UnknownNameError
 
 SIZE = (96, 112)
-NAMES = ("ssd", "segment", "flip", "none")
+NAMES = ("ssd", "segment", "flip", "d4", "none")
 
 
 def run(
@@ -322,3 +322,22 @@ def test_photometric_distortion() -> None:
     assert 0.5 <= min(item.contrast for item in drawn) < max(item.contrast for item in drawn) <= 1.5
     assert 0.4 < np.mean([item.saturation == 1 for item in drawn]) < 0.6
     assert {item.contrast_first for item in drawn} == {True, False}
+
+
+def test_d4_draws_all_eight_turns_with_their_boxes_and_masks() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[4:10, 6:26] = 200
+    masks = np.zeros((1, 40, 40), bool)
+    masks[0, 4:10, 6:26] = True
+    boxes = np.array([[6.0, 4, 26, 10]])
+    seen = set()
+    for seed in range(60):
+        out = run(build_transform("d4", (40, 40)), image, boxes, masks, np.arange(1), None, seed)
+        x0, y0, x1, y1 = out.boxes[0].round().astype(int).tolist()
+        np.testing.assert_array_equal(out.masks[0], np.asarray(out.image)[:, :, 0] > 100)
+        assert out.masks[0][y0:y1, x0:x1].all()
+        assert out.masks[0].sum() == 120
+        seen.add((x0, y0, x1, y1))
+    assert len(seen) == 8
+    wide = run(build_transform("d4", (20, 40)), image, boxes, masks, np.arange(1), None, 3)
+    assert wide.masks.shape == (1, 20, 40)

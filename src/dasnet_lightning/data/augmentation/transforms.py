@@ -34,9 +34,10 @@ from dasnet_lightning.data.augmentation.ssd_crop import (
     view_image,
     view_mask,
 )
+from dasnet_lightning.data.augmentation.unit_boxes import clip_boxes, from_unit, to_unit
 from dasnet_lightning.data.packed_masks import FILLED_BIT, PackedMasks
 from dasnet_lightning.data.resize import MEAN_COLOR
-from dasnet_lightning.errors import ConfigError, DataError
+from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.registry import Registry
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it queries its newest version over the network
@@ -184,7 +185,8 @@ TRANSFORMS: Registry[Callable[[tuple[int, int]], Transform]] = Registry("augment
 def build_transform(name: str, image_size: tuple[int, int]) -> Transform:
     """Build an augmentation with outputs of `image_size` (height, width). Raises UnknownNameError for an unknown name.
 
-    Names are "ssd" (section 6), "segment" (milder, for stage two), "flip", "none" and all others that were registered.
+    Names are "ssd" (section 6), "segment" (milder, for stage two), "flip", "d4" (flips and quarter turns, for images without
+    an upward direction), "none" and all others that were registered.
     """
     return TRANSFORMS.get(name)(image_size)
 
@@ -222,40 +224,17 @@ def _flip(image_size: tuple[int, int]) -> Transform:
     return Transform([resize_step(image_size), checked_step(A.HorizontalFlip, p=0.5)])
 
 
+@TRANSFORMS.register("d4")
+def _d4(image_size: tuple[int, int]) -> Transform:
+    """Build the eight flips and turns of a square; without the turns if the output is not square."""
+    flips = [checked_step(A.HorizontalFlip, p=0.5), checked_step(A.VerticalFlip, p=0.5)]
+    turns = [checked_step(A.Transpose, p=0.5)] if image_size[0] == image_size[1] else []
+    return Transform([resize_step(image_size), *flips, *turns])
+
+
 @TRANSFORMS.register("none")
 def _none(image_size: tuple[int, int]) -> Transform:
     return Transform([resize_step(image_size)], keep_all=True)
-
-
-def clip_boxes(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 4"]:
-    """Clip boxes to an image of `size` (height, width). Raises DataError if a box has no area inside."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    clipped = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
-    valid = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)  # False for NaN too
-    if not valid.all():
-        first = int((~valid).argmax())
-        raise DataError(
-            f"object {first}: box {boxes[first].tolist()} has no area inside the image of {size[1]}x{size[0]} pixels, "
-            "expected x0 < x1 and y0 < y1; correct or remove the annotation"
-        )
-    return np.asarray(clipped)
-
-
-def to_unit(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Float[np.ndarray, "n 5"]:
-    """Convert boxes to the form that albumentations passes on: 0..1 in single precision, each with its index."""
-    unit = boxes.astype(np.float32) / np.array((size[1], size[0], size[1], size[0]), float)
-    return np.column_stack([unit, np.arange(len(boxes))]).astype(np.float32)
-
-
-def from_unit(boxes: Float[np.ndarray, "v 5"], size: tuple[int, ...]) -> Float[np.ndarray, "v 5"]:
-    """Convert boxes back to pixels, clip them, and drop those without area."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 5)
-    sides = np.array((size[1], size[0], size[1], size[0]), float)
-    pixels = boxes[:, :4] * sides
-    large = (pixels[:, 2:] - pixels[:, :2]).prod(axis=1) >= 1e-7
-    # to 0..1 and back once more, as albumentations rounds
-    clipped = np.clip(pixels, 0, sides) / sides * sides
-    return np.column_stack([clipped, boxes[:, 4]])[large]
 
 
 def _read_output(data: dict[str, Any], packed: PackedMasks, mask_index: Int64[np.ndarray, " m"]) -> Warped:
