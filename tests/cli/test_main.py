@@ -36,7 +36,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert list(COMMANDS) == ["demo", "train", "segment", "data", "convert", "annotate", "fit", "validate", "test"]
+    names = ["demo", "train", "sweep", "segment", "data", "convert", "annotate", "export", "fit", "validate", "test"]
+    assert list(COMMANDS) == names
     for name, command in COMMANDS.items():
         assert f"  {name} " in text
         assert command.help in text

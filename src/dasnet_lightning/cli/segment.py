@@ -65,13 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", metavar="PX", type=_positive, help="segment large images in tiles of this side, in their own pixels"
     )
-    parser.add_argument(
-        "--overlap",
-        metavar="S",
-        type=_fraction,
-        default=0.2,
-        help="share that neighboring tiles both see (default: 0.2)",
-    )
+    parser.add_argument("--overlap", metavar="S", type=_fraction, default=0.2, help="overlap of tiles (default: 0.2)")
     add_feature_cache_arguments(parser, "of the images, to segment them again with other decoders or options,")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add_json_argument(parser)
