@@ -91,7 +91,7 @@ class RunConfig:
         None, "instead of --weights: torchvision's name of weights, or a file", metavar="W"
     )
     detector_checkpoint: str | None = option(None, "trained detector; skips stage one", metavar="FILE")
-    decoder: str = option("zoom", "zoom, light or paper")
+    decoder: str = option("", "zoom, light or paper (default: zoom)")
     decoder_options: Mapping[str, Any] = option(
         {}, "option of the decoder's builder, such as grid=24; repeatable", flag="decoder-option"
     )
@@ -155,18 +155,20 @@ class RunConfig:
 
     def resolve(self) -> "RunConfig":
         """Fill in the defaults that depend on the data set, the detector and the machine."""
+        decoder = self.decoder or self._default("decoder", "zoom")
         return replace(
             self,
             out=self.out or default_folder(self),
+            decoder=decoder,
             detector_lr=self._default("detector_lr", None) if self.detector_lr is None else self.detector_lr,
             detector_ema=self._default("detector_ema", 0.0) if self.detector_ema is None else self.detector_ema,
             held_out=self._default("held_out", 0.1) if self.held_out is None else self.held_out,
-            lr=default_lr(self.decoder) if self.lr is None else self.lr,
+            lr=default_lr(decoder) if self.lr is None else self.lr,
             num_workers=default_workers() if self.num_workers is None else self.num_workers,
             trainer=self.trainer.resolve(),
         )
 
-    def _default(self, name: str, new: float | None) -> float | None:
+    def _default(self, name: str, new: Any) -> Any:
         """Return what an earlier start of the run used for an option that is not given; a default for a new run."""
         saved = read_run_file(replace(self, out=self.out or default_folder(self)))
         return saved.get(name, ADDED_LATER.get(name)) if saved else new
