@@ -124,36 +124,27 @@ def test_a_box_that_leaves_the_image_or_touches_its_border(exported):
         InstanceOptions(score_threshold=0.2, foreground_threshold=0.7),
     ],
 )
-def test_options_of_inference(exported, options):
+def test_options_of_inference(exported, options, monkeypatch):
     segmenter, model, _ = exported("instance", "zoom")
     changed = Segmenter(segmenter.model, segmenter.class_names, options)
-    before, model.options = model.options, {**vars(options), "grouping": "instance"}
-    try:
-        assert_alike(changed.segment(IMAGES[1]), model.segment(IMAGES[1]))
-    finally:
-        model.options = before
+    monkeypatch.setattr(model, "options", {**vars(options), "grouping": "instance"})
+    assert_alike(changed.segment(IMAGES[1]), model.segment(IMAGES[1]))
 
 
-def test_grouping_by_class(exported):
+def test_grouping_by_class(exported, monkeypatch):
     segmenter, model, _ = exported("instance", "light")
     changed = Segmenter(segmenter.model, segmenter.class_names, InstanceOptions(score_threshold=0.3, grouping="class"))
-    before, model.options = model.options, vars(changed.options)
-    try:
-        assert_alike(changed.segment(IMAGES[1]), model.segment(IMAGES[1]))
-    finally:
-        model.options = before
+    monkeypatch.setattr(model, "options", vars(changed.options))
+    assert_alike(changed.segment(IMAGES[1]), model.segment(IMAGES[1]))
 
 
 @pytest.mark.parametrize("options", [{"max_classes": 1}, {"box_margin": 6.0}, {"weight_by_score": False}])
 @pytest.mark.parametrize("decoder", ["zoom", "light"])
-def test_options_of_semantic_inference(exported, decoder, options):
+def test_options_of_semantic_inference(exported, decoder, options, monkeypatch):
     segmenter, model, _ = exported("semantic", decoder)
     changed = Segmenter(segmenter.model, segmenter.class_names, SemanticOptions(score_threshold=0.2, **options))
-    before, model.options = model.options, vars(changed.options)
-    try:
-        assert_alike(changed.segment(IMAGES[0]), model.segment(IMAGES[0]))
-    finally:
-        model.options = before
+    monkeypatch.setattr(model, "options", vars(changed.options))
+    assert_alike(changed.segment(IMAGES[0]), model.segment(IMAGES[0]))
 
 
 def test_the_folder_describes_the_network(exported):

@@ -11,20 +11,9 @@ from dasnet_lightning.cli.main import main
 from dasnet_lightning.data.synthetic.dataset import write_synthetic
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.sweeps.points import POINT
+from tiny_run import TINY, TINY_DETECTOR
 
-OPTIONS = {
-    "detector": "ssd_tiny",
-    "image_size": 64,
-    "detector_steps": 4,
-    "detector_batch_size": 4,
-    "score_threshold": 0.3,
-    "decoder": "zoom",
-    "steps": 3,
-    "batch_size": 4,
-    "num_workers": 0,
-    "accelerator": "cpu",
-    "precision": "32-true",
-}
+OPTIONS = {"score_threshold": 0.3, **TINY_DETECTOR, **TINY}
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +90,18 @@ def test_rivals_give_the_mask_multiplier(finished, shapes, tmp_path):
     dasnet_lightning.sweep(shapes, ("2", "all"), 2, finished, rivals=rivals, **OPTIONS)
     page = (finished / "sweep.html").read_text()
     assert "Mask multiplier" in page
+    assert "dasnet_lightning.sweep(" in page
+    assert "rivals=" in page
+
+
+def test_unreadable_rivals_are_refused_before_any_training(shapes, tmp_path):
+    rivals, out = tmp_path / "few_masks.csv", tmp_path / "sweep"
     rivals.write_text("name,value\nx,1\n")
     with pytest.raises(ConfigError, match="expected the columns method, masks"):
-        dasnet_lightning.sweep(shapes, ("2", "all"), 2, finished, rivals=rivals, **OPTIONS)
+        dasnet_lightning.sweep(shapes, ("2", "all"), 2, out, rivals=rivals, **OPTIONS)
+    with pytest.raises(ConfigError, match=r"missing\.csv: cannot be read"):
+        dasnet_lightning.sweep(shapes, ("2", "all"), 2, out, rivals=tmp_path / "missing.csv", **OPTIONS)
+    assert not out.exists()
 
 
 def test_a_sweep_file_runs_every_point_once_without_a_server(shapes, finished, tmp_path, capfd):

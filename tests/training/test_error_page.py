@@ -11,18 +11,9 @@ from dasnet_lightning.metrics.errors import ERRORS
 from dasnet_lightning.training.error_page import MAX_CLASSES, matrix_table
 from dasnet_lightning.training.report import write_page
 from dasnet_lightning.training.results import RunResult
+from tiny_run import TINY, TINY_DETECTOR
 
-SMALL = {
-    "task": "instance",
-    "mask_budgets": ("6",),
-    "image_size": 64,
-    "steps": 3,
-    "batch_size": 4,
-    "decoder": "zoom",
-    "num_workers": 0,
-    "accelerator": "cpu",
-    "precision": "32-true",
-}
+SMALL = {"task": "instance", "mask_budgets": ("6",), **TINY}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +31,7 @@ def given(shapes, tmp_path_factory) -> RunResult:
 @pytest.fixture(scope="module")
 def detecting(shapes, tmp_path_factory) -> RunResult:
     out = tmp_path_factory.mktemp("detecting") / "run"
-    options = {"detector": "ssd_tiny", "detector_steps": 4, "detector_batch_size": 4, "score_threshold": 0.02}
-    return dasnet_lightning.train(str(shapes), out=str(out), **options, **SMALL)
+    return dasnet_lightning.train(str(shapes), out=str(out), score_threshold=0.02, **TINY_DETECTOR, **SMALL)
 
 
 def test_a_run_without_detector_shows_no_detected_boxes(given):

@@ -13,7 +13,6 @@ import torch
 
 from dasnet_lightning.annotation.jobs import ImageJob
 from dasnet_lightning.annotation.journal import ImageMasks
-from dasnet_lightning.annotation.quality import quality_of
 from dasnet_lightning.data.images import read_image
 from dasnet_lightning.data.sources.class_mapping import match_labels
 from dasnet_lightning.errors import DasnetError, DataError
@@ -21,6 +20,7 @@ from dasnet_lightning.inference.segmenter import Segmenter, load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.rle import encode_mask
 
+DIGITS = 4  # of a quality
 SECONDS = 2.0  # between looks at whether the other processes live
 
 Part = tuple[int, list[ImageJob]]
@@ -96,8 +96,12 @@ def _segment_job(segmenter: Segmenter, job: ImageJob, labels: dict[str, int]) ->
     for indices, given in _group_calls(segmenter, job, labels):
         boxes = np.array([job.boxes[index] for index in indices], np.float32)
         segmentation = segmenter.segment(pixels, boxes, given)
-        masks = zip(indices, segmentation.windows, quality_of(segmentation), strict=True)
-        found += [(job.places[index], encode_mask(mask).decode("ascii"), quality) for index, mask, quality in masks]
+        assert segmentation.quality is not None  # the segmenter knows it
+        masks = zip(indices, segmentation.windows, segmentation.quality.tolist(), strict=True)
+        found += [
+            (job.places[index], encode_mask(mask).decode("ascii"), round(quality, DIGITS))
+            for index, mask, quality in masks
+        ]
     return ImageMasks(sorted(found))
 
 

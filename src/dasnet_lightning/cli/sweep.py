@@ -1,6 +1,9 @@
 """`dasnet sweep DATA`: the learning curve over mask budgets; `dasnet sweep FILE.yaml`: a W&B sweep file run here."""
 
 import argparse
+import shlex
+import sys
+from dataclasses import fields
 
 from dasnet_lightning.cli.options import add_field_arguments, field_values
 from dasnet_lightning.errors import ConfigError
@@ -8,12 +11,11 @@ from dasnet_lightning.sweeps.cost import BOX_SECONDS, MASK_SECONDS, CostModel
 from dasnet_lightning.training.config import RunConfig, TrainerSettings
 
 LEFT_OUT = ("out", "mask_budgets", "split_seed", "joint_steps")
+RUN_OPTIONS = [item.name for item in fields(RunConfig) if item.name not in LEFT_OUT]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a sweep, and those of its trainings."""
-    from dataclasses import fields
-
     parser.add_argument(
         "data", metavar="DATA", help="data set in any supported format, or a sweep file of W&B (method, parameters)"
     )
@@ -39,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="of a sweep file: wandb registers it at the server, for `wandb agent` (default: %(default)s)",
     )
-    names = [item.name for item in fields(RunConfig) if item.name not in LEFT_OUT]
-    add_field_arguments(parser, RunConfig, names)
+    add_field_arguments(parser, RunConfig, RUN_OPTIONS)
     add_field_arguments(parser, TrainerSettings)
 
 
@@ -52,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
         return register(args.data, args.project) if args.backend == "wandb" else run_file(args.data, args.out)
     if args.backend == "wandb":
         raise ConfigError(f"{args.data}: --backend wandb needs a sweep file (YAML with method and parameters)")
-    from dasnet_lightning.sweeps.run import BUDGETS, sweep
+    from dasnet_lightning.sweeps.run import BUDGETS, run_sweep
 
-    names = [name for name in RunConfig.__dataclass_fields__ if name not in LEFT_OUT]
-    options = field_values(args, RunConfig, names) | field_values(args, TrainerSettings)
+    options = field_values(args, RunConfig, RUN_OPTIONS) | field_values(args, TrainerSettings)
     cost = CostModel(args.box_cost, args.mask_cost, args.cost_unit)
-    sweep(args.data, args.budgets or BUDGETS, args.seeds, args.out, cost, args.rivals, **options)
+    command = shlex.join(["dasnet", *sys.argv[1:]])
+    run_sweep(args.data, args.budgets or BUDGETS, args.seeds, args.out, cost, args.rivals, options, command)
     return 0

@@ -99,9 +99,8 @@ class MixedSupervisionDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data set and draw the split, both only once. Raises DataError or BudgetError."""
-        self._resumed_from = (
-            (0, 0) if stage == "fit" else self._resumed_from
-        )  # the state of a checkpoint is loaded later
+        if stage == "fit":
+            self._resumed_from = (0, 0)  # Lightning loads the state of a checkpoint after this
         self.opened()
 
     def opened(self) -> OpenedData:

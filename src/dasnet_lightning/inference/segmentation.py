@@ -53,6 +53,8 @@ class Segmentation:
         class_names: names of the classes, background first.
         category_ids: the data set's id of each class for exports, as long as `class_names`; entry 0 is not used. None
             exports the labels.
+        quality: the IoU with the true mask that the probabilities of each mask let expect, 0..1, not calibrated. None if
+            unknown.
 
     Raises:
         ValueError: if the shapes or lengths do not match.
@@ -66,6 +68,7 @@ class Segmentation:
     class_names: tuple[str, ...]
     masks: MaskField = MaskField()
     category_ids: tuple[int | str, ...] | None = None
+    quality: Float[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
         height, width, count = *self.image.shape[:2], len(self.boxes)
@@ -77,6 +80,7 @@ class Segmentation:
             "masks": (count, height, width),
             "semantic": (height, width),
         }
+        expected |= {} if self.quality is None else {"quality": (count,)}
         for name, shape in expected.items():
             value = self.__dict__["mask_windows" if name == "masks" else name]
             if tuple(value.shape) != shape:
@@ -180,7 +184,8 @@ class Segmentation:
         """Return the objects as the writers of data sets take them; an empty mask is a missing one."""
         from dasnet_lightning.data.writers.base import ImageLabels, ObjectLabel
 
-        boxes = zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), self.windows, strict=True)
+        qualities = self.scores if self.quality is None else self.quality
+        boxes = zip(self.boxes.tolist(), self.labels.tolist(), qualities.tolist(), self.windows, strict=True)
         objects = tuple(
             ObjectLabel(
                 object_id=str(number),
@@ -188,10 +193,10 @@ class Segmentation:
                 label=label,
                 mask=encode_mask(mask) if mask.any() else None,
                 by_model=bool(mask.any()),
-                quality=round(score, 4),
+                quality=round(quality, 4),
                 tolerance=tolerance,
             )
-            for number, (box, label, score, mask) in enumerate(boxes)
+            for number, (box, label, quality, mask) in enumerate(boxes)
         )
         return ImageLabels(name, name, (self.image.shape[0], self.image.shape[1]), objects)
 

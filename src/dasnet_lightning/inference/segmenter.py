@@ -21,8 +21,9 @@ from dasnet_lightning.inference.segmentation import Segmentation
 from dasnet_lightning.inference.stream import SegmentationStream, run_batches
 from dasnet_lightning.models.box_scores import Refinement
 from dasnet_lightning.models.dasnet import DASNet, build_dasnet
-from dasnet_lightning.models.instance import InstanceOptions, WindowPrediction, segment_windows
+from dasnet_lightning.models.instance import InstanceOptions, segment_windows
 from dasnet_lightning.models.semantic import SemanticOptions, segment_semantic_windows
+from dasnet_lightning.models.window_prediction import WindowPrediction
 from dasnet_lightning.nn.heads import PositionSensitiveHead, SemanticHead
 from dasnet_lightning.tasks.checkpoints import load_network, read_checkpoint, sub_state, without_weights
 from dasnet_lightning.tasks.config import NetworkConfig, restore_options
@@ -239,6 +240,7 @@ class Segmenter:
             semantic=prediction.semantic.cpu(),
             class_names=self.class_names,
             category_ids=self.category_ids,
+            quality=prediction.quality.cpu()[order],
         )
 
     def _features(self, images: Images) -> Pyramid:

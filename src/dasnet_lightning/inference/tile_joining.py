@@ -6,7 +6,7 @@ tile gives the pixels of the mask that lie nearest to its center. The class map 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -97,6 +97,7 @@ def join_tiles(
         class_names=results[0].class_names,
         masks=masks,
         category_ids=results[0].category_ids,
+        quality=torch.tensor([part.quality for part in joined], dtype=torch.float32),
     )
 
 
@@ -108,6 +109,7 @@ class _Part:
     box: tuple[float, float, float, float]
     label: int
     score: float
+    quality: float
     area: Window
     mask: Bool[np.ndarray, "_ _"]
 
@@ -166,7 +168,8 @@ def _move_objects(result: Segmentation, tile: Tile, size: tuple[int, int]) -> li
         box = (max(0.0, x0 + x), max(0.0, y0 + y), min(float(size[1]), x1 + x), min(float(size[0]), y1 + y))
         if box[2] > box[0] and box[3] > box[1]:
             label, score = int(result.labels[number]), float(result.scores[number])
-            parts.append(_Part(tile, box, label, score, masks.window(number), masks.crop(number)))
+            quality = 0.0 if result.quality is None else float(result.quality[number])
+            parts.append(_Part(tile, box, label, score, quality, masks.window(number), masks.crop(number)))
     return parts
 
 
@@ -204,7 +207,7 @@ def _join(group: Sequence[_Part], size: tuple[int, int]) -> _Part:
     whole = [part for part in group if part.is_whole(size)]
     if whole or len(group) == 1:
         best = whole[0] if whole else group[0]
-        return _Part(best.tile, best.box, best.label, group[0].score, best.area, best.mask)
+        return replace(best, score=group[0].score)
     x0, y0, x1, y1 = enclose([part.area for part in group])
     mask = np.zeros((y1 - y0, x1 - x0), bool)
     for part in group:
@@ -216,4 +219,5 @@ def _join(group: Sequence[_Part], size: tuple[int, int]) -> _Part:
                     seen[top - y0 : bottom - y0, left - x0 : right - x0] = False
         mask = mask | seen
     box = enclose([part.box for part in group])
-    return _Part(group[0].tile, box, group[0].label, group[0].score, (x0, y0, x1, y1), mask)
+    lowest = min(part.quality for part in group)
+    return replace(group[0], box=box, quality=lowest, area=(x0, y0, x1, y1), mask=mask)

@@ -124,14 +124,19 @@ def _collect_given(
     """Return the given boxes in their order, with the masks of their tiles; later boxes lie on top in the class map."""
     size = (pixels.shape[0], pixels.shape[1])
     masks, semantic = MaskWindows(size, len(boxes)), torch.zeros(size, dtype=torch.int64)
-    labels, scores = torch.zeros(len(boxes), dtype=torch.int64), torch.ones(len(boxes))
+    labels, scores, quality = (
+        torch.zeros(len(boxes), dtype=torch.int64),
+        torch.ones(len(boxes)),
+        torch.zeros(len(boxes)),
+    )
     for result, item, index in zip(results, tiles, members, strict=True):
         moved = move_masks(result.windows, item.window, size)
         for number, place in enumerate(index.tolist()):
             masks.put(place, moved.window(number), moved.crop(number))
             labels[place], scores[place] = result.labels[number], result.scores[number]
+            quality[place] = 0.0 if result.quality is None else result.quality[number]
     for place, label in enumerate(labels.tolist()):
         x0, y0, x1, y1 = masks.window(place)
         semantic[y0:y1, x0:x1][torch.from_numpy(masks.crop(place))] = label
     first = results[0]
-    return Segmentation(pixels, boxes, labels, scores, semantic, first.class_names, masks, first.category_ids)
+    return Segmentation(pixels, boxes, labels, scores, semantic, first.class_names, masks, first.category_ids, quality)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.boxes import pixel_windows, restore_boxes
 from dasnet_lightning.functional.lazy_scoring import score_boxes
+from dasnet_lightning.functional.mask_quality import estimate_iou
 from dasnet_lightning.functional.patches import Patches
 from dasnet_lightning.functional.position_sensitive import inside_logits, instance_scores, pixel_grid
 from dasnet_lightning.functional.regions import best_detections, regions_by_class, regions_by_instance
@@ -27,6 +28,7 @@ from dasnet_lightning.models.box_scores import (
 )
 from dasnet_lightning.models.dasnet import DASNet
 from dasnet_lightning.models.local_decoding import decode_windows
+from dasnet_lightning.models.window_prediction import WindowPrediction
 from dasnet_lightning.nn.heads import PositionSensitiveHead
 from dasnet_lightning.types import Detections, Prediction, Pyramid, Regions
 
@@ -94,19 +96,8 @@ def segment_instances(
         given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
         refinement: what `flip` and `guided_filter` read.
     """
-    return tuple(
-        Prediction(item.detections, item.masks.dense().to(item.semantic.device), item.semantic)
-        for item in segment_windows(model, pyramid, detections, sizes, options, given, refinement)
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class WindowPrediction:
-    """A `Prediction` whose masks take little memory."""
-
-    detections: Detections
-    masks: MaskWindows
-    semantic: Int64[Tensor, "H0 W0"]
+    predictions = segment_windows(model, pyramid, detections, sizes, options, given, refinement)
+    return tuple(item.dense() for item in predictions)
 
 
 def segment_windows(
@@ -234,12 +225,14 @@ class _ScoredImage:
         self.detections, self.options = detections, options
         self.masks = MaskWindows(size, len(detections.labels))
         self.instance_scores = torch.ones_like(detections.scores)
+        self.quality = torch.zeros_like(detections.scores)
         self.map = ClassMap(size, options, detections.boxes.device)
 
     def add(self, place: int, scores: BoxScores) -> None:
         mask = scores.inside > self.options.foreground_threshold
         self.masks.put(place, scores.window, mask.cpu().numpy())
         self.instance_scores[place] = scores.score
+        self.quality[place] = estimate_iou(scores.inside[None])[0]
         self.map.add(place, scores, int(self.detections.labels[place]), float(self.detections.scores[place]))
 
     def predict(self) -> WindowPrediction:
@@ -247,7 +240,7 @@ class _ScoredImage:
         if self.options.weight_by_instance_score:
             scores = scores * self.instance_scores
         detections = Detections(self.detections.boxes, self.detections.labels, scores)
-        return WindowPrediction(detections, self.masks, self.map.semantic)
+        return WindowPrediction(detections, self.masks, self.map.semantic, self.quality)
 
 
 class ClassMap:

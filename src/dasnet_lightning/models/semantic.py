@@ -15,17 +15,16 @@ from torch.nn import functional as F
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.functional.attention import box_scores
-from dasnet_lightning.functional.boxes import pixel_windows, restore_boxes, scale_boxes
+from dasnet_lightning.functional.boxes import scale_boxes
 from dasnet_lightning.functional.losses import LossSum
 from dasnet_lightning.functional.patches import Patches, paste, resize
 from dasnet_lightning.functional.regions import confident_detections, regions_by_class
 from dasnet_lightning.functional.windows import Windows, box_windows, join_windows, resize_input_window
-from dasnet_lightning.mask_windows import MaskWindows
 from dasnet_lightning.models.box_decoding import decode_boxes, decodes_boxes
 from dasnet_lightning.models.box_scores import NO_REFINEMENT, Refinement, filter_map, mirror_detections
 from dasnet_lightning.models.dasnet import DASNet
-from dasnet_lightning.models.instance import WindowPrediction
 from dasnet_lightning.models.local_decoding import DecodedWindows, decode_windows
+from dasnet_lightning.models.window_prediction import WindowPrediction, cut_class_map
 from dasnet_lightning.nn.decoder.layers import convolve_patches
 from dasnet_lightning.nn.heads import Head, SemanticHead
 from dasnet_lightning.types import IGNORE_INDEX, Detections, Prediction, Pyramid, Regions
@@ -86,10 +85,8 @@ def segment_semantic(
         given: the boxes are given, by annotations for example: segment all of them, whatever the thresholds and limits.
         refinement: what `flip` and `guided_filter` read.
     """
-    return tuple(
-        Prediction(item.detections, item.masks.dense().to(item.semantic.device), item.semantic)
-        for item in segment_semantic_windows(model, pyramid, detections, sizes, options, given, refinement)
-    )
+    predictions = segment_semantic_windows(model, pyramid, detections, sizes, options, given, refinement)
+    return tuple(item.dense() for item in predictions)
 
 
 def segment_semantic_windows(
@@ -119,9 +116,9 @@ def segment_semantic_windows(
             sides = _box_sides(regions.select(start, stop), pyramid.size, size)
             for region_map, side in zip(maps, sides, strict=True):
                 region_map.copy_(filter_map(region_map, refinement.guides[image], side))
-        semantic = _class_map(maps, regions.select(start, stop), image_detections.scores, pyramid.size, size, options)
-        masks = _windows_from_class_map(semantic, image_detections, pyramid.size)
-        predictions.append(WindowPrediction(image_detections, masks, semantic))
+        of_image = regions.select(start, stop)
+        semantic = _class_map(maps, of_image, image_detections.scores, pyramid.size, size, options)
+        predictions.append(cut_class_map(semantic, maps, of_image.labels, image_detections, pyramid.size))
         start = stop
     return tuple(predictions)
 
@@ -227,19 +224,6 @@ def merge_regions(
     weighted = (foreground * weights).masked_fill(foreground < foreground_threshold, 0)
     best, winner = weighted.max(dim=0)
     return torch.where(best > 0, labels[winner], torch.zeros_like(winner))
-
-
-def _windows_from_class_map(
-    semantic: Int64[Tensor, "H0 W0"], detections: Detections, input_size: tuple[int, int]
-) -> MaskWindows:
-    """Return for each detection the pixels of its class that its box touches."""
-    size = (semantic.shape[0], semantic.shape[1])
-    boxes, masks = restore_boxes(detections.boxes, input_size, size), MaskWindows(size, len(detections.labels))
-    for number, (x0, y0, x1, y1) in enumerate(pixel_windows(boxes, size).tolist()):
-        if x1 > x0 and y1 > y0:
-            mask = semantic[y0:y1, x0:x1] == detections.labels[number]
-            masks.put(number, (x0, y0, x1, y1), mask.cpu().numpy())
-    return masks
 
 
 def window_loss(model: DASNet, pyramid: Pyramid, regions: Regions, labels: Int64[Tensor, "r H W"]) -> LossSum:

@@ -93,7 +93,7 @@ def register(path: str, project: str | None) -> int:
     """
     import wandb
 
-    read_sweep_like(path)
+    check_program(path)
     try:
         identity = wandb.sweep(yaml.safe_load(Path(path).read_text()), project=project)
     except wandb.errors.Error as error:
@@ -103,7 +103,7 @@ def register(path: str, project: str | None) -> int:
     return 0
 
 
-def read_sweep_like(path: str) -> None:
+def check_program(path: str) -> None:
     """Raise ConfigError if the command of a sweep file is not `dasnet`."""
     content = yaml.safe_load(Path(path).read_text())
     program = str(content.get("program", content.get("command", [""])[0]))

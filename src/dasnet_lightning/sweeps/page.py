@@ -3,9 +3,11 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from dasnet_lightning.errors import ConfigError
 from dasnet_lightning.report import Curve, KeyFigure, Report, Table, Value
@@ -13,63 +15,99 @@ from dasnet_lightning.sweeps.cost import CostModel
 from dasnet_lightning.sweeps.curve import LearningCurve, fit_curve, masks_needed, worth_drawing
 from dasnet_lightning.sweeps.points import SweepPoint
 from dasnet_lightning.training.config import RunConfig
+from dasnet_lightning.training.report import plain
 
 MAIN_METRIC = {"instance": "coco_ap", "semantic": "miou"}
 TITLES = {"coco_ap": "COCO AP", "miou": "mIoU"}
 TRUE, FOUND = "ground_truth_boxes", "detected_boxes"
-WIDEN = 1.25  # of the noise; experiments/sweep_coverage.py counts how often predictions lie within their interval
+WIDEN = 1.25  # factor of the noise; tests/sweeps/test_curve.py counts how often simulated values lie in their interval
 LEAST_GAIN = 0.01  # of a doubling that is worth drawing
 RIVAL_METRIC = {"coco_ap": "true/all/ap", "miou": "true/all/miou"}
 
 Rows = list[list[Value]]
+Rivals = Mapping[str, Mapping[float, Sequence[float]]]  # values by method and number of masks
+
+
+@dataclass(frozen=True)
+class SweepTables:
+    """The tables of a sweep.
+
+    Attributes:
+        points: each budget, measured.
+        curve: the fitted curve; None with less than two different numbers of masks.
+        forecast: what the next masks are worth, None without a curve.
+        advice: how many masks are worth drawing, None without a curve.
+        multiplier: how many masks other methods need, None without rivals.
+    """
+
+    points: Table
+    curve: LearningCurve | None = None
+    forecast: Table | None = None
+    advice: KeyFigure | None = None
+    multiplier: Table | None = None
+
+    @property
+    def all(self) -> list[Table]:
+        """The tables that there are."""
+        return [table for table in (self.points, self.forecast, self.multiplier) if table is not None]
+
+
+def sweep_tables(
+    points: Sequence[SweepPoint], metric: str, boxes: int, cost: CostModel, rivals: Rivals | None
+) -> SweepTables:
+    """Return the tables of a sweep.
+
+    Args:
+        points: finished trainings.
+        metric: name of the metric that the curve shows.
+        boxes: number of boxes of the training images.
+        cost: what labels cost to draw.
+        rivals: measured values of other methods, or None.
+    """
+    multiplier = None if rivals is None else multiplier_table(points, metric, rivals)
+    curve, measured = fitted(points, metric), points_table(points, metric)
+    if curve is None:
+        return SweepTables(measured, multiplier=multiplier)
+    forecast = forecast_table(points, metric, curve, boxes, cost)
+    return SweepTables(measured, curve, forecast, _advice(points, curve, boxes, cost), multiplier)
 
 
 def build_report(
     points: Sequence[SweepPoint],
-    boxes: int,
-    cost: CostModel,
-    config: RunConfig,
     metric: str,
+    tables: SweepTables,
+    config: RunConfig,
     box_ap50: float | None,
-    rivals: str | Path | None,
     notes: Sequence[str],
+    command: str,
 ) -> Report:
     """Return the page of a sweep.
 
     Args:
         points: finished trainings.
-        boxes: number of boxes of the training images.
-        cost: what labels cost to draw.
-        config: options of the sweep.
         metric: name of the metric that the curve shows.
+        tables: their tables.
+        config: options of the sweep.
         box_ap50: of the detector, None if it finds no boxes.
-        rivals: CSV file with other methods, or None.
         notes: what a reader of the metrics must know.
+        command: what started the sweep.
     """
-    curve = fitted(points, metric)
-    name = TITLES[metric]
-    tables = [points_table(points, metric)]
-    figures = [KeyFigure(f"{name}, {row[0]} masks", row[4], "ground-truth boxes, mean") for row in tables[0].rows]
-    curves = [learning_curves(points, metric, curve)]
-    if curve is not None:
-        tables.append(forecast_table(points, metric, curve, boxes, cost))
-        figures.append(_advice(points, curve, boxes, cost))
-    if rivals is not None:
-        tables.append(multiplier_table(points, metric, Path(rivals)))
-    if box_ap50 is not None:
-        figures.append(KeyFigure("box AP50", box_ap50, "one detector for all points"))
+    rows = tables.points.rows
+    figures = [KeyFigure(f"{TITLES[metric]}, {row[0]} masks", row[4], "ground-truth boxes, mean") for row in rows]
+    figures += [] if tables.advice is None else [tables.advice]
+    figures += [] if box_ap50 is None else [KeyFigure("box AP50", box_ap50, "one detector for all points")]
     seeds = len({point.seed for point in points})
     return Report(
         title="How many masks?",
         summary=(
             f"{len(points)} trainings of stage two with one detector ({config.detector}, decoder {config.decoder}): "
-            f"{len(points) // max(1, seeds)} mask budgets, {seeds} seeds."
-            + "".join(f" Note: {note}." for note in notes)
+            f"{len(rows)} mask budgets, {seeds} seeds." + "".join(f" Note: {note}." for note in notes)
         ),
         key_figures=figures,
-        tables=tables,
-        curves=curves,
-        command=f"dasnet sweep {config.data} --out {config.out}",
+        tables=tables.all,
+        curves=[learning_curves(points, metric, tables.curve)],
+        command=command,
+        configuration=yaml.safe_dump(plain(asdict(config)), sort_keys=False),
     )
 
 
@@ -182,35 +220,41 @@ def _advice(points: Sequence[SweepPoint], curve: LearningCurve, boxes: int, cost
     )
 
 
-def multiplier_table(points: Sequence[SweepPoint], metric: str, rivals: Path) -> Table:
-    """Return how many masks other methods need for the value of each budget.
+def read_rivals(path: Path, metric: str) -> Rivals:
+    """Return the values of other methods by method and number of masks, from a CSV file of the few-mask benchmark.
 
     Raises:
-        ConfigError: the file has not the columns of the few-mask benchmark.
+        ConfigError: the file cannot be read, or lacks a column.
     """
     column = RIVAL_METRIC[metric]
     measured: dict[str, dict[float, list[float]]] = {}
-    with rivals.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if not {"method", "masks", column} <= set(row):
-                raise ConfigError(
-                    f"{rivals}: expected the columns method, masks and {column} of the few-mask benchmark"
-                )
-            if row["masks"] and row[column]:
-                measured.setdefault(row["method"], {}).setdefault(float(row["masks"]), []).append(float(row[column]))
-    groups = by_budget(points)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if not {"method", "masks", column} <= set(table.fieldnames or ()):
+                raise ConfigError(f"{path}: expected the columns method, masks and {column} of the few-mask benchmark")
+            for row in table:
+                if row["masks"] and row[column]:
+                    of_method = measured.setdefault(row["method"], {})
+                    of_method.setdefault(float(row["masks"]), []).append(float(row[column]))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a table of rivals ({error})") from error
+    return measured
+
+
+def multiplier_table(points: Sequence[SweepPoint], metric: str, rivals: Rivals) -> Table:
+    """Return how many masks other methods need for the value of each budget."""
     rows: Rows = []
-    for method, values in sorted(measured.items()):
+    for method, values in sorted(rivals.items()):
         masks = sorted(values)
         means = [_mean(values[number]) for number in masks]
-        for budget, group in groups.items():
+        for budget, group in by_budget(points).items():
             own = _mean([point.mask_objects for point in group])
             needed = masks_needed(masks, means, _mean([value_of(point, metric) for point in group]))
-            more = None if needed is None else needed / own
             text = f"more than {max(masks):,.0f}" if needed is None else f"{needed:,.0f}"
-            rows.append([method, budget, round(own), text, more])
+            rows.append([method, budget, round(own), text, None if needed is None else needed / own])
     header = ["method", "our budget", "our masks", "its masks for the same value", "multiplier"]
-    note = f"{TITLES[metric]} with ground-truth boxes over all classes. Rivals: {rivals.name}, measured with its own training."
+    note = f"{TITLES[metric]} with ground-truth boxes over all classes. Each rival was measured with its own training."
     return Table("Mask multiplier", header, rows, note)
 
 

@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,17 +12,16 @@ from dasnet_lightning.console import print_table
 from dasnet_lightning.data.sources.open import DataSet
 from dasnet_lightning.distributed import is_rank_zero
 from dasnet_lightning.errors import ConfigError
-from dasnet_lightning.report import write_report
+from dasnet_lightning.report import Report, write_report
 from dasnet_lightning.storage.atomic import write_text
 from dasnet_lightning.sweeps.cost import CostModel
-from dasnet_lightning.sweeps.page import MAIN_METRIC, build_report, points_table
+from dasnet_lightning.sweeps.page import MAIN_METRIC, SweepTables, build_report, read_rivals, sweep_tables
 from dasnet_lightning.sweeps.points import SweepPoint, run_points
-from dasnet_lightning.training.config import RunConfig
 from dasnet_lightning.training.detector_stage import ResolvedDetector
 from dasnet_lightning.training.hardware import quiet_lightning, set_thread_counts
 from dasnet_lightning.training.options import TrainOptions, build_config
 from dasnet_lightning.training.results import GIVEN_BOXES
-from dasnet_lightning.training.run import run_on_data
+from dasnet_lightning.training.run import hold_out_if_needed, run_on_data
 
 BUDGETS = ("1/class", "2/class", "5/class", "10/class", "25/class", "all")
 CSV, PAGE = "sweep.csv", "sweep.html"
@@ -78,52 +77,55 @@ def sweep(
         >>> result = dasnet_lightning.sweep("data/pets", budgets=("1/class", "5/class", "all"), seeds=3)
         >>> result.folder / "sweep.html"
     """
+    arguments = {"budgets": budgets, "seeds": seeds, "out": out, "cost": cost, "rivals": rivals, **options}
+    given = [repr(str(data)), *(f"{name}={value!r}" for name, value in arguments.items() if value is not None)]
+    command = f"dasnet_lightning.sweep({', '.join(given)})"
+    return run_sweep(data, budgets, seeds, out, cost, rivals, options, command)
+
+
+def run_sweep(
+    data: str | Path,
+    budgets: Sequence[str],
+    seeds: int | Sequence[int],
+    out: str | Path | None,
+    cost: CostModel | None,
+    rivals: str | Path | None,
+    options: Mapping[str, Any],
+    command: str,
+) -> SweepResult:
+    """Do the work of `sweep`, whose arguments it takes; `command` is what the page shows."""
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not budgets or not chosen:
         raise ConfigError(f"a sweep of {len(budgets)} budgets and {len(chosen)} seeds has no point")
-    folder = Path(out) if out is not None else Path("runs") / f"{Path(data).resolve().stem}-sweep"
     unsupported = [name for name in ("mask_budgets", "split_seed", "joint_steps") if options.get(name)]
     if unsupported:
         raise ConfigError(f"sweep: {unsupported[0]} is not an option of a sweep; use budgets and seeds")
+    folder = Path(out) if out is not None else Path("runs") / f"{Path(data).resolve().stem}-sweep"
     config = build_config(data, folder, {**options, "mask_budgets": ("sweep",)}, "sweep")
-    return _run(config, tuple(budgets), chosen, cost or CostModel(), rivals)
-
-
-def _run(
-    config: RunConfig, budgets: Sequence[str], seeds: Sequence[int], cost: CostModel, rivals: str | Path | None
-) -> SweepResult:
+    metric = MAIN_METRIC[config.task]
+    others = None if rivals is None else read_rivals(Path(rivals), metric)  # before hours of training
     quiet_lightning()
     set_thread_counts(config.num_workers or 0)
 
     def stages(dataset: DataSet, detector: ResolvedDetector, notes: Sequence[str]) -> SweepResult:
-        held_out = config.score_threshold or config.detector_checkpoint or not detector.learns_boxes
-        settings = replace(config, held_out=0.0) if held_out else config
-        detection, points = run_points(settings, dataset, detector, budgets, seeds)
-        detects = detector.name != GIVEN_BOXES
-        result = SweepResult(config.folder, tuple(points), detection.get("val/box_ap50") if detects else None)
+        settings = hold_out_if_needed(config, detector)
+        detection, points = run_points(settings, dataset, detector, budgets, chosen)
+        box_ap50 = detection.get("val/box_ap50") if detector.name != GIVEN_BOXES else None
+        result = SweepResult(config.folder, tuple(points), box_ap50)
         if is_rank_zero():
             boxes = sum(len(record.objects) for record in dataset.train.records)
-            _write(result, boxes, cost, rivals, config, notes)
+            tables = sweep_tables(result.points, metric, boxes, cost or CostModel(), others)
+            _write(result, tables, build_report(result.points, metric, tables, config, box_ap50, notes, command))
         return result
 
-    return run_on_data(config, stages, [(budget, seed) for seed in seeds for budget in budgets])
+    return run_on_data(config, stages, [(budget, seed) for seed in chosen for budget in budgets])
 
 
-def _write(
-    result: SweepResult,
-    boxes: int,
-    cost: CostModel,
-    rivals: str | Path | None,
-    config: RunConfig,
-    notes: Sequence[str],
-) -> None:
-    """Write the CSV file and the page, and print the table."""
+def _write(result: SweepResult, tables: SweepTables, report: Report) -> None:
+    """Write the CSV file and the page, and print the tables."""
     write_text(result.folder / CSV, points_csv(result.points))
-    metric = MAIN_METRIC[config.task]
-    report = build_report(result.points, boxes, cost, config, metric, result.box_ap50, rivals, notes)
     page = write_report(result.folder / PAGE, report)
-    print_table(points_table(result.points, metric))
-    for table in report.tables[1:]:
+    for table in tables.all:
         print_table(table)
     console.out(f"table: {result.folder / CSV}")
     console.out(f"page: {page}")

@@ -156,8 +156,7 @@ def run_stages(config: RunConfig, dataset: DataSet, detector: ResolvedDetector) 
         detector: the detector.
     """
     image_size = detector.image_size
-    if config.score_threshold or config.detector_checkpoint or not detector.learns_boxes:
-        config = replace(config, held_out=0.0)  # nothing would be chosen on the held-out images
+    config = hold_out_if_needed(config, detector)
     boxes = build_data(config, dataset, "boxes", image_size)
     checkpoint, detection = train_detector(config, boxes, detector)
     log_detector(config, checkpoint, detection)
@@ -179,6 +178,12 @@ def run_stages(config: RunConfig, dataset: DataSet, detector: ResolvedDetector) 
     return RunResult(
         config, detector.name, tuple(boxes.class_names), detection, tuple(budgets), accounting, boxes.val_set()
     )
+
+
+def hold_out_if_needed(config: RunConfig, detector: ResolvedDetector) -> RunConfig:
+    """Return the options without held-out images if nothing would be chosen on them."""
+    chosen = config.score_threshold or config.detector_checkpoint or not detector.learns_boxes
+    return replace(config, held_out=0.0) if chosen else config
 
 
 def build_data(
