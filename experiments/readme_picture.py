@@ -11,6 +11,7 @@ from PIL import Image
 
 from dasnet_lightning import MixedSupervisionDataModule, load
 from dasnet_lightning.training.pictures import draw_row
+from dasnet_lightning.visualization.text import side_by_side
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
     segmenters = {item["budget"]: load(item["checkpoint"]) for item in results["budgets"]}
     picture = draw_row(segmenters, val_set.records[args.image], truth, results["config"]["task"] == "instance")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.image).save(args.out, optimize=True)
+    panels = {picture.image_title: picture.image, **picture.panels}
+    Image.fromarray(side_by_side(list(panels.values()), list(panels))).save(args.out, optimize=True)
 
 
 if __name__ == "__main__":

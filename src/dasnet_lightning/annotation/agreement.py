@@ -17,9 +17,9 @@ from dasnet_lightning.storage.atomic import write_text
 BY_CLASS, BY_OBJECT = "agreement.csv", "agreement_objects.csv"
 GOOD = 0.75  # IoU of a mask that counts as right
 COLUMNS = ("class", "objects", "mean IoU", f"IoU >= {GOOD}")
-OBJECT_COLUMNS = ("image", "object", "class", "IoU", "quality")
+OBJECT_COLUMNS = ("split", "image", "object", "class", "IoU", "quality")
 
-Row = tuple[str, str, str, float, float]
+Row = tuple[str, str, str, str, float, float]
 
 
 class Agreement:
@@ -28,7 +28,7 @@ class Agreement:
     def __init__(self) -> None:
         self._rows: list[Row] = []
 
-    def add(self, source: Source, record: ImageRecord, labels: ImageLabels, found: ImageMasks) -> None:
+    def add(self, split: str, source: Source, record: ImageRecord, labels: ImageLabels, found: ImageMasks) -> None:
         """Compare the masks of one image; masks that cannot be used are left out."""
         compared = set(list_compared(record))
         for place, counts, quality in found.objects:
@@ -37,12 +37,13 @@ class Agreement:
                 pair = as_coco([counts.encode("ascii"), drawn], record.size)
                 iou = round(float(coco_mask.iou(pair[:1], pair[1:], [0])[0, 0]), 4)
                 item = record.objects[place]
-                self._rows.append((record.image_id, item.object_id, source.class_names[item.label], iou, quality))
+                name = source.class_names[item.label]
+                self._rows.append((split, record.image_id, item.object_id, name, iou, quality))
 
     def by_class(self) -> list[list[Any]]:
         """Return class, number of objects, mean IoU and the share of good masks, the worst class first."""
         classes: dict[str, list[float]] = {}
-        for _, _, name, iou, _ in self._rows:
+        for _, _, _, name, iou, _ in self._rows:
             classes.setdefault(name, []).append(iou)
         rows: list[list[Any]] = [
             [name, len(values), round(sum(values) / len(values), 4), round(_share(values), 4)]
@@ -53,7 +54,7 @@ class Agreement:
     def write(self, out: Path) -> None:
         """Write both tables as CSV."""
         write_text(out / BY_CLASS, _to_csv(COLUMNS, self.by_class()))
-        worst_first = sorted(self._rows, key=lambda row: (row[3], row[0], row[1]))
+        worst_first = sorted(self._rows, key=lambda row: (row[4], *row[:3]))
         write_text(out / BY_OBJECT, _to_csv(OBJECT_COLUMNS, worst_first))
 
 

@@ -18,7 +18,7 @@ from dasnet_lightning.data.writers.convert import RENAMED, name_images, transfer
 from dasnet_lightning.rle import areas
 
 QUALITY_FILE = "quality.csv"
-COLUMNS = ("image", "object", "class", "quality", "kept as")
+COLUMNS = ("split", "image", "object", "class", "quality", "kept as")
 MASK, DOUBTFUL, HUMAN, CROWD = "mask", "box: doubtful", "human mask", "box: crowd or difficult"
 EMPTY, FAILED = "box: the mask is empty", "box: the image cannot be read"
 
@@ -51,11 +51,11 @@ def assemble(
                 failures += [found.fault] if found.fault else []
                 labels = _read(source, record, name, writer, options.compare)
                 if options.compare:
-                    agreement.add(source, record, labels, found)
+                    agreement.add(split, source, record, labels, found)
                 merged, uses = _merge(labels, record, found, options)
                 writer.add(split, _relabel(merged, source.class_names, class_names))
                 transfer_image(record.path, writer.image_folder(split) / name, options.images)
-                table.writerows(_describe(record, source.class_names, uses))
+                table.writerows((split, *row) for row in _describe(record, source.class_names, uses))
                 kept.update(use for use, _ in uses)
                 images += 1
                 if progress:
@@ -80,7 +80,7 @@ def _list_losses(writer: Writer, renamed: int) -> dict[str, int]:
 def _describe(
     record: ImageRecord, class_names: tuple[str, ...], uses: list[tuple[str, float | None]]
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of an image in `quality.csv`."""
+    """Yield the rows of an image in `quality.csv`, without the split."""
     for item, (use, quality) in zip(record.objects, uses, strict=True):
         yield record.image_id, item.object_id, class_names[item.label], "" if quality is None else quality, use
 
