@@ -43,7 +43,12 @@ SHORT_DEMO = {
     "images": 48,
     **{name: SHORT_RUN[name] for name in ("detector_steps", "steps", "num_workers", "precision")},
 }
-SHORT = {"train": SHORT_RUN, "demo": {**SHORT_DEMO, "accelerator": "cpu"}}
+SHORT = {
+    "train": SHORT_RUN,
+    "demo": {**SHORT_DEMO, "accelerator": "cpu"},
+    "sweep": {**SHORT_RUN, "detector": "ssd_tiny", "seeds": 1},
+    "annotate": {"device": "cpu"},
+}
 NOT_OURS = {  # commands that set up or test the project itself
     "python -m pip install uv",
     "python -m pip install .",
@@ -148,6 +153,15 @@ def run_python(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
             return train(*data, **{"detector": "ssd_tiny", **options, **SHORT_RUN})
 
         monkeypatch.setattr(dasnet_lightning, "train", short_train)
+    if "dasnet_lightning.sweep(" in block.text:
+        sweep = dasnet_lightning.sweep
+
+        def short_sweep(*data, **options):
+            return sweep(
+                *data, **{**options, "seeds": 1, "out": "runs/sweep_python", "detector": "ssd_tiny", **SHORT_RUN}
+            )
+
+        monkeypatch.setattr(dasnet_lightning, "sweep", short_sweep)
     exec(compile(block.text, block.name, "exec"), {"__name__": "docs"})
 
 

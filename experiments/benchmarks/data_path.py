@@ -123,7 +123,7 @@ class TorchvisionWay:
         masks = target["masks"].as_subclass(torch.Tensor).bool()
         boxes = target["boxes"].as_subclass(torch.Tensor)
         done = Target(boxes=boxes, labels=target["labels"], has_mask=known, ignore=ignored, masks=masks)
-        return Sample(record.image_id, image.as_subclass(torch.Tensor), done, index)
+        return Sample(record.image_id, image.as_subclass(torch.Tensor), done, index, record.size)
 
 
 def build_ways(source: Source, records: Sequence[ImageRecord], size: int) -> dict[str, Run]:

@@ -90,7 +90,7 @@ def annotate(
     labels = map_labels(class_names, load(checkpoint).class_names)
     note = describe_unknown(iterate_jobs(splits, settings.compare), labels)
     journal = Journal(folder, _identify(opened, Path(checkpoint), settings))
-    worker = WorkerSettings(Path(checkpoint), choose_device(settings.device), labels)
+    worker = WorkerSettings(Path(checkpoint), choose_device(settings.device), labels, settings.batch_size)
     segmented, seconds = 0, 0.0
     try:
         if journal.stage == "segment":

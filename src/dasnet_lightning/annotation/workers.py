@@ -3,8 +3,11 @@
 import multiprocessing as mp
 import os
 import queue
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import tee
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,13 @@ class WorkerSettings:
         checkpoint: checkpoint of stage two.
         device: where the network runs; "cuda" gives each process its own GPU.
         labels: label of the checkpoint of each class name of the data set that it knows.
+        batch_size: images in one pass of the network.
     """
 
     checkpoint: Path
     device: str
     labels: dict[str, int] = field(default_factory=dict)
+    batch_size: int = 8
 
 
 def map_labels(class_names: Sequence[str], known: Sequence[str]) -> dict[str, int]:
@@ -57,7 +62,7 @@ def segment_parts(settings: WorkerSettings, parts: Iterable[Part], processes: in
     if processes == 1:
         segmenter = load(settings.checkpoint, device=settings.device)
         for number, jobs in parts:
-            on_part(number, segment_jobs(segmenter, jobs, settings.labels))
+            on_part(number, segment_jobs(segmenter, jobs, settings))
         return
     context = mp.get_context("spawn")
     tasks, results = context.Queue(2 * processes), context.Queue()
@@ -77,32 +82,39 @@ def segment_parts(settings: WorkerSettings, parts: Iterable[Part], processes: in
             worker.join()
 
 
-def segment_jobs(segmenter: Segmenter, jobs: Sequence[ImageJob], labels: dict[str, int]) -> list[ImageMasks]:
+def segment_jobs(segmenter: Segmenter, jobs: Sequence[ImageJob], settings: WorkerSettings) -> list[ImageMasks]:
     """Segment the boxes of some images; an image that cannot be read has a fault."""
-    return [_segment_job(segmenter, job, labels) for job in jobs]
+    found: list[list[tuple[int, str, float]]] = [[] for _ in jobs]
+    faults = [""] * len(jobs)
+    calls: deque[tuple[int, list[int]]] = deque()  # the job and the boxes of each call on its way
+
+    def requests() -> Iterator[tuple[Any, ...]]:
+        for number, job in enumerate(jobs):
+            pixels, faults[number] = _read(segmenter, job) if job.places else (None, "")
+            for indices, given in () if pixels is None else _group_calls(segmenter, job, settings.labels):
+                calls.append((number, indices))
+                yield pixels, np.array([job.boxes[index] for index in indices], np.float32), given
+
+    images, boxes, labels = (map(itemgetter(part), copy) for part, copy in enumerate(tee(requests(), 3)))
+    for segmentation in segmenter.segment_many(images, boxes, labels, batch_size=settings.batch_size, workers=0):
+        number, indices = calls.popleft()
+        assert segmentation.quality is not None  # the segmenter knows it
+        for index, mask, quality in zip(indices, segmentation.windows, segmentation.quality.tolist(), strict=True):
+            counts = encode_mask(mask).decode("ascii")
+            found[number].append((jobs[number].places[index], counts, round(quality, DIGITS)))
+    return [ImageMasks(sorted(masks), fault) for masks, fault in zip(found, faults, strict=True)]
 
 
-def _segment_job(segmenter: Segmenter, job: ImageJob, labels: dict[str, int]) -> ImageMasks:
-    if not job.places:
-        return ImageMasks([])
+def _read(segmenter: Segmenter, job: ImageJob) -> tuple[np.ndarray | None, str]:
+    """Return the pixels of an image, or why it cannot be segmented."""
     try:
         pixels = read_image(job.path, job.size, image_range=segmenter.image_range)
     except DataError as error:
-        return ImageMasks([], str(error))
-    if pixels.shape[:2] != job.size:
-        height, width = pixels.shape[:2]
-        return ImageMasks([], f"{job.path}: has {width}x{height} pixels, expected {job.size[1]}x{job.size[0]}")
-    found: list[tuple[int, str, float]] = []
-    for indices, given in _group_calls(segmenter, job, labels):
-        boxes = np.array([job.boxes[index] for index in indices], np.float32)
-        segmentation = segmenter.segment(pixels, boxes, given)
-        assert segmentation.quality is not None  # the segmenter knows it
-        masks = zip(indices, segmentation.windows, segmentation.quality.tolist(), strict=True)
-        found += [
-            (job.places[index], encode_mask(mask).decode("ascii"), round(quality, DIGITS))
-            for index, mask, quality in masks
-        ]
-    return ImageMasks(sorted(found))
+        return None, str(error)
+    height, width = pixels.shape[:2]
+    if (height, width) != job.size:
+        return None, f"{job.path}: has {width}x{height} pixels, expected {job.size[1]}x{job.size[0]}"
+    return pixels, ""
 
 
 def _group_calls(segmenter: Segmenter, job: ImageJob, labels: dict[str, int]) -> Iterator[tuple[list[int], list[int]]]:
@@ -161,7 +173,7 @@ def _work(settings: WorkerSettings, rank: int, parent: int, tasks: Any, results:
                 number, jobs = tasks.get(timeout=SECONDS)
             except queue.Empty:
                 continue
-            results.put((number, segment_jobs(segmenter, jobs, settings.labels), ""))
+            results.put((number, segment_jobs(segmenter, jobs, settings), ""))
     except DasnetError as error:
         results.put((0, [], str(error)))
 

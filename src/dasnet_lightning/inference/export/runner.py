@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray as Array
 from PIL import Image, ImageOps
-
-Array = np.ndarray
 
 
 class Model:
@@ -144,21 +143,27 @@ def open_graph(path: Path, names: dict[str, Any]) -> Any:
 def resize(image: Array, size: tuple[int, int]) -> Array:
     """Resize an 8-bit image as training and `segment` do: average where it shrinks, then interpolate where it grows."""
     shape = [min(int(np.ceil(length * (new / length))), length) for length, new in zip(image.shape, size, strict=False)]
-    halved = image.shape[:2] == (2 * shape[0], 2 * shape[1])  # OpenCV then rounds halves up, else to even numbers
-    for matrix, target in ((average, shape), (stretch, size)):
-        if image.shape[:2] != tuple(target):
-            rows, columns = map(matrix, image.shape, target)
-            lines = (rows @ image.reshape(len(image), -1).astype(np.float32)).reshape(len(rows), -1, 3)
-            values = columns @ lines
-            image = (np.floor(values + np.float32(0.5)) if halved else np.rint(values)).clip(0, 255).astype(np.uint8)
-    return image
+    image = image if image.shape[:2] == tuple(shape) else average(image, shape)
+    rows, columns = map(stretch, image.shape, size)  # nothing to do gives weights of 1
+    lines = (rows @ image.reshape(len(image), -1).astype(np.float32)).reshape(len(rows), -1, 3)
+    return np.rint(columns @ lines).clip(0, 255).astype(np.uint8)
 
 
-def average(pixels: int, cells: int) -> Array:
-    """Return the weights [cells, pixels] of the mean over each cell, along one axis."""
-    edges, pixel = np.arange(cells + 1)[:, None] * (pixels / cells), np.arange(pixels)
-    overlap = np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)
-    return (overlap.clip(0) * (cells / pixels)).astype(np.float32)
+def average(image: Array, size: Sequence[int]) -> Array:
+    """Average an image over cells as OpenCV's INTER_AREA does, in single precision and in its order: equal roundings."""
+    ratios = [image.shape[axis] / size[axis] for axis in (0, 1)]
+    whole = all(ratio == int(ratio) for ratio in ratios)  # then OpenCV adds integers and scales the sum
+    values = image.astype(np.float32)
+    for axis, ratio in ((1, ratios[1]), (0, ratios[0])):
+        low = np.arange(size[axis]) * ratio
+        index = np.floor(low).astype(int) + np.arange(int(np.ceil(ratio)) + 1)[:, None]
+        covered = (np.minimum(low + ratio, index + 1) - np.maximum(low, index)).clip(0)
+        shares = np.where(covered > 1e-3, covered, 0) / (1 if whole else np.minimum(ratio, image.shape[axis] - low))
+        weights = shares.astype(np.float32).reshape(*index.shape, *(1,) * (2 - axis))
+        pixels = zip(index.clip(0, image.shape[axis] - 1), weights, strict=True)
+        values = sum(values.take(each, axis) * weight for each, weight in pixels)
+    values = values * np.float32(1 / np.prod(ratios)) if whole else values
+    return (np.floor(values + np.float32(0.5)) if ratios == [2, 2] else np.rint(values)).clip(0, 255).astype(np.uint8)
 
 
 def detect(boxes: Array, scores: Array, settings: dict[str, Any]) -> tuple[Array, Array, Array]:
@@ -176,8 +181,7 @@ def detect(boxes: Array, scores: Array, settings: dict[str, Any]) -> tuple[Array
 
 def suppress(boxes: Array, order: Array, threshold: float) -> list[int]:
     """Greedy NMS of the boxes at these indices, best first."""
-    kept = []
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    kept, areas = [], (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     while len(order):
         first, order = int(order[0]), order[1:]
         kept.append(first)
@@ -241,8 +245,7 @@ def read_maps(maps: Array, box: Array, ys: Array, xs: Array, size: Sequence[int]
     )
     for cell in range(k * k):
         of_rows, of_columns = np.flatnonzero(row_cell == cell // k), np.flatnonzero(column_cell == cell % k)
-        pair = rows[of_rows] @ maps[2 * cell : 2 * cell + 2] @ columns[of_columns].T
-        scores[:, of_rows[:, None], of_columns] = pair
+        scores[:, of_rows[:, None], of_columns] = rows[of_rows] @ maps[2 * cell : 2 * cell + 2] @ columns[of_columns].T
     best = scores.max(axis=0).mean() if scores.size else 0.0
     return sigmoid(scores[0] - scores[1]), float(sigmoid(np.float32(best)))
 
@@ -257,9 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
     parser.add_argument("--model", metavar="DIR", type=Path, default=Path(__file__).parent, help="default: %(default)s")
-    parser.add_argument(
-        "--boxes", type=Path, help='JSON {"NAME.jpg": {"boxes": [[x0, y0, x1, y1], ...], "labels": [..]}}'
-    )
+    parser.add_argument("--boxes", type=Path, help='JSON: {"NAME.jpg": {"boxes": [[x0, y0, x1, y1]], "labels": [1]}}')
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("segmented"))
     args = parser.parse_args()
     model, given = Model(args.model), json.loads(args.boxes.read_text()) if args.boxes else {}
