@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -315,9 +316,12 @@ def test_export(tmp_path, script, monkeypatch):
     assert many["ratio"] == pytest.approx(many["ours ms"] / many["run.py ms"], rel=0.05)
 
 
-def test_on_gpu_in_its_short_form(script, capsys):
-    script("on_gpu", "--smoke")
-    document = json.loads(capsys.readouterr().out)
+def test_on_gpu_in_its_short_form():
+    """In a process of its own: the shape checks of the tests do not survive `torch.compile`."""
+    command = [sys.executable, str(SCRIPTS / "on_gpu.py"), "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    document = json.loads(done.stdout)
     parts = ("exactness", "compilation", "processes", "data", "inference", "training")
     assert not [document[name] for name in parts if "error" in document[name]]
     assert document["exactness"]["box-local against whole maps"] < 1e-4

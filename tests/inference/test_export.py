@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 import dasnet_lightning
 from dasnet_lightning.cli.main import main
-from dasnet_lightning.data.images import read_image
+from dasnet_lightning.data.images import read_image, upright_size
 from dasnet_lightning.data.resize import resize_image
 from dasnet_lightning.detectors import DETECTORS
 from dasnet_lightning.errors import ConfigError
@@ -24,7 +25,7 @@ from dasnet_lightning.inference.export.write import export
 from dasnet_lightning.inference.segmenter import Segmenter, load
 from dasnet_lightning.models.instance import InstanceOptions
 from dasnet_lightning.models.semantic import SemanticOptions
-from saved_networks import make_image, write_checkpoint
+from saved_networks import OPTIONS, make_image, write_checkpoint
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -203,9 +204,13 @@ def test_the_runner_resizes_as_segment_does(shape, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["instance", "semantic"])
 def test_photographs(kind, shared, tmp_path):
-    """The COCO-trained SSD300 on 20 photographs; the decoder is not trained."""
+    """The COCO-trained SSD300 on 60 photographs of at least its input size; the decoder is not trained.
+
+    Smaller photographs grow, and bilinear interpolation differs by a gray level. A trained decoder does not mind, but this
+    one does: its probabilities are close to the threshold everywhere.
+    """
     options = {"image_size": 300, "backbone_weights": str(shared / "weights" / "ssd_mobilenet_v2_coco.pth")}
-    names = ("background", "person", "dog", "cat", "horse", "sheep", "cow", "bird")
+    names = ("background", "cat", "dog")
     checkpoint = write_checkpoint(
         tmp_path / "model.ckpt",
         kind,
@@ -213,11 +218,13 @@ def test_photographs(kind, shared, tmp_path):
         detector_options={**options, "class_names": names},
         spread=1,
     )
-    segmenter = load(checkpoint)
-    export(checkpoint, tmp_path / "out")
+    inference = replace(OPTIONS[kind], score_threshold=0.1)
+    segmenter = load(checkpoint, options=inference)
+    export(checkpoint, tmp_path / "out", options=inference)
     model = import_runner(tmp_path / "out").Model(tmp_path / "out")
-    photographs = sorted((shared / "data" / "voc12_animals").rglob("*.jpg"))[:20]
-    assert len(photographs) == 20
+    paths = sorted((shared / "data" / "voc12_animals").rglob("*.jpg"))
+    photographs = [path for path in paths[:90] if min(upright_size(path)) >= 300][:60]
+    assert len(photographs) == 60
     found = 0
     for path in photographs:
         expected = segmenter.segment(path)
@@ -286,9 +293,10 @@ def test_every_yes_of_the_table(detector, decoder, tmp_path):
     options = {"image_size": SMALL.get(detector, 160)}
     checkpoint = write_checkpoint(tmp_path / "model.ckpt", "instance", decoder, detector, detector_options=options)
     model = import_runner(export(checkpoint, tmp_path / "out")).Model(tmp_path / "out")
-    boxes, labels = draw_boxes(3, IMAGES[0])
+    image = make_image(400, 320)  # larger than the input: run.py averages to the same pixels
+    boxes, labels = draw_boxes(3, image)
     segmenter = load(checkpoint)
-    assert_alike(segmenter.segment(IMAGES[0], boxes, labels), model.segment(IMAGES[0], boxes, labels), semantic=0.99)
+    assert_alike(segmenter.segment(image, boxes, labels), model.segment(image, boxes, labels), semantic=0.99)
 
 
 def test_the_segmenter_is_left_as_it_was(tmp_path):
